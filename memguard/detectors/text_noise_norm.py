@@ -1,0 +1,80 @@
+"""Magnitude of the text-conditional prediction (Wen et al., ICLR 2024, eq. 3).
+
+d_j = || eps(x_t, prompt) - eps(x_t, "") ||_2 over all latent elements of image j; the score is the mean over the first
+scored steps. What differs from the official code: scores stay per image (the code reports the mean over images), the
+RMS is kept beside the L2 because the L2 grows with the picture, and rows are told apart by role, not by position.
+
+May import: memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..records import Finding, StepEvidence
+
+NAME = "text_noise_norm"
+TITLE = "Magnitude of the text-conditional prediction"
+NEEDS = frozenset({"noise_pred"})
+UNIT = "L2 norm of the noise gap"
+
+
+def noise_gap(step: StepEvidence) -> Tensor:
+    """Return the noise gap of one step, float32 [B, C, h, w], zero where not both prompts act."""
+    gap = step.noise_cond.float() - step.noise_uncond.float()
+    return gap if step.coverage is None else gap * step.coverage.to(gap)
+
+
+def gap_map(step: StepEvidence) -> Tensor:
+    """Return the squared noise gap per pixel, float32 [B, h, w], mean over channels."""
+    return noise_gap(step).pow(2).mean(1)
+
+
+def detect(evidence: Sequence[StepEvidence]) -> Finding:
+    """Score the collected steps.
+
+    Returns:
+        A Finding without a verdict; ``status`` says why where there is no score.
+
+    """
+    if not evidence:
+        return Finding(NAME, unit=UNIT, status="no step was recorded")
+    first = evidence[0]
+    norms, means = [], []
+    for step in evidence:
+        gap = noise_gap(step)
+        if not bool(torch.isfinite(gap).all()):
+            return _without(first, f"the model's prediction at step {step.step} holds NaN or infinity")
+        elements = _elements(step, gap)
+        if not bool((elements > 0).all()):
+            return _without(first, f"prompt not active at step {step.step}")
+        norm = torch.linalg.vector_norm(gap, dim=(1, 2, 3))
+        norms.append(norm)
+        means.append(norm / elements.sqrt())
+    return Finding(
+        NAME,
+        scores=tuple(torch.stack(norms).mean(0).tolist()),
+        rms=tuple(torch.stack(means).mean(0).tolist()),
+        per_step=tuple(tuple(norm.tolist()) for norm in norms),
+        unit=UNIT,
+        reference=first.reference,
+        sigma=first.sigma,
+        timestep=first.timestep,
+    )
+
+
+def _elements(step: StepEvidence, gap: Tensor) -> Tensor:
+    """Return the number of latent elements that count, float32 [B]."""
+    if step.coverage is None:
+        return gap.new_full((len(gap),), math.prod(gap.shape[1:]))
+    return step.coverage.to(gap).expand(len(gap), 1, *gap.shape[2:]).sum((1, 2, 3)) * gap.shape[1]
+
+
+def _without(first: StepEvidence, status: str) -> Finding:
+    return Finding(
+        NAME, unit=UNIT, status=status, reference=first.reference, sigma=first.sigma, timestep=first.timestep
+    )

@@ -1,0 +1,187 @@
+"""One sampling run: collect evidence, ask the detectors, judge, act by policy, hand out one Report.
+
+A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.wants(step)`` and, if so,
+``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
+
+May import: memguard.records, memguard.detectors, memguard.calibration.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+from .calibration import Profile, Sensitivity, judge
+from .detectors import get as get_detector
+from .detectors.text_noise_norm import gap_map
+from .records import POLICIES, REFERENCES, Finding, Policy, Reference, Report, StepEvidence, message
+from .version import VERSION
+
+log = logging.getLogger("memguard")
+
+Sink = Callable[[Report], None]
+
+
+class MemorizationStop(RuntimeError):
+    """Raised by policy ``stop``; the message is meant for the person who pressed the button."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"{message(report)}. Stopped before more steps were spent: change the prompt or the policy.")
+        self.report = report
+
+
+class Guard:
+    """Settings that hold for many runs, and the report of the last one.
+
+    Args:
+        detectors: names of the detectors to ask.
+        policy: "observe" (touch nothing), "warn" (also warn), "stop" (end a run that looks memorized) or "mitigate".
+        mitigation: what policy "mitigate" applies.
+        profile: what ordinary prompts score on this checkpoint; None looks for one by the model's fingerprint.
+        steps: number of model calls to score.
+        sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
+        reference: "negative" compares with the run's own negative prompt at no cost; "empty" with the empty prompt, for
+            one more row per image at the scored steps.
+        sink: called with every report, once when the verdict is known and once when the run has ended.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
+
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence[str] = ("text_noise_norm",),
+        policy: Policy = "observe",
+        mitigation: Any = None,
+        profile: Profile | None = None,
+        steps: int = 1,
+        sensitivity: float | Sensitivity = 99.0,
+        reference: Reference = "negative",
+        sink: Sink | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy is {policy!r}; use one of {', '.join(POLICIES)}")
+        if policy == "mitigate" or mitigation is not None:
+            raise ValueError("this version of memguard has no mitigations yet; use policy observe, warn or stop")
+        if reference not in REFERENCES:
+            raise ValueError(f"reference is {reference!r}; use one of {', '.join(REFERENCES)}")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; score at least 1 step")
+        self.detectors = tuple(detectors)
+        self._asked = [get_detector(name) for name in self.detectors]
+        self.policy: Policy = policy
+        self.profile = profile
+        self.steps = steps
+        self.sensitivity = sensitivity if isinstance(sensitivity, Sensitivity) else Sensitivity(sensitivity)
+        self.reference: Reference = reference
+        self.sink = sink
+        self.report: Report | None = None
+
+    def attach(self, pipe: Any) -> Any:
+        """Watch a diffusers pipeline: a context manager that removes every hook again, also after an exception."""
+        from . import attach  # the door to the hosts; the core imports none
+
+        return attach(self, pipe)
+
+    def begin(self, **facts: Any) -> Run:
+        """Start a run. ``facts`` are fields of Report that the host knows already (host, model, seeds, ...)."""
+        return Run(self, facts)
+
+
+class Run:
+    """The evidence and the outcome of one sampling run."""
+
+    def __init__(self, guard: Guard, facts: dict[str, Any]) -> None:
+        self.guard = guard
+        self.started = time.perf_counter()
+        self.evidence: list[StepEvidence] = []
+        self.reason: str | None = None
+        self.extra_rows = 0
+        self.report = Report(
+            run=uuid.uuid4().hex,
+            memguard_version=VERSION,
+            policy=guard.policy,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **facts,
+        )
+
+    def wants(self, step: int) -> bool:
+        """Whether the model call with this index is still to be scored."""
+        return self.reason is None and step < self.guard.steps and len(self.evidence) <= step
+
+    def learn(self, **facts: Any) -> None:
+        """Add facts that the host came to know during the run."""
+        self.report = replace(self.report, **facts)
+
+    def unavailable(self, reason: str) -> None:
+        """Say why this run has no score. The first reason stays."""
+        if self.reason is None and not self.evidence:
+            self.reason = reason
+
+    def observe(self, evidence: StepEvidence) -> None:
+        """Take the evidence of one model call; after the last scored one, judge and act.
+
+        Raises:
+            MemorizationStop: under policy "stop", if the run looks memorized.
+
+        """
+        self.evidence.append(evidence)
+        if len(self.evidence) < self.guard.steps:
+            return
+        self._judge()
+        if self.guard.policy == "stop" and self.report.flagged:
+            raise MemorizationStop(self.report)
+
+    def failed(self, error: Exception) -> None:
+        """Record an error inside memguard. The picture goes on, except under policy "stop".
+
+        Raises:
+            Exception: the same error under policy "stop", which fails closed.
+
+        """
+        log.warning("%s: %s", type(error).__name__, error)
+        self.report = replace(self.report, error=f"{type(error).__name__}: {error}")
+        self.unavailable(f"an error inside memguard: {error}")
+        if self.guard.policy == "stop":
+            raise error
+
+    def finish(self, **facts: Any) -> Report:
+        """Close the run and return its report. Calling it twice changes nothing."""
+        if facts:
+            self.learn(**facts)
+        if len(self.evidence) < self.guard.steps or not self.report.findings:
+            self._judge(final=True)
+        self.report = replace(self.report, seconds=time.perf_counter() - self.started, extra_rows=self.extra_rows)
+        self._publish()
+        return self.report
+
+    def _judge(self, final: bool = False) -> None:
+        findings = []
+        for detector in self.guard._asked:
+            if self.evidence:
+                finding = detector.detect(self.evidence)
+            else:
+                reason = self.reason or "the run ended before its first step was complete"
+                finding = Finding(detector.NAME, status=reason, reference=self.guard.reference)
+            findings.append(judge(finding, self.report, self.evidence, self.guard.profile, self.guard.sensitivity))
+        gap = gap_map(self.evidence[-1]).cpu() if self.evidence else None
+        self.report = replace(self.report, findings=tuple(findings), noise_gap_map=gap)
+        if not final:
+            self._publish()
+
+    def _publish(self) -> None:
+        self.guard.report = self.report
+        if self.guard.sink is None:
+            return
+        try:
+            self.guard.sink(self.report)
+        except Exception as error:
+            # a screen that cannot be reached must not cost the picture
+            log.warning("the report could not be shown: %s", error)
+
