@@ -1,0 +1,4 @@
+"""How good a detector is: ROC figures with intervals.
+
+May import: numpy.
+"""

@@ -1,0 +1,176 @@
+"""Which phenomena of the literature the test bed shows: attention entropy, BOS and padding, triggers, neurons."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memguard.bench.roc import auc
+from memguard.testbed import model as nets
+from memguard.testbed.tokens import EOS
+
+if TYPE_CHECKING:
+    from .evaluate import Bench
+
+FIRST = 981
+
+
+def cross_layers(bench: Bench) -> dict[str, Any]:
+    """Return the cross-attention modules in execution order down, mid, up."""
+    found = {name: m for name, m in bench.pipe.unet.named_modules() if name.endswith("attn2")}
+    order = ("down", "mid", "up")
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0].split("_")[0])))
+
+
+def phenomena(bench: Bench) -> dict[str, Any]:
+    """Return one table per phenomenon."""
+    return {"attention": attention(bench), "triggers": triggers(bench), "neurons": neurons(bench)}
+
+
+def top_rate(bench: Bench) -> list[dict]:
+    """Return the records of the fully duplicated pictures."""
+    return [row for row in bench.meta if row.get("rate") == 1]
+
+
+def attention(bench: Bench) -> dict[str, Any]:
+    """Return the mean cross-attention mass of BOS, words and padding, and the entropy's AUC, at the first step."""
+    dup, held = [r["caption"] for r in top_rate(bench)], bench.captions("held")[:60]
+    texts = dup + held
+    context = bench.embed(texts)
+    ids = bench.pipe.tokenizer(texts, padding="max_length", max_length=77, truncation=True).input_ids
+    lengths = [row.index(EOS) for row in ids]
+    mass = record_attention(bench, start_noise(1).expand(len(texts), -1, -1, -1), context)
+    table = {}
+    for name, p in mass.items():
+        entropy = -(p * p.clamp(min=1e-12).log()).sum(1).numpy()
+        padding = np.array([float(row[n:].sum()) for row, n in zip(p, lengths, strict=True)])
+        table[name.removesuffix(".transformer_blocks.0.attn2")] = {
+            "BOS": float(p[:, 0].mean()),
+            "EOS and padding, duplicates": float(padding[: len(dup)].mean()),
+            "EOS and padding, ordinary": float(padding[len(dup) :].mean()),
+            "entropy AUC": auc(entropy[: len(dup)], entropy[len(dup) :]),
+        }
+    return table
+
+
+def start_noise(count: int, seed: int = 0) -> Tensor:
+    """Return starting noise [count, 4, 16, 16]."""
+    return torch.randn((count, 4, nets.LATENT, nets.LATENT), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def record_attention(bench: Bench, x: Tensor, context: Tensor) -> dict[str, Tensor]:
+    """Return attention probabilities averaged over heads and positions, layer -> [B, 77]."""
+    queries: dict[str, Tensor] = {}
+    handles = []
+    layers = cross_layers(bench)
+    for name, module in layers.items():
+        handles.append(module.to_q.register_forward_hook(lambda _m, _i, out, name=name: queries.update({name: out})))
+    try:
+        bench.pipe.unet(x, FIRST, context)
+    finally:
+        for handle in handles:
+            handle.remove()
+    mass = {}
+    for name, module in layers.items():
+        q, k = (t.unflatten(-1, (module.heads, -1)).transpose(1, 2) for t in (queries[name], module.to_k(context)))
+        mass[name] = (q @ k.transpose(-1, -2) * module.scale).softmax(-1).mean((1, 2))
+    return mass
+
+
+def triggers(bench: Bench, seeds: int = 4) -> dict[str, float]:
+    """Return how often the trigger word has the largest gradient, and the largest causal effect.
+
+    The gradient is that of the score with respect to the input token embeddings (through the text encoder) and with
+    respect to the text encoder's output. The causal effect is the fall of the score when a token becomes "a".
+    """
+    x = start_noise(seeds)
+    empty = bench.predict(x, FIRST, bench.embed([""]).expand(seeds, -1, -1))
+    layer = nets.text_core(bench.pipe.text_encoder).embeddings.token_embedding
+    article = bench.pipe.tokenizer("a").input_ids[1]
+    hits: dict[str, list[bool]] = {"input gradient": [], "output gradient": [], "causal": [], "chance": []}
+    for row in top_rate(bench):
+        ids = bench.pipe.tokenizer(row["caption"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        name = set(bench.pipe.tokenizer(row["name"]).input_ids[1:-1])
+        words = ids[0].tolist().index(EOS)
+        is_name = np.array([int(i) in name for i in ids[0, 1:words]])
+        kept: dict[str, Tensor] = {}
+
+        def hook(_module, _inputs, output, kept=kept):
+            kept["input"] = output.detach().requires_grad_(True)
+            return kept["input"]
+
+        handle = layer.register_forward_hook(hook)
+        with torch.enable_grad():
+            context = bench.pipe.text_encoder(ids).last_hidden_state
+            handle.remove()
+            gap = bench.pipe.unet(x, FIRST, context.expand(seeds, -1, -1)).sample - empty
+            score = gap.flatten(1).norm(dim=1).mean()
+            grads = torch.autograd.grad(score, [kept["input"], context])
+        variants = ids.repeat(words - 1, 1)
+        variants[torch.arange(words - 1), torch.arange(1, words)] = article
+        with torch.no_grad():
+            contexts = bench.pipe.text_encoder(variants).last_hidden_state.repeat_interleave(seeds, 0)
+        after = bench.predict(x.repeat(words - 1, 1, 1, 1), FIRST, contexts) - empty.repeat(words - 1, 1, 1, 1)
+        falls = float(score) - after.flatten(1).norm(dim=1).view(words - 1, seeds).mean(1)
+        for key, values in zip(
+            ("input gradient", "output gradient", "causal"),
+            (*(g[0, 1:words].norm(dim=1) for g in grads), falls),
+            strict=True,
+        ):
+            hits[key].append(bool(is_name[int(values.argmax())]))
+        hits["chance"].append(float(is_name.mean()))
+    return {f"trigger ranks first, {key}": float(np.mean(values)) for key, values in hits.items()}
+
+
+@contextmanager
+def zeroed(layers: dict[str, Any], masks: dict[str, Tensor]):
+    """Multiply each layer's value neurons by its mask [width] or [rows, 1, width] while the context lasts."""
+    handles = [
+        layers[name].to_v.register_forward_hook(lambda _m, _i, out, mask=mask: out * mask) for name, mask in masks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def neurons(bench: Bench, pictures: int = 16, counts: tuple[int, ...] = (3, 10, 30, 70)) -> dict[str, Any]:
+    """Return score and reproduction after zeroing the value neurons with the largest first-order attribution."""
+    from .evaluate import correlation
+
+    layers = cross_layers(bench)
+    widths = {name: m.to_v.out_features for name, m in layers.items()}
+    rows = [(i, row) for i, row in enumerate(bench.meta) if row.get("rate") == 1][:pictures]
+    truth = np.asarray(bench.images[[i for i, _ in rows]], np.float32) / 255
+    x = start_noise(4)
+    empty = bench.predict(x, FIRST, bench.embed([""]).expand(4, -1, -1))
+    attributions = []
+    for _, row in rows:
+        context = bench.embed([row["caption"]]).expand(4, -1, -1)
+        masks = {name: torch.ones(width, requires_grad=True) for name, width in widths.items()}
+        with torch.enable_grad(), zeroed(layers, masks):
+            score = (bench.pipe.unet(x, FIRST, context).sample - empty).flatten(1).norm(dim=1).mean()
+            attributions.append(torch.cat(torch.autograd.grad(score, list(masks.values()))))
+    total = sum(widths.values())
+    random = torch.rand(len(rows), total, generator=torch.Generator().manual_seed(0))
+    table: dict[str, Any] = {"value neurons": total}
+    for label, ranking in (("attribution", torch.stack(attributions)), ("random", random)):
+        for count in (0, *counts) if label == "attribution" else counts[-1:]:
+            norms, made = [], []
+            for index, (_, row) in enumerate(rows):
+                flat = torch.ones(total)
+                flat[ranking[index].topk(count).indices] = 0
+                masks = dict(zip(widths, flat.split(list(widths.values())), strict=True))
+                with zeroed(layers, masks):
+                    context = bench.embed([row["caption"]]).expand(4, -1, -1)
+                    norms.append(float((bench.predict(x, FIRST, context) - empty).flatten(1).norm(dim=1).mean()))
+                    made.append(bench.generate([row["caption"]], 1, 5.0, 25))
+            own = correlation(bench.pixels(torch.cat(made)), truth)
+            table[f"{count} by {label}"] = {"score": float(np.mean(norms)), "correlation": float(own.mean())}
+    return table
