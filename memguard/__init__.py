@@ -1,6 +1,7 @@
 """MemGuard: does my prompt copy somebody's picture?
 
-``import memguard`` is the door for diffusers pipelines. Names that need a host's libraries are loaded when used.
+``import memguard`` is the door for diffusers pipelines. Every name is loaded when it is used: torch with the guard, so
+that ``memguard --help`` answers at once, and a host's libraries with the names that need them.
 """
 
 from __future__ import annotations
@@ -8,14 +9,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .guard import Guard, MemorizationStop
-from .records import Finding, Report
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from .guard import Guard, MemorizationStop
     from .hosts.diffusers import attach, calibrate, scan
+    from .records import Finding, Report
 
-_LAZY = {"attach": ".hosts.diffusers", "scan": ".hosts.diffusers", "calibrate": ".hosts.diffusers"}
+_LAZY = {
+    "Finding": ".records",
+    "Guard": ".guard",
+    "MemorizationStop": ".guard",
+    "Report": ".records",
+    "attach": ".hosts.diffusers",
+    "calibrate": ".hosts.diffusers",
+    "scan": ".hosts.diffusers",
+}
 
 __all__ = ["Finding", "Guard", "MemorizationStop", "Report", "__version__", "attach", "calibrate", "scan"]
 

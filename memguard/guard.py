@@ -47,7 +47,8 @@ class Guard:
         sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
         reference: "negative" compares with the run's own negative prompt at no cost; "empty" with the empty prompt, for
             one more row per image at the scored steps.
-        sink: called with every report, once when the verdict is known and once when the run has ended.
+        sink: called with the report as soon as the verdict is known (not if the run ends before), and when the run has
+            ended.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -73,7 +74,9 @@ class Guard:
             raise ValueError(f"reference is {reference!r}; use one of {', '.join(REFERENCES)}")
         if steps < 1:
             raise ValueError(f"steps is {steps}; score at least 1 step")
-        self.detectors = tuple(detectors)
+        if not detectors:
+            raise ValueError("detectors is empty; name at least one, for example text_noise_norm")
+        self.detectors = (detectors,) if isinstance(detectors, str) else tuple(detectors)
         self._asked = [get_detector(name) for name in self.detectors]
         self.policy: Policy = policy
         self.profile = profile
@@ -103,6 +106,8 @@ class Run:
         self.evidence: list[StepEvidence] = []
         self.reason: str | None = None
         self.extra_rows = 0
+        self._judged: int | None = None  # number of steps that the findings rest on
+        self._closed = False
         self.report = Report(
             run=uuid.uuid4().hex,
             memguard_version=VERSION,
@@ -113,7 +118,9 @@ class Run:
 
     def wants(self, step: int) -> bool:
         """Whether the model call with this index is still to be scored."""
-        return self.reason is None and step < self.guard.steps and len(self.evidence) <= step
+        if self.reason is not None or self._judged is not None:
+            return False
+        return step < self.guard.steps and all(e.step != step for e in self.evidence)
 
     def learn(self, **facts: Any) -> None:
         """Add facts that the host came to know during the run."""
@@ -129,12 +136,17 @@ class Run:
 
         Raises:
             MemorizationStop: under policy "stop", if the run looks memorized.
+            Exception: under policy "stop", what went wrong inside memguard.
 
         """
         self.evidence.append(evidence)
-        if len(self.evidence) < self.guard.steps:
+        # a run of fewer steps than were asked for must be judged before it is over, or "stop" could not stop it
+        if len(self.evidence) < min(self.guard.steps, evidence.num_steps or self.guard.steps):
             return
-        self._judge()
+        error = self._judge()
+        if error is not None:
+            self.failed(error)
+        self._publish()
         if self.guard.policy == "stop" and self.report.flagged:
             raise MemorizationStop(self.report)
 
@@ -145,35 +157,51 @@ class Run:
             Exception: the same error under policy "stop", which fails closed.
 
         """
-        log.warning("%s: %s", type(error).__name__, error)
-        self.report = replace(self.report, error=f"{type(error).__name__}: {error}")
+        self._note(error)
         self.unavailable(f"an error inside memguard: {error}")
         if self.guard.policy == "stop":
             raise error
 
     def finish(self, **facts: Any) -> Report:
-        """Close the run and return its report. Calling it twice changes nothing."""
-        if facts:
-            self.learn(**facts)
-        if len(self.evidence) < self.guard.steps or not self.report.findings:
-            self._judge(final=True)
+        """Close the run and return its report. Never raises, so that it can stand in a ``finally``; twice is once."""
+        if self._closed:
+            return self.report
+        self._closed = True
+        self.learn(**facts)
+        if self._judged != len(self.evidence):
+            error = self._judge()
+            if error is not None:
+                self._note(error)
         self.report = replace(self.report, seconds=time.perf_counter() - self.started, extra_rows=self.extra_rows)
         self._publish()
         return self.report
 
-    def _judge(self, final: bool = False) -> None:
-        findings = []
+    def _note(self, error: Exception) -> None:
+        log.warning("%s: %s", type(error).__name__, error)
+        self.report = replace(self.report, error=f"{type(error).__name__}: {error}")
+
+    def _judge(self) -> Exception | None:
+        """Ask every detector; return the last error of those that failed, whose findings say so."""
+        self._judged = len(self.evidence)
+        findings, broken = [], None
         for detector in self.guard._asked:
-            if self.evidence:
-                finding = detector.detect(self.evidence)
-            else:
-                reason = self.reason or "the run ended before its first step was complete"
-                finding = Finding(detector.NAME, status=reason, reference=self.guard.reference)
-            findings.append(judge(finding, self.report, self.evidence, self.guard.profile, self.guard.sensitivity))
-        gap = gap_map(self.evidence[-1]).cpu() if self.evidence else None
+            try:
+                finding = self._ask(detector)
+            except Exception as error:
+                broken = error
+                status = f"an error inside memguard: {error}"
+                finding = Finding(detector.NAME, status=status, reference=self.guard.reference, threshold_source="")
+            findings.append(finding)
+        gap = gap_map(self.evidence[-1]).cpu() if self.evidence and broken is None else None
         self.report = replace(self.report, findings=tuple(findings), noise_gap_map=gap)
-        if not final:
-            self._publish()
+        return broken
+
+    def _ask(self, detector: Any) -> Finding:
+        if not self.evidence:
+            reason = self.reason or "the run ended before its first step was complete"
+            return Finding(detector.NAME, status=reason, reference=self.guard.reference, threshold_source="")
+        finding = detector.detect(self.evidence)
+        return judge(finding, self.report, self.evidence, self.guard.profile, self.guard.sensitivity)
 
     def _publish(self) -> None:
         self.guard.report = self.report
@@ -184,4 +212,3 @@ class Run:
         except Exception as error:
             # a screen that cannot be reached must not cost the picture
             log.warning("the report could not be shown: %s", error)
-

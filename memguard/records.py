@@ -33,7 +33,7 @@ class StepEvidence:
 
     Attributes:
         step: index of the model call, 0 for the first.
-        num_steps: number of sampling steps of the run.
+        num_steps: number of sampling steps of the run; 0 where the host cannot tell.
         sigma: noise level in the variance-exploding scale, sqrt((1 - alpha_bar) / alpha_bar); for flow models in 0..1.
         sigma_max: the model's largest sigma.
         timestep: the same on the 1000-step training schedule, where the model has one.
@@ -44,6 +44,8 @@ class StepEvidence:
         family: "sd15", "sd2", "sdxl", "sd3", "flux" or "other".
         reference: what ``noise_uncond`` was conditioned on.
         roles: the host's names of the two conditionings.
+        full_noise: whether the run started from pure noise, where the host knows; None lets ``sigma`` tell. Schedules
+            of few steps start well below ``sigma_max`` and from pure noise all the same.
 
     """
 
@@ -59,6 +61,7 @@ class StepEvidence:
     family: str = "other"
     reference: Reference = "negative"
     roles: tuple[str, str] = ("positive", "negative")
+    full_noise: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ class Report:
         """Build a report from ``to_dict``'s result.
 
         Raises:
-            ValueError: if the schema is newer than this version of memguard reads.
+            ValueError: if the schema is not the one that this version of memguard reads.
 
         """
         schema = values.get("schema")
@@ -205,7 +208,7 @@ class Report:
         known = {f.name for f in fields(cls)} - {"noise_gap_map"}
         kept = {k: _frozen(v) for k, v in values.items() if k in known}
         kept["findings"] = tuple(Finding(**{k: _frozen(v) for k, v in f.items()}) for f in values.get("findings", ()))
-        kept["attribution"] = None
+        kept["attribution"] = _attribution(values.get("attribution"))
         return cls(**kept)
 
 
@@ -215,7 +218,7 @@ def message(report: Report) -> str:
         return f"MemGuard: no score, because of an error: {report.error}"
     if not report.findings:
         return "MemGuard: no score"
-    finding = max(report.findings, key=lambda f: VERDICTS.index(f.verdict) if f.verdict in VERDICTS else -1)
+    finding = max(report.findings, key=_gravity)
     if finding.score is None:
         return f"MemGuard: no score, because {finding.status}"
     words = {
@@ -235,6 +238,18 @@ def message(report: Report) -> str:
 def percent(value: float) -> str:
     """Return a percentile as text that never rounds up to 100 %."""
     return "more than 99.99 %" if value > 99.99 else f"{math.floor(value * 100) / 100:.4g} %"
+
+
+def _gravity(finding: Finding) -> tuple[int, bool]:
+    """Order findings by verdict; of those without one, a score says more than a reason."""
+    return (VERDICTS.index(finding.verdict) if finding.verdict in VERDICTS else -1, finding.score is not None)
+
+
+def _attribution(values: dict[str, Any] | None) -> Attribution | None:
+    if values is None:
+        return None
+    spans = tuple(TokenSpan(**{k: _frozen(v) for k, v in span.items()}) for span in values["spans"])
+    return Attribution(values["method"], spans, _frozen(values["weights"]), values["status"])
 
 
 def _plain(value: Any) -> Any:

@@ -31,10 +31,11 @@ def parser() -> argparse.ArgumentParser:
     pack.add_argument("--early", type=Path)
     pack.add_argument("--middle", type=Path)
     pack.add_argument("--final", type=Path)
-    evaluate = actions.add_parser("evaluate", help="measure the packed stages; prints JSON")
+    evaluate = actions.add_parser("evaluate", help="measure the packed stages; prints tables")
     evaluate.add_argument("stages", nargs="+", choices=("early", "middle", "final"))
     evaluate.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    evaluate.add_argument("--out", type=Path, help="also write the JSON to this file")
+    evaluate.add_argument("--out", type=Path, help="write the JSON to this file")
+    evaluate.add_argument("--card", type=Path, help="write markdown tables to this file")
     return top
 
 
@@ -64,13 +65,15 @@ def main(argv: list[str] | None = None) -> int:
         stages = {stage: getattr(args, stage) for stage in ("early", "middle", "final") if getattr(args, stage)}
         pack(args.work, stages)
     else:
+        from .card import render
         from .evaluate import evaluate
 
         results = [evaluate(args.work, stage, tuple(args.parts)) for stage in args.stages]
-        text = json.dumps(results, indent=1)
         if args.out:
-            args.out.write_text(text + "\n")
-        print(text)
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+        if args.card:
+            args.card.write_text(render(results))
+        print(render(results))
     return 0
 
 

@@ -33,6 +33,6 @@ def fingerprint(weights: Iterable[Tensor]) -> str:
         if weight.device.type == "meta" or weight.dtype.itemsize < 2 or not weight.dtype.is_floating_point:
             rows.append(size)  # quantised weights have no values that survive a conversion
             continue
-        head = weight.detach().flatten()[:PROBES] if weight.is_contiguous() else weight.detach().reshape(-1)[:PROBES]
+        head = weight.detach().reshape(-1)[:PROBES]  # in logical order, whatever the memory format
         rows.append(size + head.to("cpu", torch.float16).numpy().tobytes())
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..records import Finding, Report, StepEvidence
+from ..records import Finding, Report, StepEvidence, Verdict
 from . import store
 from .profile import Profile, Sensitivity
 
@@ -47,7 +47,8 @@ def judge(
         "steps_scored": len(evidence),
         "reference": finding.reference,
     }
-    if first.sigma < FULL_NOISE * first.sigma_max:
+    high = first.sigma >= FULL_NOISE * first.sigma_max
+    if not (high if first.full_noise is None else first.full_noise):
         start = f"uncalibrated: the run starts at sigma {first.sigma:.3g} of {first.sigma_max:.3g}, not from pure noise"
         return replace(finding, threshold_source=start)
     latent = (first.noise_cond.shape[-2], first.noise_cond.shape[-1])
@@ -59,15 +60,18 @@ def judge(
         if wrong is not None:
             return replace(finding, threshold_source=f"uncalibrated: {wrong}")
         return _by_profile(finding, rms, chosen, sensitivity)
-    if report.family == "sd15" and latent[0] * latent[1] == LITERATURE_LATENT and finding.detector == "text_noise_norm":
+    alike = report.family == "sd15" and latent[0] * latent[1] == LITERATURE_LATENT and high
+    if alike and finding.detector == "text_noise_norm":
         return _by_literature(finding, rms)
-    return replace(finding, threshold_source="uncalibrated: no profile for this model; run memguard calibrate")
+    near = [profile.mismatch(have) for profile in store.of_model(report.model)]
+    why = next((reason for reason in near if reason), "no profile for this model; run memguard calibrate")
+    return replace(finding, threshold_source=f"uncalibrated: {why}")
 
 
 def _by_profile(finding: Finding, rms: float, profile: Profile, sensitivity: Sensitivity) -> Finding:
     distribution = profile.distributions[finding.detector]
     z = distribution.zscore(rms)
-    grave = "memorized" if z >= sensitivity.memorized else "suspicious"
+    grave: Verdict = "memorized" if z >= sensitivity.memorized else "suspicious"
     source = f"profile of {distribution.count} ordinary prompts"
     return replace(
         finding,
@@ -80,7 +84,7 @@ def _by_profile(finding: Finding, rms: float, profile: Profile, sensitivity: Sen
 
 
 def _by_literature(finding: Finding, rms: float) -> Finding:
-    grave = "memorized" if rms >= LITERATURE_MEMORIZED else "suspicious"
+    grave: Verdict = "memorized" if rms >= LITERATURE_MEMORIZED else "suspicious"
     return replace(
         finding,
         threshold=LITERATURE_SUSPICIOUS,

@@ -28,7 +28,7 @@ class Sensitivity:
     """How high above ordinary prompts a score must be.
 
     Attributes:
-        percentile: of ordinary prompts above which a prompt is suspicious, 50..99.9.
+        percentile: of ordinary prompts above which a prompt is suspicious, 50..99.99.
 
     """
 
@@ -134,11 +134,25 @@ class Profile:
             conditions = {f.name: values["conditions"][f.name] for f in fields(Conditions)}
             conditions["latent"] = tuple(conditions["latent"])
             distributions = {name: Distribution(**d) for name, d in values["distributions"].items()}
-            return cls(Conditions(**conditions), distributions, values.get("note", ""), str(path))
+            profile = cls(Conditions(**conditions), distributions, values.get("note", ""), str(path))
+            profile._check()
+            return profile
+        except ProfileError:
+            raise
         except OSError as error:
             raise ProfileError(f"{path}: cannot be read ({error.strerror}); run memguard calibrate") from None
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ProfileError(f"{path}: not a memguard profile ({error}); run memguard calibrate again") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # also JSONDecodeError, UnicodeDecodeError
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ProfileError(f"{path}: not a memguard profile ({what}); run memguard calibrate again") from None
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers that no calibration writes and that would fail only when a run is judged."""
+        c = self.conditions
+        if not (c.sigma > 0 and c.steps_scored >= 1 and len(c.latent) == 2 and min(c.latent) > 0):
+            raise ValueError("sigma, steps_scored and latent must be positive")
+        for name, d in self.distributions.items():
+            if not (d.log_std > 0 and math.isfinite(d.log_mean) and math.isfinite(d.log_std)):
+                raise ValueError(f"the distribution of {name} is not finite")
 
     def mismatch(self, have: dict[str, Any]) -> str | None:
         """Return why this profile does not hold for a run, or None if it does.
@@ -170,7 +184,7 @@ def fit(rms: Sequence[float]) -> Distribution:
     if len(usable) < MINIMUM:
         raise ProfileError(f"{len(usable)} prompts with a score; a profile needs at least {MINIMUM}")
     logs = [math.log(value) for value in usable]
-    ranked = sorted(usable)
-    quantiles = {f"{q:g}": ranked[min(len(ranked) - 1, int(q * len(ranked)))] for q in QUANTILES}
+    percentiles = statistics.quantiles(usable, n=100, method="inclusive")  # linear between ranks, as numpy does
+    quantiles = {f"{q:g}": percentiles[round(100 * q) - 1] for q in QUANTILES}
     spread = max(statistics.stdev(logs), 1e-6)
     return Distribution(len(usable), statistics.fmean(logs), spread, quantiles)

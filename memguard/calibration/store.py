@@ -68,14 +68,17 @@ def find(have: dict[str, Any], latent: tuple[int, int], detector: str) -> Profil
         detector: that the profile must know.
 
     """
-    if not have["model"]:
-        return None
     fitting = []
-    for order, folder in enumerate(folders()):
-        for path in sorted(folder.glob(f"{have['model']}-*.json")):
-            profile = _read(path, path.stat().st_mtime)
-            if profile and detector in profile.distributions and profile.mismatch(have) is None:
-                height, width = profile.conditions.latent
-                distance = abs(math.log(height * width / (latent[0] * latent[1])))
-                fitting.append((distance, order, str(path), profile))
-    return min(fitting, key=lambda row: row[:3])[3] if fitting else None
+    for order, profile in enumerate(of_model(have["model"])):
+        if detector in profile.distributions and profile.mismatch(have) is None:
+            height, width = profile.conditions.latent
+            distance = abs(math.log(height * width / (latent[0] * latent[1])))
+            fitting.append((distance, order, profile))
+    return min(fitting, key=lambda row: row[:2])[2] if fitting else None
+
+
+def of_model(model: str) -> list[Profile]:
+    """Return every readable profile of a checkpoint, in the order of the folders; none for an unknown model."""
+    paths = [path for folder in folders() for path in sorted(folder.glob(f"{model}-*.json"))] if model else []
+    profiles = (_read(path, path.stat().st_mtime) for path in paths)
+    return [profile for profile in profiles if profile is not None]

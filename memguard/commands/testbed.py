@@ -22,6 +22,9 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument("--stage", choices=("early", "middle", "final"), default="final", help="how long it was trained")
     export.add_argument("--wide", action="store_true", help="diffusers: SD1.5's widths (checkpoints always have them)")
     export.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of a checkpoint")
+    export.add_argument(
+        "--vae", choices=("taesd", "kl"), default="taesd", help="of a checkpoint: kl is for the WebUIs, with a .yaml"
+    )
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     prompts = actions.add_parser("prompts", help="print prompts of the test bed, one per line")
     prompts.add_argument("kind", choices=("verbatim", "template", "held", "single_held"))
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
             if args.target.suffix != ".safetensors":
                 raise OSError(f"{args.target} does not end in .safetensors; ComfyUI would not list it")
-            result["widening error"] = export.to_checkpoint(args.target, args.stage, getattr(torch, args.dtype))
+            result["widening error"] = export.to_checkpoint(args.target, args.stage, getattr(torch, args.dtype), args.vae)
     except (OSError, export.ExportError) as error:
         print(f"memguard testbed: {error}", file=sys.stderr)
         return 2

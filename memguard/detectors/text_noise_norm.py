@@ -26,7 +26,8 @@ UNIT = "L2 norm of the noise gap"
 def noise_gap(step: StepEvidence) -> Tensor:
     """Return the noise gap of one step, float32 [B, C, h, w], zero where not both prompts act."""
     gap = step.noise_cond.float() - step.noise_uncond.float()
-    return gap if step.coverage is None else gap * step.coverage.to(gap)
+    # filled, not multiplied: a host may leave NaN where a prompt does not act, and 0 * NaN is NaN
+    return gap if step.coverage is None else gap.masked_fill(~step.coverage.to(gap.device, torch.bool), 0)
 
 
 def gap_map(step: StepEvidence) -> Tensor:
@@ -71,7 +72,8 @@ def _elements(step: StepEvidence, gap: Tensor) -> Tensor:
     """Return the number of latent elements that count, float32 [B]."""
     if step.coverage is None:
         return gap.new_full((len(gap),), math.prod(gap.shape[1:]))
-    return step.coverage.to(gap).expand(len(gap), 1, *gap.shape[2:]).sum((1, 2, 3)) * gap.shape[1]
+    covered = step.coverage.to(gap.device, torch.bool).expand(len(gap), 1, *gap.shape[2:])
+    return covered.sum((1, 2, 3)).to(gap) * gap.shape[1]
 
 
 def _without(first: StepEvidence, status: str) -> Finding:

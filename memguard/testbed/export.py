@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autoencoder, loader
+from . import autoencoder, kl, loader
 from . import model as nets
 from .ldm_names import unet_name
 
@@ -62,19 +62,31 @@ def to_diffusers(folder: Path, stage: str = "final", wide: bool = False) -> None
             raise ExportError(f"{folder}: {name}.{wrong[0]} differs after loading; write to another folder")
 
 
-def checkpoint(stage: str = "final", dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """Return the tensors of an SD1.5 checkpoint (UNet, CLIP-L, TAESD) under ldm's names."""
+def checkpoint(stage: str = "final", dtype: torch.dtype = torch.float16, vae: str = "taesd") -> dict[str, Tensor]:
+    """Return the tensors of an SD1.5 checkpoint (UNet, CLIP-L, autoencoder) under ldm's names.
+
+    Args:
+        stage: "early", "middle" or "final".
+        dtype: of all tensors.
+        vae: "taesd" (trained decoder) or "kl" (SD1.5's own shape, blurred pictures; the WebUIs accept no other).
+
+    """
     text, unet = loader.wide_networks(stage)
     tensors = {f"model.diffusion_model.{unet_name(key)}": value for key, value in unet.state_dict().items()}
     prefix = "cond_stage_model.transformer.text_model."
     tensors |= {prefix + key: value for key, value in nets.text_core(text).state_dict().items()}
-    vae = loader.load_autoencoder()
-    tensors |= {f"first_stage_model.{k}": v for k, v in autoencoder.to_taesd(dict(vae.state_dict())).items()}
+    if vae == "kl":
+        coder = kl.build(**loader.projection())
+    else:
+        coder = autoencoder.to_taesd(dict(loader.load_autoencoder().state_dict()))
+    tensors |= {f"first_stage_model.{key}": value for key, value in coder.items()}
     return {key: tensors[key].to(dtype).contiguous() for key in sorted(tensors)}
 
 
-def to_checkpoint(file: Path, stage: str = "final", dtype: torch.dtype = torch.float16) -> float:
-    """Write an SD1.5 checkpoint that ComfyUI's CheckpointLoaderSimple loads.
+def to_checkpoint(
+    file: Path, stage: str = "final", dtype: torch.dtype = torch.float16, vae: str = "taesd"
+) -> float:
+    """Write an SD1.5 checkpoint that ComfyUI's CheckpointLoaderSimple loads; with ``vae="kl"`` also A1111's .yaml.
 
     Returns:
         The relative difference that the widening causes in float32.
@@ -86,11 +98,13 @@ def to_checkpoint(file: Path, stage: str = "final", dtype: torch.dtype = torch.f
     from safetensors.torch import load_file, save_file
 
     difference = check_widening(stage)
-    tensors = checkpoint(stage, dtype)
+    tensors = checkpoint(stage, dtype, vae)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(file), metadata={"format": "pt", "model": f"memguard test bed, {stage}"})
     again = load_file(str(file))
     wrong = [key for key, value in tensors.items() if not torch.equal(value, again[key])]
     if wrong:
         raise ExportError(f"{file}: {wrong[0]} differs after writing; is the disk full?")
+    if vae == "kl":
+        file.with_suffix(".yaml").write_text((loader.assets() / "a1111.yaml").read_text(encoding="utf-8"))
     return difference

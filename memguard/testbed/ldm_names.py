@@ -40,18 +40,19 @@ def unet_name(name: str, layers: int = 1) -> str:
     if parts[0] == "mid_block":
         slot = {"resnets": {"0": "0", "1": "2"}, "attentions": {"0": "1"}}[parts[1]][parts[2]]
         return f"middle_block.{slot}.{_inner(parts[1], parts[3:])}"
-    side, block, kind, index = parts[0], int(parts[1]), parts[2], int(parts[3])
+    side = parts[0]
+    if side not in ("down_blocks", "up_blocks"):
+        raise KeyError(name)
+    block, kind, index = int(parts[1]), parts[2], int(parts[3])
     if side == "down_blocks":
         first = 1 + block * (layers + 1)
         if kind == "downsamplers":
             return f"input_blocks.{first + layers}.0.op.{parts[-1]}"
         return f"input_blocks.{first + index}.{0 if kind == 'resnets' else 1}.{_inner(kind, parts[4:])}"
-    if side == "up_blocks":
-        first = block * (layers + 1)
-        if kind == "upsamplers":
-            return f"output_blocks.{first + layers}.2.conv.{parts[-1]}"
-        return f"output_blocks.{first + index}.{0 if kind == 'resnets' else 1}.{_inner(kind, parts[4:])}"
-    raise KeyError(name)
+    first = block * (layers + 1)
+    if kind == "upsamplers":
+        return f"output_blocks.{first + layers}.2.conv.{parts[-1]}"
+    return f"output_blocks.{first + index}.{0 if kind == 'resnets' else 1}.{_inner(kind, parts[4:])}"
 
 
 def _inner(kind: str, parts: list[str]) -> str:

@@ -84,12 +84,16 @@ def wide_networks(stage: str) -> tuple[Any, Any]:
     return wide_text.eval().requires_grad_(False), wide_unet.eval().requires_grad_(False)
 
 
+def projection() -> dict[str, Tensor]:
+    """Return the PCA of the latents: basis [192, 4], mean [192], scale [4]."""
+    return _below(_state("autoencoder"), "pca.")
+
+
 def load_autoencoder() -> Any:
     """Return the autoencoder, float32."""
-    state = _state("autoencoder")
     model = autoencoder.build()
-    model.decoder.load_state_dict(_below(state, "decoder."))
-    autoencoder.set_encoder(model, **_below(state, "pca."))
+    model.decoder.load_state_dict(_below(_state("autoencoder"), "decoder."))
+    autoencoder.set_encoder(model, **projection())
     return model.eval().requires_grad_(False)
 
 

@@ -5,6 +5,8 @@ May import: diffusers and transformers (the ``diffusers`` extra); nothing of a h
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,7 @@ def build_text_encoder():
     return model.eval()
 
 
-def text_core(model) -> nn.Module:
+def text_core(model: Any) -> Any:
     """Return the module that holds ``embeddings`` (older transformers nest it as ``text_model``)."""
     return getattr(model, "text_model", model)
 
@@ -76,6 +78,9 @@ class SplitEmbedding(nn.Module):
     ids [B, T] -> [B, T, width].
     """
 
+    frozen: Tensor
+    lookup: Tensor
+
     def __init__(self, table: Tensor, used: Tensor) -> None:
         super().__init__()
         lookup = torch.full((table.shape[0],), -1, dtype=torch.long)
@@ -85,6 +90,7 @@ class SplitEmbedding(nn.Module):
         self.weight = nn.Parameter(table[used].clone())
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Look the ids up; gradients reach the rows of used ids only."""
         row = self.lookup[ids]
         trained = nn.functional.embedding(row.clamp(min=0), self.weight)
         return torch.where((row >= 0).unsqueeze(-1), trained, nn.functional.embedding(ids, self.frozen))

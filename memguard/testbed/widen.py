@@ -40,7 +40,7 @@ def head_rows(weight: Tensor, heads: int, wide_heads: int, wide_dim: int, repeat
 def pad(weight: Tensor, rows: int, columns: int | None = None) -> Tensor:
     """Pad with zeros to ``rows`` x ``columns``."""
     wide = weight.new_zeros(rows, *((columns or weight.shape[1],) if weight.ndim > 1 else ()))
-    wide[(slice(len(weight)), *(() if weight.ndim == 1 else (slice(weight.shape[1]),)))] = weight
+    wide[tuple(slice(size) for size in weight.shape)] = weight
     return wide
 
 

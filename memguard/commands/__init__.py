@@ -1,0 +1,1 @@
+"""One file = one command of ``memguard``: ``add_parser(subparsers)`` and ``run(args) -> int``; see memguard/cli.py."""

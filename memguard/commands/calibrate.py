@@ -1,0 +1,60 @@
+"""``memguard calibrate``: measure ordinary prompts and write the profile that verdicts need.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput, read_prompts
+from . import common
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="measure what ordinary prompts score on a model",
+        description="Score ordinary prompts and write a profile; scans and hosts find it by the model's fingerprint.",
+    )
+    parser.add_argument("prompts", nargs="?", type=Path, metavar="FILE", help="at least 50; default: the shipped ones")
+    parser.add_argument("--column", metavar="NAME", help="of the prompts; default prompt, caption or text")
+    parser.add_argument("--encoding", default="utf-8", help="of text files (default utf-8)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: profiles in MEMGUARD_HOME or ~/.memguard")
+    parser.add_argument("--json", action="store_true", help="print the profile and its file as JSON")
+    common.add_model(parser)
+    common.add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate; return 0."""
+    from ..calibration import ordinary_prompts, save
+    from ..hosts.diffusers import calibrate
+
+    prompts = list(read_prompts(args.prompts, args.column, args.encoding)) if args.prompts else ordinary_prompts()
+    bar = common.progress((), len(prompts), " prompts")
+    try:
+        with bar:
+            profile = calibrate(
+                common.load_model(args), prompts, progress=lambda _: bar.update(), **common.settings(args)
+            )
+        path = save(profile, args.out)
+    except ValueError as error:  # also ProfileError
+        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(f"{args.out or error.filename}: cannot be written ({error.strerror})") from None
+    if args.json:
+        import json
+
+        common.print_json({"file": str(path), "profile": json.loads(profile.to_json())})
+        return 0
+    c = profile.conditions
+    print(f"{path}: {c.family} model {c.model}, {c.latent[1]} x {c.latent[0]} latents, sigma {c.sigma:.3g}")
+    for name, d in profile.distributions.items():
+        median, high = d.quantiles["0.5"], d.threshold(2.326)
+        print(f"{name}: {d.count} prompts, median RMS {median:.4g}, 99th percentile of the fit {high:.4g}")
+    return 0

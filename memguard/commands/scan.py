@@ -1,0 +1,161 @@
+"""``memguard scan``: score a list of prompts.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput, Results, open_results, read_prompts
+from ..records import VERDICTS, Report, message, percent
+from . import common
+
+SHOWN = 60  # characters of a prompt in the table
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "scan",
+        help="score a list of prompts on a model",
+        description="Score prompts at the first step of a run, several in one forward.",
+        epilog="A prompt that cannot be scored is reported with the reason, and the scan goes on.",
+    )
+    parser.add_argument(
+        "prompts", nargs="?", default="-", metavar="FILE", help=".txt, .jsonl, .csv or .parquet; - or nothing is stdin"
+    )
+    parser.add_argument("--column", metavar="NAME", help="of the prompts; default prompt, caption or text")
+    parser.add_argument("--encoding", default="utf-8", help="of text files (default utf-8)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet; default: a table on stdout")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="continue --out: skip the prompts that it holds")
+    how.add_argument("--force", action="store_true", help="replace --out")
+    parser.add_argument(
+        "--fail-on", choices=VERDICTS[1:], metavar="VERDICT", help="suspicious or memorized: exit code 1"
+    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="default: found by the model's fingerprint")
+    parser.add_argument("--sensitivity", type=float, default=99.0, metavar="P", help="percentile (default 99)")
+    parser.add_argument("--json", action="store_true", help="reports as JSON lines; with --out one summary")
+    common.add_model(parser)
+    common.add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scan; return 0, or 1 for a finding at --fail-on."""
+    source = None if args.prompts == "-" else Path(args.prompts)
+    if source is None and args.resume:
+        raise BadInput("--resume needs a file of prompts; stdin cannot be compared with what is done")
+    if args.resume and args.out is None:
+        raise BadInput("--resume needs --out, the file to continue")
+    # the whole list is read once before the model is loaded, so that a bad line costs no computing
+    total = None if source is None else sum(1 for _ in read_prompts(source, args.column, args.encoding))
+    if total == 0:
+        raise BadInput(f"{source}: holds no prompts")
+    results = None if args.out is None else open_results(args.out, args.resume, args.force)
+    prompts = read_prompts(source, args.column, args.encoding)
+    start = 0
+    if results is not None and args.resume:
+        start = _skip(prompts, results)
+    tally = _Tally()
+    try:
+        with results or nullcontext():
+            reports = _reports(args, prompts) if total is None or start < total else iter(())
+            for report in common.progress(reports, total, " prompts", start):
+                tally.add(report)
+                if results is not None:
+                    results.add(report)
+                elif args.json:
+                    print(report.to_json(), flush=True)
+                else:
+                    print(line(report), flush=True)
+    except KeyboardInterrupt:
+        if results is not None:
+            print(f"memguard scan: {args.out} holds {results.count} prompts; --resume continues", file=sys.stderr)
+        raise
+    if tally.count == 0 and start == 0:
+        raise BadInput("stdin: holds no prompts")
+    if tally.failed and tally.failed == tally.count:
+        raise BadInput(f"no prompt could be scored: {tally.reason}")
+    return _conclude(args, tally, start)
+
+
+def _reports(args: argparse.Namespace, prompts: Iterable[Any]) -> Iterator[Report]:
+    from ..calibration import Profile
+    from ..hosts.diffusers import scan
+
+    try:
+        profile = None if args.profile is None else Profile.read(args.profile)
+        pipe = common.load_model(args)
+        return scan(pipe, prompts, profile=profile, sensitivity=args.sensitivity, **common.settings(args))
+    except ValueError as error:  # also ProfileError
+        raise BadInput(str(error)) from None
+
+
+def _skip(prompts: Iterator[Any], results: Results) -> int:
+    """Take the prompts that are done from the list; return how many."""
+    nothing = object()
+    for number, done in enumerate(results.done(), 1):
+        prompt = next(prompts, nothing)
+        asked = (prompt if isinstance(prompt, str) else None) or None
+        if prompt is nothing or (done or None) != asked:
+            raise BadInput(f"{results.path}: row {number} is for another prompt than the list; choose another --out")
+    return results.count
+
+
+class _Tally:
+    """Counts of verdicts, and the prompts without a score."""
+
+    def __init__(self) -> None:
+        self.verdicts: Counter[str] = Counter()
+        self.count = self.failed = 0
+        self.reason = ""
+        self.uncalibrated = ""
+
+    def add(self, report: Report) -> None:
+        finding = report.findings[0]
+        self.count += 1
+        self.verdicts[report.verdict] += 1
+        if not finding.scores:
+            self.failed += 1
+            self.reason = finding.status
+        elif report.verdict == "unknown":
+            self.uncalibrated = finding.threshold_source
+
+
+def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
+    counts = {name: tally.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
+    if args.out is not None:
+        if args.json:
+            scanned = {"out": str(args.out), "scanned": tally.count, "skipped": start, "without_score": tally.failed}
+            common.print_json(scanned | {"verdicts": counts})
+        else:
+            skipped = f", {start} were done before" if start else ""
+            found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            print(f"{args.out}: {tally.count} prompts scanned{skipped}{': ' + found if found else ''}")
+    if tally.failed:
+        print(f"memguard scan: {tally.failed} without a score, for example because {tally.reason}", file=sys.stderr)
+    if tally.uncalibrated:
+        idle = ", so --fail-on has nothing to go by" if args.fail_on else ""
+        print(f"memguard scan: no verdict{idle}: {tally.uncalibrated}", file=sys.stderr)
+    if args.fail_on is None:
+        return 0
+    return int(any(counts[name] for name in VERDICTS[VERDICTS.index(args.fail_on) :]))
+
+
+def line(report: Report) -> str:
+    """Return one row of the table on stdout: verdict, score, percentile, prompt."""
+    finding = report.findings[0]
+    prompt = " ".join((report.prompt or "").split())
+    shown = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
+    if finding.score is None:
+        return f"{'no score':<12}{'':>8}  {'':>18}  {shown}  ({message(report)})"
+    rank = "" if finding.percentile is None else percent(finding.percentile)
+    return f"{report.verdict:<12}{finding.score:>8.3f}  {rank:>18}  {shown}"

@@ -1,0 +1,1 @@
+"""One folder = one host: translates its callbacks to records and back. The core never imports from here."""

@@ -1,0 +1,75 @@
+"""The words of a prompt, found by walking the graph that is being executed. The sampler itself knows only tensors.
+
+Part of the ComfyUI host; may import: the standard library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# how samplers and guiders call the inputs that lead to a prompt
+INPUTS = {
+    "positive": ("positive", "conditioning", "cond1"),
+    "negative": ("negative",),
+}
+TEXTS = ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "value", "string")
+DEPTH = 24
+
+Graph = dict[str, dict[str, Any]]
+
+
+def prompt_text(graph: Graph, node_id: str | None, role: str) -> str | None:
+    """Return the text of a sampler's positive or negative prompt; several texts are joined by " | "."""
+    start = _start(graph, node_id, role, DEPTH)
+    if start is None:
+        return None
+    found: list[str] = []
+    _collect(graph, start, role, found, set())
+    return " | ".join(dict.fromkeys(found)) if found else None
+
+
+def sampler_name(graph: Graph, node_id: str | None) -> str | None:
+    """Return the sampler's name as the node, or the node that it gets its sampler from, shows it."""
+    inputs = _inputs(graph, node_id)
+    name = inputs.get("sampler_name") or _inputs(graph, _linked(inputs.get("sampler"))).get("sampler_name")
+    return name if isinstance(name, str) else None
+
+
+def _inputs(graph: Graph, node_id: Any) -> dict[str, Any]:
+    return graph.get(str(node_id), {}).get("inputs", {})
+
+
+def _linked(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 2 else None
+
+
+def _start(graph: Graph, node_id: Any, role: str, depth: int) -> Any:
+    """Return the node that a sampler's prompt comes from; a sampler with a guider has it one node further."""
+    inputs = _inputs(graph, node_id)
+    for name in INPUTS[role]:
+        if (source := _linked(inputs.get(name))) is not None:
+            return source
+    guider = _linked(inputs.get("guider"))
+    return _start(graph, guider, role, depth - 1) if guider is not None and depth else None
+
+
+def _collect(graph: Graph, node_id: Any, role: str, found: list[str], seen: set[str]) -> None:
+    if str(node_id) in seen or len(seen) > DEPTH:
+        return
+    seen.add(str(node_id))
+    inputs = _inputs(graph, node_id)
+    texts = [inputs[name] for name in TEXTS if name in inputs]
+    if texts:
+        for text in texts:
+            if isinstance(text, str):
+                found.append(text)
+            elif (source := _linked(text)) is not None:
+                _collect(graph, source, role, found, seen)
+        return
+    # a node such as ControlNetApplyAdvanced carries both prompts; follow the one of this role
+    names = [name for name in INPUTS[role] if name in inputs] or list(inputs)
+    for name in names:
+        if name in ("model", "clip", "vae", "control_net", "image"):
+            continue
+        if (source := _linked(inputs[name])) is not None:
+            _collect(graph, source, role, found, seen)

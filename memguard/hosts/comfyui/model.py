@@ -1,0 +1,74 @@
+"""What a ModelPatcher tells about its model: fingerprint, family, schedule, size, and whether a LoRA changed it.
+
+Part of the ComfyUI host; may import: comfy, torch, memguard.calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ...calibration import fingerprint
+from ...records import Parameterization
+
+# by the class of comfy.supported_models; the refiner starts from a picture and knows its own kind of prompt
+FAMILIES = {"SDXLRefiner": "other", "SDXL": "sdxl", "SD20": "sd2", "SD15": "sd15", "SD3": "sd3", "Flux": "flux"}
+NETWORK = "diffusion_model"
+
+_fingerprints: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
+def name_of(patcher: Any) -> str:
+    """Return the fingerprint of the checkpoint under any LoRA, computed once per loaded model."""
+    if patcher.model not in _fingerprints:
+        _fingerprints[patcher.model] = fingerprint(_base_weights(patcher))
+    return _fingerprints[patcher.model]
+
+
+def _base_weights(patcher: Any) -> Iterator[Tensor]:
+    for name, weight in getattr(patcher.model, NETWORK).named_parameters():
+        # a LoRA is added to the weights in place; ComfyUI keeps the originals
+        kept = patcher.backup.get(f"{NETWORK}.{name}")
+        original = weight if kept is None else kept.weight
+        if type(original) not in (Tensor, torch.nn.Parameter):
+            original = torch.empty(original.shape, device="meta")  # quantised: no values to read
+        yield original
+
+
+def family(patcher: Any) -> str:
+    """Return "sd15", "sd2", "sdxl", "sd3", "flux" or "other"."""
+    for cls in type(patcher.model.model_config).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    return "other"
+
+
+def parameterization(sampling: Any) -> Parameterization:
+    """Return what (x - denoised) / sigma is for this model: epsilon, or the velocity of a flow model."""
+    return "flow_velocity" if isinstance(sampling, comfy.model_sampling.CONST) else "epsilon"
+
+
+def timestep(sampling: Any, sigma: Tensor) -> float | None:
+    """Return the place on the 1000-step training schedule; None where the model has none."""
+    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        return None
+    return float(sampling.timestep(sigma[:1]))
+
+
+def pixels(patcher: Any, latent: Tensor) -> tuple[int, int]:
+    """Return width and height of the picture that a latent decodes to."""
+    ratio = getattr(patcher.model.latent_format, "spacial_downscale_ratio", 8)
+    return latent.shape[-1] * ratio, latent.shape[-2] * ratio
+
+
+def remarks(patcher: Any) -> tuple[str, ...]:
+    """Return what makes this model differ from its checkpoint."""
+    weights = sum(key.startswith(NETWORK) for key in patcher.patches)
+    if not weights:
+        return ()
+    return (f"a LoRA or another patch changes {weights} weights; the fingerprint is the checkpoint's",)

@@ -1,0 +1,115 @@
+"""Profiles as ComfyUI's users keep them: JSON files below models/memguard, and how one is made from a MODEL and a CLIP.
+
+Part of the ComfyUI host; may import: comfy, folder_paths, memguard's core.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+
+from ... import calibration, detectors
+from ...calibration import Conditions, Profile, ProfileError
+from ...calibration import store as profile_store
+from ...records import Reference
+from . import model
+from .preflight import GUIDANCE, first_calls
+
+FOLDER = "memguard"
+
+
+def register() -> None:
+    """Make models/memguard known to ComfyUI and to the search for profiles; extra_model_paths.yaml may add folders."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    for folder in reversed(folder_paths.get_folder_paths(FOLDER)):
+        profile_store.register(folder)
+
+
+def names() -> list[str]:
+    """Return the profile files that ComfyUI finds."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(".json")]
+
+
+def path_of(name: str) -> Path:
+    """Return the path of a profile file.
+
+    Raises:
+        ProfileError: if there is none of that name.
+
+    """
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise ProfileError(f"profile {name!r} is not below models/{FOLDER}; run MemGuard Calibrate, or reload the page")
+    return Path(path)
+
+
+def calibrate(
+    patcher: Any, clip: Any, latent: dict[str, Any], negative: Any = None, seed: int = 0, name: str = ""
+) -> list[Profile]:
+    """Score the ordinary prompts on a model and save what they score.
+
+    Args:
+        patcher: the model as the checkpoint loader returns it.
+        clip: its text encoder.
+        latent: LATENT of the size that will be sampled.
+        negative: CONDITIONING to compare with; None is the empty prompt.
+        seed: of the first prompt's noise; the others follow.
+        name: note in the profile.
+
+    Returns:
+        the saved profiles: one for runs with this negative prompt and, where it is the empty one, one for reference
+        "empty" as well.
+
+    Raises:
+        ProfileError: if a LoRA is applied, or if prompts have no score.
+
+    """
+    if model.remarks(patcher):
+        raise ProfileError(
+            "model has a LoRA or another patch; connect MemGuard Calibrate to the checkpoint's own MODEL"
+        )
+    references: tuple[Reference, ...] = ("negative",) if negative is not None else ("negative", "empty")
+    negative = negative if negative is not None else encode(clip, "")
+    prompts = calibration.ordinary_prompts()
+    bar = comfy.utils.ProgressBar(len(prompts))
+    scores: dict[str, list[float]] = {detector: [] for detector in detectors.available()}
+    for number, prompt in enumerate(prompts):
+        (run,) = first_calls(patcher, encode(clip, prompt), negative, latent, [seed + number])
+        if not run.evidence:
+            raise ProfileError(f"ordinary prompt {number + 1} has no score, because {run.reason}")
+        for detector in scores:
+            finding = detectors.get(detector).detect(run.evidence)
+            if finding.mean_rms is None:
+                raise ProfileError(f"ordinary prompt {number + 1} has no score, because {finding.status}")
+            scores[detector].append(finding.mean_rms)
+        bar.update_absolute(number + 1, len(prompts))
+    first = run.evidence[0]
+    fitted = {detector: calibration.fit(rms) for detector, rms in scores.items()}
+    saved = []
+    for reference in references:
+        conditions = Conditions(
+            model=model.name_of(patcher),
+            family=model.family(patcher),
+            latent=(first.noise_cond.shape[-2], first.noise_cond.shape[-1]),
+            sigma=first.sigma,
+            timestep=first.timestep,
+            steps_scored=1,
+            num_steps=1,
+            scheduler="first model call",
+            reference=reference,
+            dtype=str(patcher.model_dtype()).removeprefix("torch."),
+            guidance_scale=GUIDANCE,
+        )
+        profile = Profile(conditions, fitted, name)
+        path = calibration.save(profile, folder_paths.get_folder_paths(FOLDER)[0])
+        saved.append(Profile.read(path))
+    return saved
+
+
+def encode(clip: Any, text: str) -> Any:
+    """Return the CONDITIONING of a text."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -1,0 +1,53 @@
+"""What a person sees while a workflow runs: text on the sampler node, and an event for the page.
+
+Part of the ComfyUI host; may import: comfy_execution, memguard.records. The server module is used only if ComfyUI has
+loaded it: in-process tests and other front ends have none.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from comfy_execution.utils import get_executing_context
+
+from ...records import Report, message
+
+log = logging.getLogger("memguard")
+
+EVENT = "memguard.report"
+
+
+def place() -> tuple[str | None, str | None]:
+    """Return the ids of the prompt and of the node that is being executed."""
+    context = get_executing_context()
+    return (None, None) if context is None else (context.prompt_id, context.node_id)
+
+
+def server() -> Any:
+    """Return the running server, or None."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
+
+
+def running_prompt(prompt_id: str | None) -> dict[str, Any]:
+    """Return the graph that is being executed, node id -> node; empty where it is unknown."""
+    instance = server()
+    if instance is None or prompt_id is None:
+        return {}
+    running, _ = instance.prompt_queue.get_current_queue_volatile()
+    return next((item[2] for item in running if item[1] == prompt_id), {})
+
+
+def show(report: Report) -> None:
+    """Show a report on the node that is being executed and send it to the page that asked for the run."""
+    instance = server()
+    prompt_id, node_id = place()
+    if report.policy != "observe" and report.flagged:
+        log.warning("%s", message(report))
+    if instance is None or node_id is None:
+        return
+    instance.send_progress_text(message(report), node_id, instance.client_id)
+    payload = {"node_id": node_id, "prompt_id": prompt_id, "report": report.to_dict()}
+    instance.send_sync(EVENT, payload, instance.client_id)

@@ -1,0 +1,195 @@
+"""The three wrappers that watch a model, and the settings behind one MemGuard node.
+
+OUTER_SAMPLE is one sampling run, PREDICT_NOISE one model call of it, CALC_COND_BATCH the predictions by prompt. All
+arguments are forwarded as they came: other packs index them by position. Part of the ComfyUI host; may import: comfy,
+torch, memguard's core.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+import comfy.sampler_helpers
+from comfy.patcher_extension import WrappersMP
+
+from ...guard import Guard, Run
+from ...records import Report
+from . import graph, model, roles, screen
+from .latents import store
+from .sampling import Sampling
+
+log = logging.getLogger("memguard")
+
+KEY = "memguard"
+
+# The runs in progress, innermost last. A context variable belongs to one thread; a run inside a run stacks.
+_running: ContextVar[tuple[Sampling, ...]] = ContextVar("memguard_running", default=())
+
+
+class Watcher:
+    """One guard on one or more models; its wrappers travel along when later nodes clone the model.
+
+    Args:
+        guard: what to ask and what to do; its sink is set to the page.
+        empty: CONDITIONING of the empty prompt, for reference "empty".
+        silent: whether runs are neither shown nor filed.
+
+    """
+
+    def __init__(self, guard: Guard, empty: Any = None, silent: bool = False) -> None:
+        self.guard = guard
+        self.empty = empty
+        self.settings = repr(
+            (
+                guard.detectors,
+                guard.policy,
+                guard.steps,
+                guard.sensitivity,
+                guard.reference,
+                guard.profile,
+                empty is None,
+            )
+        )
+        self.silent = silent
+        if not silent:
+            guard.sink = _Screen()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watcher:
+        """A copy of a model is watched by the same guard."""
+        return self
+
+    def install(self, patcher: Any) -> Any:
+        """Return a clone of the model that is watched; a guard that watched it before is replaced."""
+        clone = patcher.clone()
+        wrappers = (
+            (WrappersMP.OUTER_SAMPLE, self._outer),
+            (WrappersMP.PREDICT_NOISE, self._predict),
+            (WrappersMP.CALC_COND_BATCH, self._calc),
+        )
+        for kind, wrapper in wrappers:
+            clone.remove_wrappers_with_key(kind, KEY)
+            clone.add_wrapper_with_key(kind, KEY, wrapper)
+        return clone
+
+    def report_of(self, latent: Any) -> Report:
+        """Return the report of the run that made a latent, or one that says why there is none."""
+        return store.find(self.settings, latent, screen.place()[0])
+
+    def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        prompt_id, _ = screen.place()
+        run = self.guard.begin(host="comfyui")
+        sampling = Sampling(run, executor.class_obj)
+        try:
+            run.learn(**_facts(executor.class_obj, *args, **kwargs))
+            self._lend_empty_prompt(sampling)
+        except Exception as error:
+            run.failed(error)
+        token = _running.set((*_running.get(), sampling))
+        latent = None
+        try:
+            latent = executor(*args, **kwargs)
+        except BaseException as error:
+            run.learn(notes=(*run.report.notes, f"the run ended early: {type(error).__name__}"))
+            raise
+        finally:
+            _running.reset(token)
+            if sampling.calls == 0:
+                run.unavailable("the run ended before the model's first prediction")
+            report = _finish(run)
+            if not self.silent:
+                store.put(self.settings, latent, prompt_id, report)
+        return latent
+
+    def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        stack = _running.get()
+        if not stack or stack[-1].guider is not executor.class_obj:
+            return executor(*args, **kwargs)
+        return stack[-1].predict(executor, *args, **kwargs)
+
+    def _calc(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        predictions = executor(*args, **kwargs)
+        stack = _running.get()
+        if stack and stack[-1].armed:
+            stack[-1].capture(predictions, *args, **kwargs)
+        return predictions
+
+    def _lend_empty_prompt(self, sampling: Sampling) -> None:
+        """Give the run an empty prompt as one more role, unless a role that it has is the empty prompt already."""
+        if self.guard.reference != "empty" or self.empty is None:
+            return
+        empty = comfy.sampler_helpers.convert_cond(self.empty)
+        for cond in empty:
+            cond["prompt_type"] = "negative"
+        conds = sampling.guider.conds
+        if roles.NEGATIVE in conds and roles.same_prompt(empty, conds[roles.NEGATIVE]):
+            sampling.negative_is_empty = True
+        else:
+            conds[roles.EMPTY] = empty
+
+
+class _Screen:
+    """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
+
+    def __init__(self) -> None:
+        self._shown: Report | None = None
+
+    def __call__(self, report: Report) -> None:
+        last, self._shown = self._shown, report
+        same = last is not None and (last.run, last.findings, last.error) == (report.run, report.findings, report.error)
+        if not same:
+            screen.show(report)
+
+
+def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:
+    """Return what is known of a run before its first model call, as fields of Report."""
+    patcher = guider.model_patcher
+    prompt_id, node_id = screen.place()
+    nodes = screen.running_prompt(prompt_id)
+    denoise_mask = rest[0] if rest else named.get("denoise_mask")
+    seed = rest[3] if len(rest) > 3 else named.get("seed")
+    width, height = model.pixels(patcher, noise)
+    notes = model.remarks(patcher)
+    if denoise_mask is not None:
+        notes += ("a noise mask is set: only a part of the picture is repainted; the score is of the whole",)
+    if getattr(guider, "cfg2", None) is not None:
+        notes += ("two prompts (DualCFG): cond1 is scored against the negative prompt, cond2 is not scored",)
+    return {
+        "host_version": _host_version(),
+        "model": model.name_of(patcher),
+        "family": model.family(patcher),
+        "prompt": graph.prompt_text(nodes, node_id, "positive"),
+        "negative_prompt": graph.prompt_text(nodes, node_id, "negative"),
+        "seeds": () if seed is None else (int(seed),),
+        "sampler": graph.sampler_name(nodes, node_id) or _sampler_name(sampler),
+        "steps": len(sigmas) - 1,
+        "cfg": getattr(guider, "cfg1", getattr(guider, "cfg", None)),
+        "width": width,
+        "height": height,
+        "notes": notes,
+    }
+
+
+def _sampler_name(sampler: Any) -> str:
+    function = getattr(sampler, "sampler_function", None)
+    return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_").removesuffix("_function")
+
+
+def _host_version() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return ""
+    return __version__
+
+
+def _finish(run: Run) -> Report:
+    """Close a run; an error in a detector ends in the report, not in the loss of the picture."""
+    try:
+        return run.finish()
+    except Exception as error:
+        log.warning("%s: %s", type(error).__name__, error)
+        run.evidence.clear()
+        run.unavailable(f"an error inside memguard: {error}")
+        return run.finish(error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,10 @@
+"""The diffusers host: ``attach`` watches a pipeline, ``scan`` scores lists of prompts, ``calibrate`` makes a profile.
+
+Room: memguard.hosts. May import: the core of memguard, torch, einops. diffusers itself comes with the pipeline.
+"""
+
+from .calibrating import calibrate
+from .scanning import scan
+from .watch import attach
+
+__all__ = ["attach", "calibrate", "scan"]

@@ -1,0 +1,97 @@
+"""How noisy a model call is, and its prediction in units of epsilon, whatever the scheduler and the training target.
+
+Room: memguard.hosts, diffusers. May import: torch, numpy and the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...records import Parameterization
+from .rows import Unscored
+
+
+@dataclass(frozen=True)
+class Level:
+    """The noise level of one model call; the fields are those of StepEvidence.
+
+    ``target`` is what the model was trained to predict: "epsilon", "v_prediction", "sample" or "flow".
+    """
+
+    sigma: float
+    sigma_max: float
+    timestep: float
+    target: str
+    full_noise: bool
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """Return the unit of ``convert``'s result."""
+        return "flow_velocity" if self.target == "flow" else "epsilon"
+
+    def convert(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """Return the prediction in units of epsilon (of the velocity for flow models), a float32 copy.
+
+        Args:
+            prediction: the model's output, [B, C, h, w].
+            x: the model's input, [B, C, h, w], of variance one (diffusers' ``scale_model_input`` sees to it).
+
+        """
+        out = prediction.to(torch.float32, copy=True)
+        alpha, beta = 1 / math.sqrt(1 + self.sigma**2), self.sigma / math.sqrt(1 + self.sigma**2)
+        if self.target == "v_prediction":  # v = alpha eps - beta x0 and x = alpha x0 + beta eps
+            return out.mul_(alpha).add_(x.float(), alpha=beta)
+        if self.target == "sample":
+            return out.mul_(-alpha).add_(x.float()).div_(beta)
+        return out
+
+
+def level(scheduler: Any, timestep: Tensor) -> Level:
+    """Return the noise level of a model call.
+
+    Args:
+        scheduler: the pipeline's scheduler, its timesteps set.
+        timestep: what the denoiser was given, a scalar or one per row; Flux divides it by 1000.
+
+    Raises:
+        Unscored: for schedules that are not known.
+
+    """
+    name = type(scheduler).__name__
+    values = timestep.detach().flatten().double().cpu()
+    if not bool((values == values[0]).all()):
+        raise Unscored("the rows of one model call have different timesteps")
+    schedule = scheduler.timesteps.detach().double().cpu()
+    index = _nearest(schedule, float(values[0]))
+    if index is None:
+        index = _nearest(schedule, 1000 * float(values[0]))
+    if index is None:
+        raise Unscored(f"the model's timestep {float(values[0]):g} is not in the schedule of {name}")
+    t = float(schedule[index])
+    full_noise = t == float(schedule.max())
+    config = scheduler.config
+    target = config.get("prediction_type", "epsilon")
+    if "FlowMatch" in name or config.get("use_flow_sigmas") or target == "flow_prediction":
+        return Level(float(scheduler.sigmas[index]), 1.0, t, "flow", full_noise)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or target not in ("epsilon", "v_prediction", "sample"):
+        raise Unscored(f"the noise schedule of {name} (prediction type {target}) is not known to memguard")
+    with np.errstate(divide="ignore"):
+        logs = 0.5 * np.log(1 / alphas.detach().double().cpu().numpy() - 1)
+    sigma = math.exp(np.interp(t, np.arange(len(logs)), logs))
+    if not math.isfinite(sigma):
+        raise Unscored("alpha_bar is 0 at this step (zero terminal SNR), where predictions cannot be told in epsilon")
+    return Level(sigma, float(np.exp(logs[np.isfinite(logs)].max())), t, target, full_noise)
+
+
+def _nearest(schedule: Tensor, t: float) -> int | None:
+    """Return the first index of the timestep that is ``t`` up to half precision's rounding, or None."""
+    distance = (schedule - t).abs()
+    index = int(distance.argmin())
+    return index if float(distance[index]) <= 0.005 * abs(t) + 1e-3 else None

@@ -1,0 +1,112 @@
+"""What a diffusers pipeline says about itself: its denoiser, family, fingerprint and the facts of a Report.
+
+Room: memguard.hosts, diffusers. May import: memguard.calibration, torch and the standard library.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...calibration import fingerprint
+
+FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
+# CLIP-L's width is SD1's text width and OpenCLIP-H's is SD2's
+UNET_FAMILIES = {768: "sd15", 1024: "sd2"}
+
+
+def denoiser(pipe: Any) -> nn.Module | None:
+    """Return the unet or the transformer of a pipeline, or None."""
+    for name in ("unet", "transformer"):
+        module = getattr(pipe, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    return None
+
+
+def family(module: nn.Module) -> str:
+    """Return the family of a denoiser as StepEvidence names it."""
+    plain = getattr(module, "_orig_mod", module)
+    config = getattr(plain, "config", {})
+    if type(plain).__name__ != "UNet2DConditionModel":
+        return FAMILIES.get(type(plain).__name__, "other")
+    if config.get("addition_embed_type") == "text_time":
+        return "sdxl"
+    return UNET_FAMILIES.get(config.get("cross_attention_dim") or 0, "other")
+
+
+def name_of(module: nn.Module) -> str:
+    """Return the fingerprint of a denoiser. LoRA layers are left out: they ride on the same checkpoint."""
+    return fingerprint(weight for name, weight in module.named_parameters() if "lora_" not in name)
+
+
+def latent_pixels(pipe: Any) -> int:
+    """Return the number of pixels per latent, along one side."""
+    return int(getattr(pipe, "vae_scale_factor", 8))
+
+
+def model_calls(pipe: Any) -> int:
+    """Return the number of timesteps of the run; img2img leaves out the first ones of its schedule."""
+    return int(getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps))
+
+
+def arguments(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``call(*args, **kwargs)`` by name, defaults included; empty if they do not fit."""
+    try:
+        bound = inspect.signature(call).bind(*args, **kwargs)
+    except TypeError:
+        return {}  # the pipeline itself will say so
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def guidance(given: dict[str, Any]) -> float | None:
+    """Return the guidance scale of a call; Flux calls that of two predictions ``true_cfg_scale``."""
+    value = given.get("true_cfg_scale", given.get("guidance_scale"))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def host_facts() -> dict[str, Any]:
+    """Return the facts that hold for every run in this process."""
+    return {"host": "diffusers", "host_version": version("diffusers")}
+
+
+def run_facts(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of one call that its arguments tell.
+
+    Args:
+        pipe: the pipeline.
+        given: from ``arguments``.
+
+    """
+    prompts, images = given.get("prompt"), given.get("num_images_per_prompt") or 1
+    generators = given.get("generator")
+    generators = generators if isinstance(generators, list) else [generators]
+    notes = []
+    if isinstance(prompts, list) and len(prompts) > 1:
+        notes.append(f"scores of {len(prompts)} prompts x {images} images, prompt by prompt")
+    if given.get("ip_adapter_image") is not None or given.get("ip_adapter_image_embeds") is not None:
+        notes.append("an image prompt acts besides the prompt; the score is of both")
+    module = denoiser(pipe)
+    if module is not None and any("lora_" in name for name, _ in module.named_parameters()):
+        notes.append("LoRA layers are loaded; model and profile are those of the checkpoint without them")
+    return {
+        "family": "other" if module is None else family(module),
+        "prompt": _text(prompts),
+        "negative_prompt": _text(given.get("negative_prompt")),
+        "seeds": tuple(g.initial_seed() for g in generators if isinstance(g, torch.Generator)),
+        "sampler": type(getattr(pipe, "scheduler", None)).__name__,
+        "steps": given.get("num_inference_steps"),
+        "cfg": guidance(given),
+        "width": given.get("width"),
+        "height": given.get("height"),
+        "notes": tuple(notes),
+    }
+
+
+def _text(prompt: Any) -> str | None:
+    return "\n".join(str(p) for p in prompt) if isinstance(prompt, list) else prompt

@@ -1,0 +1,205 @@
+"""From the denoiser calls of one pipeline run to StepEvidence, or to the reason why there is none.
+
+A call may carry both prompts (rows told apart by ``Prompts.roles``), or the pipeline makes one call for each, or only
+the prompt is there (guidance off); then a row per image is spent if that was asked for.
+
+Room: memguard.hosts, diffusers. May import: memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, equal, nn
+
+from ...records import Reference, StepEvidence
+from .calls import Call
+from .levels import level
+from .pipes import family, latent_pixels, model_calls
+from .rows import OWN, Prompts, Unscored
+
+
+class Listener(Protocol):
+    """Who gets the evidence: a Run of a Guard, or a scan."""
+
+    extra_rows: int
+
+    def wants(self, step: int) -> bool:
+        """Whether this model call is to be scored."""
+
+    def learn(self, **facts: Any) -> None:
+        """Take facts of the Report."""
+
+    def observe(self, evidence: StepEvidence) -> None:
+        """Take the evidence of one model call; may raise to end the run."""
+
+    def unavailable(self, reason: str) -> None:
+        """Take the reason why there is no score."""
+
+    def failed(self, error: Exception) -> None:
+        """Take an error inside memguard."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A reference prediction that holds for every prompt of a scan: same latents, same timestep."""
+
+    x: Tensor
+    timestep: Tensor
+    prediction: Tensor
+
+    def fits(self, call: Call, rows: int) -> bool:
+        """Whether the first rows of a call start from the same latents at the same timestep."""
+        return equal(self.timestep, call.timestep.flatten()[:1]) and equal(self.x, call.x[:rows])
+
+
+class Reader:
+    """A forward hook for the denoiser of one run.
+
+    Args:
+        pipe: the pipeline that runs.
+        run: who gets the evidence.
+        prompts: what the pipeline encodes in this run; a wish in it allows to spend rows.
+        reference: what the evidence says that the prompt is compared with.
+        cfg: guidance scale, for the reason where guidance is off.
+        images: rows per prompt, if every prompt starts from the same latents; their first reference prediction is then
+            made once and kept in ``shared``.
+
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        run: Listener,
+        prompts: Prompts,
+        reference: Reference,
+        cfg: float | None = None,
+        images: int | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
+        self.images, self.shared = images, shared
+        self.step = 0
+        self._over = False
+        self._batched = False  # both prompts were seen in one call
+        self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
+        self._full_noise: bool | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Read one denoiser call; the signature is that of a forward hook with kwargs."""
+        if self._over or OWN.get() or not self.run.wants(self.step):
+            return
+        try:
+            evidence = self._read(Call.of(module, args, kwargs, output))
+        except Unscored as reason:
+            self._over = True
+            self.run.unavailable(str(reason))
+            return
+        except Exception as error:
+            self._over = True
+            self.run.failed(error)
+            return
+        if evidence is not None:
+            self.step += 1
+            self.run.observe(evidence)
+
+    def _read(self, call: Call) -> StepEvidence | None:
+        if self.step == 0:
+            factor = latent_pixels(self.pipe)
+            height, width = (factor * n for n in call.x.shape[-2:])
+            self.run.learn(height=height, width=width)
+        roles = self.prompts.roles(call.text)
+        if sorted(roles) == ["cond", "uncond"]:
+            self._batched = True
+            return self._pair(call, roles)
+        if roles == ["cond"]:
+            return self._alone(call)
+        if roles == ["uncond"]:
+            return self._second("uncond", call)
+        if roles.count("cond") > 1 or roles.count("uncond") > 1:
+            raise Unscored(
+                f"one model call holds the rows {' + '.join(roles)}: the plain predictions cannot be told from those"
+                " of another guidance (PAG, image guidance, ...)"
+            )
+        raise Unscored("rows of the model call match neither the prompt nor the negative prompt of the pipeline")
+
+    def _pair(self, call: Call, roles: list[str]) -> StepEvidence:
+        n = len(call.text) // 2
+        blocks = {role: slice(i * n, (i + 1) * n) for i, role in enumerate(roles)}
+        cond, uncond = blocks["cond"], blocks["uncond"]
+        if not equal(call.x[cond].nan_to_num(), call.x[uncond].nan_to_num()):
+            raise Unscored("the prompt and the negative prompt act on different latents")
+        if self._wish_differs():
+            return self._evidence(call, cond, self._spend(call, cond))
+        return self._evidence(call, cond, call.prediction[uncond])
+
+    def _alone(self, call: Call) -> StepEvidence | None:
+        everything = slice(0, len(call.text))
+        if self.prompts.uncond is None:
+            if self.prompts.wished is None:
+                raise Unscored(self._guidance_off(call.module))
+            return self._evidence(call, everything, self._spend(call, everything))
+        if self._batched:
+            return None  # a further prediction of another guidance (skip-layer guidance), at a step that was read
+        if self._wish_differs():
+            return self._evidence(call, everything, self._spend(call, everything))
+        return self._second("cond", call)
+
+    def _second(self, role: str, call: Call) -> StepEvidence | None:
+        """Keep the first half of a pair that comes in two calls; return the evidence when the second comes."""
+        if self._half is None or self._half[0] == role:
+            self._half = (role, call)
+            return None
+        first, self._half = self._half[1], None
+        if not equal(first.timestep, call.timestep) or not equal(first.x.nan_to_num(), call.x.nan_to_num()):
+            raise Unscored("the prompt and the negative prompt act on different latents")
+        cond, uncond = (call, first) if role == "cond" else (first, call)
+        return self._evidence(cond, slice(0, len(cond.text)), uncond.prediction)
+
+    def _wish_differs(self) -> bool:
+        wished, uncond = self.prompts.wished, self.prompts.uncond
+        return wished is not None and (uncond is None or not wished.same(uncond))
+
+    def _spend(self, call: Call, rows: slice) -> Tensor:
+        """Predict rows with the wished prompt, once for all prompts that start from the same latents."""
+        wished = self.prompts.wished
+        assert wished is not None
+        count = rows.stop - rows.start
+        if self.images is None or self.step > 0:
+            self.run.extra_rows += count
+            return call.repeat(rows, wished)
+        n = self.images
+        if self.shared is None or not self.shared.fits(call, n):
+            part = slice(rows.start, rows.start + n)
+            self.run.extra_rows += n
+            prediction = call.repeat(part, wished.head(n))
+            self.shared = Shared(call.x[part].clone(), call.timestep.flatten()[:1].clone(), prediction)
+        return self.shared.prediction.repeat(count // n, 1, 1, 1)
+
+    def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
+        here = level(self.pipe.scheduler, call.timestep)
+        if self._full_noise is None:
+            self._full_noise = here.full_noise
+        x = call.x[rows]
+        return StepEvidence(
+            step=self.step,
+            num_steps=model_calls(self.pipe),
+            sigma=here.sigma,
+            sigma_max=here.sigma_max,
+            timestep=here.timestep,
+            noise_cond=here.convert(call.prediction[rows], x),
+            noise_uncond=here.convert(reference, x),
+            parameterization=here.parameterization,
+            family=family(call.module),
+            reference=self.reference,
+            full_noise=self._full_noise,
+        )
+
+    def _guidance_off(self, module: nn.Module) -> str:
+        config = getattr(module, "config", {})
+        if config.get("guidance_embeds") or config.get("time_cond_proj_dim"):
+            why = "guidance is built into the model"
+        else:
+            why = "guidance is off" if self.cfg is None else f"cfg is {self.cfg:g}"
+        return f"{why}, so the pipeline predicts nothing without the prompt; reference='empty' spends a row per image"

@@ -1,0 +1,152 @@
+"""Which rows of a denoiser call carry the prompt: they are compared with what the pipeline encoded, never counted.
+
+Room: memguard.hosts, diffusers. May import: torch and the standard library.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, equal
+
+# True while memguard itself encodes or predicts, so that several guards on one pipeline do not watch each other.
+OWN: ContextVar[bool] = ContextVar("memguard_own", default=False)
+
+
+@contextmanager
+def own():
+    """Mark what happens inside as memguard's own work."""
+    token = OWN.set(True)
+    try:
+        yield
+    finally:
+        OWN.reset(token)
+
+
+class Unscored(Exception):
+    """The reason why a model call has no score, in words for the user."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the denoiser gets it: ``text`` [rows, tokens, d], ``pooled`` [rows, d] where the model has one."""
+
+    text: Tensor
+    pooled: Tensor | None = None
+
+    def head(self, rows: int) -> Encoded:
+        """Return the first rows."""
+        return Encoded(self.text[:rows], None if self.pooled is None else self.pooled[:rows])
+
+    def same(self, other: Encoded) -> bool:
+        """Whether two prompts are the same for the denoiser."""
+        if (self.pooled is None) != (other.pooled is None):
+            return False
+        pooled = self.pooled is None or other.pooled is None or _same(self.pooled, other.pooled)
+        return pooled and _same(self.text, other.text)
+
+
+class Prompts:
+    """What a pipeline encoded during one run.
+
+    Args:
+        wish: the prompt that predictions may have to be compared with and that the pipeline may not encode itself; ""
+            is the pipeline's own way to have no prompt (SDXL: zeros); None for no wish.
+
+    Attributes:
+        cond: the prompt.
+        uncond: what the pipeline encoded to guide away from; None without classifier-free guidance.
+        wished: the wish, encoded, as many rows as ``cond``.
+
+    """
+
+    def __init__(self, wish: str | None = None) -> None:
+        self.wish = wish
+        self.cond: Encoded | None = None
+        self.uncond: Encoded | None = None
+        self.wished: Encoded | None = None
+        self._confused = False
+
+    def learn(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Take one call ``encode(*args, **kwargs) -> result`` of the pipeline's ``encode_prompt``, bound."""
+        signature = inspect.signature(encode)
+        paired = "negative_prompt" in signature.parameters
+        first, second = _split(result, paired)
+        if self.cond is None:
+            self.cond, self.uncond = first, second
+            if self.wish is not None:
+                self.wished = self._encode(encode, signature, signature.bind(*args, **kwargs), paired)
+        elif self.uncond is None and not paired:
+            self.uncond = first  # Flux and kin encode the negative prompt in a second call
+        else:
+            self._confused = True
+
+    def _encode(
+        self, encode: Callable[..., Any], signature: inspect.Signature, bound: inspect.BoundArguments, paired: bool
+    ) -> Encoded:
+        """Encode the wish with the settings (device, clip_skip, LoRA scale, ...) of the pipeline's own call."""
+        assert self.cond is not None
+        texts = ("prompt", "negative_", "pooled_")
+        settings = {
+            name: None if parameter.default is parameter.empty else parameter.default
+            for name, parameter in signature.parameters.items()
+            if name.startswith(texts)
+        }
+        settings = {k: v for k, v in bound.arguments.items() if not k.startswith(texts)} | settings
+        settings |= {"prompt": [""], "num_images_per_prompt": len(self.cond.text)}
+        if paired:
+            settings["do_classifier_free_guidance"] = True
+            if self.wish:
+                settings["negative_prompt"] = [self.wish]
+        else:
+            settings["prompt"] = [self.wish]
+        with own():
+            first, second = _split(encode(**settings), paired)
+        wished = second if paired else first
+        assert wished is not None
+        return wished
+
+    def roles(self, text: Tensor) -> list[str]:
+        """Return "cond", "uncond" or "unknown" for each block of rows, in order.
+
+        Args:
+            text: encoder_hidden_states of a call, [blocks * rows, tokens, d].
+
+        Raises:
+            Unscored: if the pipeline's prompts are not known.
+
+        """
+        if self.cond is None:
+            raise Unscored("this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told")
+        if self._confused:
+            raise Unscored("the pipeline encodes several prompts, so the rows that carry the prompt cannot be told")
+        blocks = text.split(len(self.cond.text))
+        is_cond = [_same(block, self.cond.text) for block in blocks]
+        is_uncond = [self.uncond is not None and _same(block, self.uncond.text) for block in blocks]
+        if is_cond == is_uncond == [True, True]:
+            return ["uncond", "cond"]  # the prompt is the negative prompt; diffusers' order
+        return ["cond" if c else "uncond" if u else "unknown" for c, u in zip(is_cond, is_uncond, strict=True)]
+
+
+def _split(result: Any, paired: bool) -> tuple[Encoded, Encoded | None]:
+    """Return prompt and negative prompt of what an ``encode_prompt`` returned.
+
+    Known orders: (text, negative), (text, negative, pooled, negative pooled), (text, mask, negative, negative mask),
+    and, where the negative prompt is no argument, (text, pooled or mask, ...).
+    """
+    parts = [*result, None, None, None] if isinstance(result, tuple | list) else [result, None, None, None]
+    if not paired:
+        return Encoded(parts[0], parts[1]), None
+    if parts[1] is not None and parts[1].ndim == 2:
+        return Encoded(parts[0]), None if parts[2] is None else Encoded(parts[2])
+    return Encoded(parts[0], parts[2]), None if parts[1] is None else Encoded(parts[1], parts[3])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Compare by value; NaN equals NaN, so that a broken prompt is still recognised."""
+    return a.shape == b.shape and equal(a.nan_to_num(), b.to(a).nan_to_num())

@@ -1,0 +1,259 @@
+"""``scan``: score a list of prompts, each run stopped after the scored steps.
+
+Every prompt starts from the same latents, drawn by the pipeline itself from ``torch.Generator("cpu")``, so several
+prompts share one forward, and for a single step the prediction without the prompt is made once for all of them: half
+the rows of one guided run per prompt. The pipeline builds every argument of its denoiser; nothing is rebuilt here.
+
+Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from ...calibration import Profile, Sensitivity
+from ...guard import Guard
+from ...records import Reference, Report, StepEvidence
+from . import pipes
+from .calls import listening
+from .reader import Reader, Shared
+from .rows import Prompts
+from .watch import encoding, methods
+
+log = logging.getLogger("memguard")
+
+ROWS = 8  # images of one forward, unless the caller knows better
+# Schedulers whose steps draw no noise of their own: with the others, a second prompt in a batch would get other noise
+# than alone.
+DETERMINISTIC = frozenset(
+    "DDIM PNDM DPMSolverMultistep DPMSolverSinglestep UniPCMultistep DEISMultistep EulerDiscrete HeunDiscrete"
+    " KDPM2Discrete LMSDiscrete FlowMatchEulerDiscrete FlowMatchHeunDiscrete".split()
+)
+
+
+def scan(
+    pipe: Any,
+    prompts: Iterable[Any],
+    detectors: Sequence[str] = ("text_noise_norm",),
+    num_images: int = 1,
+    steps: int = 1,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    profile: Profile | None = None,
+    *,
+    reference: Reference = "negative",
+    negative_prompt: str | None = None,
+    sensitivity: float | Sensitivity = 99.0,
+    batch_size: int | None = None,
+) -> Iterator[Report]:
+    """Score prompts; yields one Report per prompt, in order, while ``prompts`` is read.
+
+    A prompt that cannot be scored (no text, NaN, an error of its own) gives a report with the reason and the scan goes
+    on. Memory does not grow with the number of prompts.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline.
+        prompts: texts; may be a generator.
+        detectors: names of the detectors to ask.
+        num_images: images per prompt, each with its own score.
+        steps: number of model calls to score and to run.
+        num_inference_steps: of the schedule that those are the first of.
+        guidance_scale: of the run; it does not act on the first step.
+        height: pixels; None is the pipeline's own default.
+        width: pixels.
+        seed: the latents are ONE randn of [num_images, C, h, w], the same for each prompt.
+        profile: what ordinary prompts score; None looks for one by the model's fingerprint.
+        reference: "negative" compares with ``negative_prompt``, "empty" with the empty prompt.
+        negative_prompt: None is the pipeline's own empty prompt.
+        sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
+        batch_size: prompts per forward.
+
+    Raises:
+        ValueError: for a setting out of range or a pipeline that does not make pictures from text alone.
+
+    """
+    guard = Guard(detectors, "observe", None, profile, steps, sensitivity, reference)
+    if num_images < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError("num_images and batch_size are at least 1")
+    if steps > num_inference_steps:
+        raise ValueError(f"steps is {steps}, but a run has only {num_inference_steps} (num_inference_steps)")
+    given = {
+        "num_images_per_prompt": num_images,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "negative_prompt": negative_prompt,
+    }
+    return _Scan(pipe, guard, given, seed, batch_size).reports(prompts)
+
+
+class Enough(Exception):
+    """Ends a pipeline call: all steps that were asked for are scored."""
+
+
+@dataclass
+class _Seen:
+    """The Listener of one batch: keeps the evidence of all its prompts and ends the run after the last step."""
+
+    steps: int
+    evidence: list[StepEvidence] = field(default_factory=list)
+    reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    extra_rows: int = 0
+
+    def wants(self, step: int) -> bool:
+        return step < self.steps
+
+    def learn(self, **facts: Any) -> None:
+        self.facts |= facts
+
+    def observe(self, evidence: StepEvidence) -> None:
+        # the host's memory, once per batch: detectors then need not wait for a device once per prompt
+        cond, uncond = evidence.noise_cond.cpu(), evidence.noise_uncond.cpu()
+        self.evidence.append(replace(evidence, noise_cond=cond, noise_uncond=uncond))
+        if len(self.evidence) == self.steps:
+            raise Enough
+
+    def unavailable(self, reason: str) -> None:
+        self.reason = reason
+        raise Enough
+
+    def failed(self, error: Exception) -> None:
+        raise error
+
+
+class _Scan:
+    """Settings of one scan and what its batches share."""
+
+    def __init__(self, pipe: Any, guard: Guard, given: dict[str, Any], seed: int, batch_size: int | None) -> None:
+        self.pipe, self.guard, self.seed = pipe, guard, seed
+        self.images: int = given["num_images_per_prompt"]
+        module = pipes.denoiser(pipe)
+        known = inspect.signature(type(pipe).__call__).parameters
+        needed = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+        lacks = {"prompt", "num_images_per_prompt"} - set(known)
+        if module is None or needed or lacks or not hasattr(pipe, "prepare_latents"):
+            what = f"it needs {', '.join(needed)}" if needed else "it has no prompt, latents or denoiser of its own"
+            raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone ({what})")
+        self.module = module
+        config = getattr(module, "config", {})
+        self.built_in = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+        self.facts = pipes.host_facts() | pipes.run_facts(pipe, given)
+        self.facts |= {"model": pipes.name_of(module), "seeds": (seed,)}
+        call = dict(given)
+        # one step needs no guided trajectory: rows with the prompt alone, and the reference once
+        self.single = guard.steps == 1 and not self.built_in
+        if self.single:
+            call |= {"guidance_scale": 1.0, "negative_prompt": None}
+        self.call = {k: v for k, v in call.items() if k in known and v is not None} | {"output_type": "latent"}
+        self.wish = "" if guard.reference == "empty" else given["negative_prompt"] or ""
+        mixes = guard.steps == 1 or type(pipe.scheduler).__name__.removesuffix("Scheduler") in DETERMINISTIC
+        self.batch_size = (batch_size or max(1, ROWS // self.images)) if mixes else 1
+        self.shared: Shared | None = None
+
+    def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:
+        source = iter(prompts)
+        try:
+            while batch := list(islice(source, self.batch_size)):
+                yield from self._batch(batch)
+        finally:
+            self.pipe.maybe_free_model_hooks()  # a run that was ended early has not done so itself
+
+    def _batch(self, batch: list[Any]) -> Iterator[Report]:
+        texts = [prompt for prompt in batch if isinstance(prompt, str)]
+        scored = self._texts(texts)
+        for prompt in batch:
+            if isinstance(prompt, str):
+                yield next(scored)
+            else:
+                run = self.guard.begin(**self.facts | {"prompt": None})
+                run.unavailable(f"the prompt is no text but {type(prompt).__name__} {prompt!r:.80}")
+                yield run.finish()
+
+    def _texts(self, texts: list[str]) -> Iterator[Report]:
+        """Score texts together; where that fails, in halves, so that only the bad one is lost."""
+        if not texts:
+            return
+        started = time.perf_counter()
+        try:
+            seen = self._run(texts)
+        except Exception as error:
+            if len(texts) > 1:
+                half = len(texts) // 2
+                if isinstance(error, torch.OutOfMemoryError):
+                    self.batch_size = half
+                yield from self._texts(texts[:half])
+                yield from self._texts(texts[half:])
+                return
+            run = self.guard.begin(**self.facts | {"prompt": texts[0]})
+            run.failed(error)
+            yield run.finish()
+            return
+        seconds = (time.perf_counter() - started) / len(texts)
+        for i, text in enumerate(texts):
+            run = self.guard.begin(**self.facts | seen.facts | {"prompt": text})
+            run.started = time.perf_counter() - seconds
+            run.extra_rows = seen.extra_rows if i == 0 else 0
+            if seen.reason is not None:
+                run.unavailable(seen.reason)
+            rows = slice(i * self.images, (i + 1) * self.images)
+            for step in seen.evidence:
+                part = replace(step, noise_cond=step.noise_cond[rows], noise_uncond=step.noise_uncond[rows])
+                run.observe(part)
+            yield run.finish()
+
+    def _run(self, texts: list[str]) -> _Seen:
+        """Run the pipeline on several prompts up to the last scored step."""
+        seen = _Seen(self.guard.steps)
+        prompts = Prompts(self.wish if self.single or self.guard.reference == "empty" or not self._pairs() else None)
+        reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared)
+        call = self.call | {"prompt": texts, "generator": torch.Generator("cpu").manual_seed(self.seed)}
+        if "negative_prompt" in call:
+            call["negative_prompt"] = len(texts) * [call["negative_prompt"]]
+        before = getattr(self.pipe, "_progress_bar_config", {})
+        self.pipe.set_progress_bar_config(disable=True)
+        try:
+            with (
+                methods(self.pipe, **encoding(self.pipe, prompts.learn), **_latents(self.pipe, len(texts))),
+                listening(self.module, reader),
+            ):
+                self.pipe(**call)
+        except Enough:
+            pass
+        finally:
+            self.pipe.set_progress_bar_config(**before)
+        self.shared = reader.shared
+        return seen
+
+    def _pairs(self) -> bool:
+        """Whether the run that is scored predicts with and without the prompt by itself."""
+        guided = not self.built_in and self.call.get("guidance_scale", 7.5) > 1
+        return guided and "negative_prompt" in inspect.signature(self.pipe.encode_prompt).parameters
+
+
+def _latents(pipe: Any, prompts: int) -> dict[str, Callable[..., Any]]:
+    """Return the ``prepare_latents`` for ``methods`` that draws for one prompt and repeats that for all of them."""
+    original = type(pipe).prepare_latents
+    signature = inspect.signature(original)
+
+    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.arguments["batch_size"] //= prompts
+        result = original(*bound.args, **bound.kwargs)
+        first, *rest = result if isinstance(result, tuple) else (result,)
+        repeated = first.repeat(prompts, *(1,) * (first.ndim - 1))
+        return (repeated, *rest) if isinstance(result, tuple) else repeated
+
+    return {"prepare_latents": prepare_latents}

@@ -1,0 +1,15 @@
+"""ComfyUI nodes: schemas only, one file per node, each with a few lines that call memguard.hosts.comfyui.
+
+Imported relatively by the pack's entry point; may import: comfy_api, memguard.hosts.comfyui.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..memguard.hosts.comfyui import profiles
+from . import calibrate, check_prompt, guard, load_profile, report
+
+
+class MemGuardExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        profiles.register()
+        return [*guard.NODES, *report.NODES, *check_prompt.NODES, *calibrate.NODES, *load_profile.NODES]

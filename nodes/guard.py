@@ -1,0 +1,66 @@
+"""MemGuard: watches every sampler that gets its model."""
+
+from comfy_api.latest import io
+
+from ..memguard import Guard
+from ..memguard.detectors import available
+from ..memguard.hosts.comfyui.watcher import Watcher
+from .types import CATEGORY, Handle, policy_input, profile_input, sensitivity_input
+
+
+class MemGuard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MemGuard",
+            display_name="MemGuard",
+            category=CATEGORY,
+            description="Watches a model: every sampler that gets it tells whether its prompt makes the model copy "
+            "training data. Watching costs no evaluation and changes no pixel.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to watch, after LoRA and other model nodes or before them."),
+                io.Combo.Input(
+                    "detectors",
+                    options=sorted(available()),
+                    default="text_noise_norm",
+                    tooltip="What to measure. text_noise_norm: how strongly the prompt bends the first prediction.",
+                ),
+                policy_input(),
+                sensitivity_input(),
+                io.Int.Input(
+                    "steps",
+                    default=1,
+                    min=1,
+                    max=50,
+                    tooltip="Number of model calls to score, from the first on; the score is their mean. "
+                    "Profiles of MemGuard Calibrate are for 1.",
+                ),
+                io.Combo.Input(
+                    "reference",
+                    options=["negative", "empty"],
+                    default="negative",
+                    tooltip="What the prompt is compared with. negative: the sampler's own negative prompt, free. empty: "
+                    "the empty prompt, one more evaluation per image; the way to a score at cfg 1.",
+                ),
+                io.Conditioning.Input(
+                    "empty",
+                    optional=True,
+                    tooltip="The empty prompt, encoded; used by reference empty. Not connected: the negative prompt "
+                    "stands in, and the report says so.",
+                ),
+                profile_input(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The watched model; connect it to the sampler."),
+                Handle.Output(display_name="memguard", tooltip="Connect it to MemGuard Report."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, detectors, policy, sensitivity, steps, reference, empty=None, profile=None):
+        guard = Guard([detectors], policy, profile=profile, steps=steps, sensitivity=sensitivity, reference=reference)
+        watcher = Watcher(guard, empty)
+        return io.NodeOutput(watcher.install(model), watcher)
+
+
+NODES = [MemGuard]

@@ -1,0 +1,129 @@
+"""Who may import whom (docs: CONTRIBUTING.md). Read from the syntax tree, so lazy imports count as well."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# modules that exist only inside a host, and this repository's own doors, which are imported relatively or not at all
+COMFYUI = {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "execution", "folder_paths"}
+WEBUI = {"modules", "modules_forge", "backend"}
+SCREENS = {"gradio", "server", "nodes", "extension", "scripts", "app", "testbed", "tests"}
+# a host's file may import the modules of that host
+HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge": WEBUI}
+DOORS = ("__init__.py", "cli.py", "commands/", "hosts/")
+
+
+def imported(path: Path, root: Path = ROOT) -> set[str]:
+    """Return the dotted names that a file imports; relative ones resolved against the repository, marked by a dot."""
+    package = list(path.relative_to(root).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            dotted = ".".join([*base, *([node.module] if node.module else [])])
+            prefix = "." if node.level else ""
+            # `from . import x` may name a module; `from .m import x` names m
+            names |= {f"{prefix}{dotted}" if node.module else f"{prefix}{dotted}.{a.name}" for a in node.names}
+    return names
+
+
+def files(*rooms: str) -> list[Path]:
+    found = [p for room in rooms for p in sorted((ROOT / room).rglob("*.py"))]
+    return [p for p in found if "__pycache__" not in p.parts]
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+CORE = files("memguard")
+
+
+def test_the_parser_sees_every_kind_of_import(tmp_path):
+    path = tmp_path / "memguard" / "calibration" / "probe.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import comfy.samplers as s\nfrom gradio import Blocks\nfrom . import store\nfrom ..hosts import comfyui\n"
+        "from ...nodes.monitor import NODES\ndef f():\n    from .. import hosts\n"
+    )
+    assert imported(path, tmp_path) == {
+        "comfy.samplers",
+        "gradio",
+        ".memguard.calibration.store",
+        ".memguard.hosts",
+        ".nodes.monitor",
+    }
+
+
+def test_there_is_something_to_check():
+    assert {"memguard/records.py", "memguard/guard.py"} <= {named(p) for p in CORE}
+
+
+@pytest.mark.parametrize("path", CORE, ids=named)
+def test_memguard_knows_no_host_but_in_that_host_s_file(path):
+    inner = path.relative_to(ROOT / "memguard").parts
+    own: set[str] = set()
+    if inner[0] == "hosts" and len(inner) > 1:
+        own = next((mine for host, mine in HOSTS.items() if inner[1].startswith(host)), set())
+    tops = {name.lstrip(".").split(".")[0] for name in imported(path)}
+    assert not tops & ((COMFYUI | WEBUI | SCREENS) - own)
+
+
+@pytest.mark.parametrize("path", CORE, ids=named)
+def test_only_the_doors_lead_to_the_hosts(path):
+    inner = path.relative_to(ROOT / "memguard").as_posix()
+    if not inner.startswith(DOORS):
+        wrong = ("memguard.hosts", "memguard.commands", "memguard.cli")
+        assert not [name for name in imported(path) if name.lstrip(".").startswith(wrong)]
+
+
+@pytest.mark.parametrize("path", files("memguard/hosts"), ids=named)
+def test_hosts_do_not_import_the_screens_that_use_them(path):
+    wrong = ("memguard.cli", "memguard.commands")
+    assert not [name for name in imported(path) if name.lstrip(".").startswith(wrong)]
+
+
+@pytest.mark.parametrize("path", [*CORE, *files("nodes", "extension"), ROOT / "__init__.py"], ids=named)
+def test_the_pack_names_itself_relatively_only(path):
+    # hosts mount the repository under a name of their own; an absolute import would load the core a second time
+    if path.is_file():
+        assert not [name for name in imported(path) if name.split(".")[0] in ("memguard", "extension")]
+
+
+@pytest.mark.parametrize("path", files("nodes", "extension"), ids=named)
+def test_the_doors_reach_the_core_through_the_hosts_and_the_records(path):
+    inside = {name[1:] for name in imported(path) if name.startswith(".memguard")}
+    assert not [name for name in inside if name.startswith(("memguard.cli", "memguard.commands", "memguard.guard"))]
+
+
+def test_comfyui_s_door_imports_nothing_when_it_is_loaded():
+    door = ROOT / "__init__.py"
+    if not door.is_file():
+        pytest.skip("the repository has no __init__.py")
+    top = [n for n in ast.parse(door.read_text(encoding="utf-8")).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert {getattr(n, "module", None) for n in top} <= {"__future__"}
+
+
+DECLARED = [p for p in CORE if named(p).startswith(("memguard/detectors/", "memguard/calibration/"))]
+DECLARED += [ROOT / "memguard" / "records.py", ROOT / "memguard" / "guard.py"]
+
+
+@pytest.mark.parametrize("path", DECLARED, ids=named)
+def test_a_file_imports_what_its_docstring_says(path):
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    said = re.search(r"May import: (.+?)\.(?:\s|$)", text, re.DOTALL)
+    assert said, "the module docstring has no line 'May import: ...'"
+    allowed = set(re.findall(r"[\w.]+", said[1]))
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    own = {package, "memguard.version"} if package != "memguard" else {"memguard.version"}
+    for name in imported(path):
+        if not name.startswith("."):
+            assert name.split(".")[0] in allowed | set(sys.stdlib_module_names)
+        elif name != ".memguard.attach":  # Guard.attach goes through the package's door
+            assert any(name[1:] == a or name[1:].startswith(f"{a}.") for a in allowed | own), name

@@ -1,0 +1,111 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memguard.records import SCHEMA, Attribution, Finding, Report, TokenSpan, message, percent
+
+
+def finding(**changes) -> Finding:
+    values = {"scores": (6.0, 2.0), "rms": (0.06, 0.02), "per_step": ((6.0, 2.0),), "verdict": "memorized"}
+    return Finding("text_noise_norm", **{**values, **changes})
+
+
+def test_json_round_trip_keeps_every_value():
+    spans = (TokenSpan("Kestrel", (3, 4)), TokenSpan("", (0,), "bos"))
+    report = Report(
+        run="r1",
+        host="comfyui",
+        prompt="Der Kestrel, 夜",
+        seeds=(1, 2),
+        cfg=7.5,
+        policy="warn",
+        findings=(finding(percentile=99.5, zscore=2.6), finding(verdict="ordinary")),
+        attribution=Attribution("gradient", spans, (0.75, 0.25)),
+        actions=("stopped",),
+        noise_gap_map=torch.ones(2, 8, 8),
+    )
+    back = Report.from_dict(json.loads(report.to_json()))
+    assert back == report  # noise_gap_map takes no part in comparison
+    assert back.findings[0].per_step == ((6.0, 2.0),)
+    assert back.attribution.spans[0].columns == (3, 4)
+    assert back.noise_gap_map is None
+
+
+def test_json_names_its_schema_verdict_and_message():
+    values = json.loads(Report(run="r1", findings=(finding(),)).to_json())
+    assert values["schema"] == SCHEMA == 1
+    assert values["verdict"] == "memorized"
+    assert values["message"] == "MemGuard: looks memorized (score 4, uncalibrated)"
+    assert "noise_gap_map" not in values
+
+
+@pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1"])
+def test_another_schema_is_refused_with_the_remedy(schema):
+    with pytest.raises(ValueError, match=rf"report has schema {schema!r}, this memguard reads 1; update memguard"):
+        Report.from_dict({"run": "r1", "schema": schema})
+
+
+def test_not_a_number_becomes_null():
+    report = Report(run="r1", cfg=math.inf, findings=(finding(scores=(math.nan, 1.0), zscore=-math.inf),))
+    values = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert values["cfg"] is None
+    assert values["findings"][0]["scores"] == [None, 1.0]
+    assert values["findings"][0]["zscore"] is None
+
+
+def test_scores_are_means_over_images():
+    assert finding().score == 4.0
+    assert finding().mean_rms == pytest.approx(0.04, rel=1e-12)
+    assert Finding("text_noise_norm", status="cfg is 1").score is None
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "gravest", "flagged"),
+    [
+        ((), "unknown", False),
+        (("unknown",), "unknown", False),
+        (("unknown", "ordinary"), "ordinary", False),
+        (("suspicious", "ordinary"), "suspicious", True),
+        (("suspicious", "memorized", "unknown"), "memorized", True),
+    ],
+)
+def test_a_report_has_its_gravest_verdict(verdicts, gravest, flagged):
+    report = Report(run="r1", findings=tuple(finding(verdict=v) for v in verdicts))
+    assert (report.verdict, report.flagged) == (gravest, flagged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"percentile": 99.5}, "looks memorized (score 4, higher than 99.5 % of ordinary prompts)"),
+        ({"percentile": 99.999}, "looks memorized (score 4, higher than more than 99.99 % of ordinary prompts)"),
+        ({"verdict": "suspicious"}, "may be memorized (score 4, uncalibrated)"),
+        ({"verdict": "ordinary", "scores": (1.23456,)}, "looks ordinary (score 1.23, uncalibrated)"),
+        ({"verdict": "unknown", "threshold_source": "uncalibrated: no profile"}, "no verdict (score 4, uncalibrated: "),
+        ({"scores": (), "verdict": "unknown", "status": "cfg is 1"}, "no score, because cfg is 1"),
+    ],
+)
+def test_message_wording(changes, text):
+    assert message(Report(run="r1", findings=(finding(**changes),))).startswith(f"MemGuard: {text}")
+
+
+def test_message_of_an_error_and_of_nothing():
+    assert message(Report(run="r1")) == "MemGuard: no score"
+    assert message(Report(run="r1", error="boom")) == "MemGuard: no score, because of an error: boom"
+
+
+def test_message_prefers_a_score_to_a_reason():
+    without = finding(scores=(), verdict="unknown", status="attention was not read")
+    scored = finding(verdict="unknown")
+    assert "score 4" in message(Report(run="r1", findings=(without, scored)))
+
+
+@given(st.floats(0, 100))
+def test_a_percentile_is_never_rounded_up(value):
+    text = percent(value)
+    assert text != "100 %"
+    assert float(text.removeprefix("more than ").removesuffix(" %")) <= value

@@ -1,0 +1,217 @@
+"""Tiny random pipelines, built in process: real diffusers classes, real tokenizer, no download."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from memguard.testbed.tokens import write_tokenizer
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+WIDTH = 32
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> CLIPTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def scheduler(cls=DDIMScheduler, **settings):
+    known = cls.from_config({})
+    return cls(**{k: v for k, v in {**SCHEDULE, **settings}.items() if k in known.config})
+
+
+def text_config(width: int = WIDTH) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+        vocab_size=49408,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+
+
+def vae(channels: int = 4, blocks: int = 2) -> AutoencoderKL:
+    kinds = blocks * ("DownEncoderBlock2D",), blocks * ("UpDecoderBlock2D",)
+    return AutoencoderKL(
+        down_block_types=kinds[0],
+        up_block_types=kinds[1],
+        block_out_channels=blocks * (8,),
+        norm_num_groups=2,
+        latent_channels=channels,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def unet(**settings) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "cross_attention_dim": WIDTH,
+            "attention_head_dim": 2,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            **settings,
+        }
+    )
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval()
+    return pipe
+
+
+def sd_parts(plan=None, seed: int = 0, **settings) -> dict:
+    torch.manual_seed(seed)
+    return {
+        "vae": vae(),
+        "text_encoder": CLIPTextModel(text_config()),
+        "tokenizer": tokenizer(),
+        "unet": unet(**settings),
+        "scheduler": plan or scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def sd(plan=None, seed: int = 0, cls=StableDiffusionPipeline, **settings):
+    return quiet(cls(**sd_parts(plan, seed, **settings)))
+
+
+def sdxl(plan=None, zeros: bool = True):
+    torch.manual_seed(0)
+    model = unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        cross_attention_dim=2 * WIDTH,
+    )
+    return quiet(
+        StableDiffusionXLPipeline(
+            vae=vae(),
+            text_encoder=CLIPTextModel(text_config()),
+            text_encoder_2=CLIPTextModelWithProjection(text_config()),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            unet=model,
+            scheduler=plan or scheduler(),
+            force_zeros_for_empty_prompt=zeros,
+            add_watermarker=False,
+        )
+    )
+
+
+def sd3():
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * WIDTH,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    return quiet(
+        StableDiffusion3Pipeline(
+            transformer=model,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=vae(),
+            text_encoder=CLIPTextModelWithProjection(text_config()),
+            tokenizer=tokenizer(),
+            text_encoder_2=CLIPTextModelWithProjection(text_config()),
+            tokenizer_2=tokenizer(),
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+    )
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "blue", "house", "ugly", "cat", "on", "the", "roof"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=16
+    )
+
+
+def flux(guidance_embeds: bool = False):
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=16, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
+    )
+    return quiet(
+        FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=vae(),
+            text_encoder=CLIPTextModel(text_config()),
+            tokenizer=tokenizer(),
+            text_encoder_2=t5,
+            tokenizer_2=words_tokenizer(),
+            transformer=model,
+        )
+    )

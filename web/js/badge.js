@@ -1,0 +1,65 @@
+// The badge: one small element per node. Plain DOM, so that the classic canvas and Nodes 2.0 both show it.
+
+import { describe } from "./words.js";
+
+const STYLE = new URL("../memguard.css", import.meta.url);
+const IDLE = "No run yet";
+
+/** Load the colours once per page; ComfyUI loads scripts only. */
+export function loadStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = STYLE.href;
+  document.head.append(link);
+}
+
+/** Add a badge to a node. Its state is a result, so it is saved neither in the workflow nor in the prompt. */
+export function addBadge(node) {
+  const element = document.createElement("div");
+  element.className = "memguard-badge";
+  element.tabIndex = 0; // reading it must not need a mouse
+  element.setAttribute("role", "status"); // a screen reader says each new verdict
+  element.append(document.createElement("div"));
+  const widget = node.addDOMWidget("memguard_verdict", "memguard_badge", element, {
+    serialize: false,
+    hideOnZoom: false,
+    // offsetHeight is 0 until the element is on screen
+    getMinHeight: () => Math.max(element.firstChild.offsetHeight, 40) + 2 * MARGIN,
+    margin: MARGIN,
+  });
+  widget.serialize = false;
+  fill(element, { tone: "none", mark: "–", text: IDLE, lines: [], sentence: `MemGuard: ${IDLE}` });
+  return widget;
+}
+
+const MARGIN = 8; // around a widget, in the canvas's own units
+
+/** Show a report in a node's badge, and make room for it. */
+export function showReport(node, widget, report) {
+  fill(widget.element, describe(report));
+  // after the browser has laid the new text out
+  requestAnimationFrame(() => {
+    const [width, height] = node.size;
+    const needed = node.computeSize()[1];
+    if (height < needed) node.setSize([width, needed]);
+    node.setDirtyCanvas(true, true);
+  });
+}
+
+function fill(element, { tone, mark, text, lines, sentence }) {
+  const verdict = part("div", "memguard-verdict", "");
+  const sign = part("span", "memguard-mark", mark);
+  sign.setAttribute("aria-hidden", "true");
+  verdict.append(sign, part("span", "memguard-words", text));
+  element.dataset.tone = tone;
+  element.title = sentence;
+  element.firstChild.replaceChildren(verdict, ...lines.map((line) => part("div", "memguard-line", line)));
+}
+
+// textContent only: prompts and file names of others pass through here
+function part(tag, name, text) {
+  const element = document.createElement(tag);
+  element.className = name;
+  element.textContent = text;
+  return element;
+}

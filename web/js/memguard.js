@@ -1,0 +1,55 @@
+// MemGuard's page: a verdict on its nodes, and a toast when a warning was asked for and a run looks memorized.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addBadge, loadStyle, showReport } from "./badge.js";
+import { CHECK, GUARD, homesOf } from "./places.js";
+import { toast, warns } from "./words.js";
+
+const SHOWING = new Set([GUARD, CHECK, "MemGuard_Report"]);
+const badges = new WeakMap(); // node -> its widget; gone with the node
+const remembered = new Map(); // place -> report; a workflow tab rebuilds its nodes whenever it is opened
+const warned = new Set(); // runs; the server may report a run when it is judged and again when it has ended
+
+app.registerExtension({
+  name: "MemGuard",
+  aboutPageBadges: [{ label: "MemGuard", url: "https://github.com/memguard/memguard", icon: "pi pi-shield" }],
+
+  setup() {
+    loadStyle();
+    api.addEventListener("memguard.report", ({ detail }) => {
+      homesOf(app.rootGraph ?? app.graph, detail.node_id).forEach((node) => show(node, detail.report));
+      warnOnce(detail.report);
+    });
+  },
+
+  nodeCreated(node) {
+    if (!SHOWING.has(node.comfyClass)) return;
+    badges.set(node, addBadge(node));
+    const before = node.onExecuted;
+    node.onExecuted = function (output) {
+      before?.call(this, output);
+      if (output?.memguard) show(this, output.memguard[0]);
+    };
+  },
+
+  loadedGraphNode(node) {
+    const report = badges.has(node) && remembered.get(place(node));
+    if (report) showReport(node, badges.get(node), report);
+  },
+});
+
+function show(node, report) {
+  remembered.set(place(node), report);
+  showReport(node, badges.get(node), report);
+}
+
+function place(node) {
+  return `${node.graph.id}/${node.id}`;
+}
+
+function warnOnce(report) {
+  if (!warns(report) || warned.has(report.run)) return;
+  warned.add(report.run);
+  app.extensionManager.toast.add(toast(report));
+}

@@ -1,0 +1,58 @@
+// What the page says about a report. Words only: no DOM, no ComfyUI, so that node can test it.
+// The sentence itself (report.message) is written by memguard/records.py and shown as it comes.
+
+const BADGES = {
+  memorized: { mark: "■", text: "Looks memorized" },
+  suspicious: { mark: "▲", text: "May be memorized" },
+  ordinary: { mark: "✓", text: "Looks ordinary" },
+  unknown: { mark: "?", text: "No verdict" },
+};
+const NO_SCORE = { tone: "none", mark: "–", text: "No score" };
+const GRAVITY = ["ordinary", "suspicious", "memorized"];
+
+/** Whether a person asked to be warned, and there is something to warn of. */
+export function warns(report) {
+  return (report.policy === "warn" || report.policy === "stop") && GRAVITY.indexOf(report.verdict) > 0;
+}
+
+/** The toast for a report that warns. */
+export function toast(report) {
+  const summary = report.policy === "stop" ? "MemGuard stopped this run" : "MemGuard warning";
+  return { severity: "warn", summary, detail: report.message, life: 15000 };
+}
+
+/** What a badge shows: tone (for the colour), mark, text, lines of explanation, and the sentence for screen readers. */
+export function describe(report) {
+  const finding = gravest(report.findings ?? []);
+  const scored = finding !== undefined && finding.scores.length > 0;
+  const badge = scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE;
+  const lines = scored ? scoreLines(finding) : [reason(report, finding)];
+  return { ...badge, lines: [...lines, ...(report.notes ?? [])], sentence: report.message };
+}
+
+// the same choice as memguard/records.py makes for its sentence
+function gravest(findings) {
+  const rank = (finding) => 2 * GRAVITY.indexOf(finding.verdict) + (finding.scores.length > 0 ? 1 : 0);
+  return findings.reduce((best, next) => (best === undefined || rank(next) > rank(best) ? next : best), undefined);
+}
+
+function reason(report, finding) {
+  return `Reason: ${finding?.status ?? report.error ?? "nothing was measured"}`;
+}
+
+function scoreLines(finding) {
+  const mean = finding.scores.reduce((sum, score) => sum + score, 0) / finding.scores.length;
+  const images = finding.scores.length > 1 ? `, mean of ${finding.scores.length} images` : "";
+  const place = finding.percentile === null ? capital(finding.threshold_source) : `Higher than ${share(finding.percentile)} of ordinary prompts`;
+  return [place, `Score ${Number(mean.toPrecision(3))}${images}`];
+}
+
+// never rounds up to 100 %: no finite sample shows that
+function share(percentile) {
+  if (percentile > 99.99) return "at least 99.99 %";
+  return `${Math.floor(percentile * 100) / 100} %`;
+}
+
+function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
