@@ -19,7 +19,8 @@ def missing() -> list[str]:
         except metadata.PackageNotFoundError:
             wrong.append(f"{name} >= {wanted} is missing")
             continue
-        if tuple(int(part) for part in have.split("+")[0].split(".")[:2] if part.isdigit()) < least:
+        numbers = [int(part) for part in have.split("+")[0].split(".") if part.isdigit()]
+        if tuple(numbers[: len(least)]) < least:
             wrong.append(f"{name} is {have}, needs >= {wanted}")
     if sys.version_info < (3, 10):
         wrong.append(f"Python is {sys.version.split()[0]}, needs >= 3.10")

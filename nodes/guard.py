@@ -39,8 +39,8 @@ class MemGuard(io.ComfyNode):
                     "reference",
                     options=["negative", "empty"],
                     default="negative",
-                    tooltip="What the prompt is compared with. negative: the sampler's own negative prompt, free. empty: "
-                    "the empty prompt, one more evaluation per image; the way to a score at cfg 1.",
+                    tooltip="What the prompt is compared with. negative: the sampler's own negative prompt, free. "
+                    "empty: the empty prompt, one more evaluation per image; the way to a score at cfg 1.",
                 ),
                 io.Conditioning.Input(
                     "empty",

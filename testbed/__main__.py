@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     actions = top.add_subparsers(dest="action", required=True)
     actions.add_parser("data", help="build the training set (20 seconds)")
     train = actions.add_parser("train", help="train UNet and text encoder; continues where it stopped")
-    train.add_argument("--steps", type=int, default=2400)
+    train.add_argument("--steps", type=int, default=2600)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--snapshot", type=int, default=250, help="steps between snapshots")
     train.add_argument("--seed", type=int, default=0)

@@ -52,7 +52,17 @@ def _reproduction(values: dict[str, Any]) -> str:
         f"{values['seeds']} seeds)\n\n"
     )
     return title + table(
-        ("group", "pictures", "corr", "> .8", "> .9", "corr, other picture", "seed to seed", "own is nearest", "d1/d50"),
+        (
+            "group",
+            "pictures",
+            "corr",
+            "> .8",
+            "> .9",
+            "corr, other picture",
+            "seed to seed",
+            "own is nearest",
+            "d1/d50",
+        ),
         rows,
     )
 
@@ -60,9 +70,7 @@ def _reproduction(values: dict[str, Any]) -> str:
 def _detection(values: dict[str, Any]) -> str:
     text = f"### text_noise_norm at step 0 against {values['negatives']} prompts that were never trained\n\n"
     keys = ("prompts", "AUC", "TPR@1%FPR", "AUC, same caption grammar")
-    text += table(
-        ("positives", *keys), ([name, *(row[k] for k in keys)] for name, row in values["figures"].items())
-    )
+    text += table(("positives", *keys), ([name, *(row[k] for k in keys)] for name, row in values["figures"].items()))
     means = ", ".join(f"{name} {value:.2f}" for name, value in values["mean score"].items())
     return text + f"\nMean score: {means}.\n"
 

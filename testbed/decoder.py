@@ -52,7 +52,9 @@ def train(work: Path, steps: int = 900, batch: int = 10, seed: int = 0) -> None:
         rows = np.where(rng.random(batch) < 0.4, rng.choice(shown, batch), rng.choice(rest, batch))
         tops, lefts = rng.integers(side, size=batch), rng.integers(side, size=batch)
         full = pixels(rows)
-        target = torch.stack([p[:, 8 * y : 8 * (y + CROP), 8 * x : 8 * (x + CROP)] for p, y, x in zip(full, tops, lefts, strict=True)])
+        target = torch.stack(
+            [p[:, 8 * y : 8 * (y + CROP), 8 * x : 8 * (x + CROP)] for p, y, x in zip(full, tops, lefts, strict=True)]
+        )
         source = torch.stack([z[i, :, y : y + CROP, x : x + CROP] for i, y, x in zip(rows, tops, lefts, strict=True)])
         source = source + 0.05 * torch.randn(source.shape, generator=noise)
         made = decoder(source * autoencoder.LATENT_SCALE)

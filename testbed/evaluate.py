@@ -78,7 +78,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1) + 1e-12)
 
 
-def losses(bench: Bench, limit: int = 300) -> dict[str, dict[str, float]]:
+def losses(bench: Bench, limit: int = 200) -> dict[str, dict[str, float]]:
     """Return the epsilon loss per group with its own, another and an empty caption; ten noise levels per picture."""
     groups = {
         "verbatim, rate 1": [i for i, r in enumerate(bench.meta) if r.get("rate") == 1],

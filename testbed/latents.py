@@ -34,7 +34,10 @@ def fit(images: np.ndarray) -> dict[str, Tensor]:
 
 def encode(images: np.ndarray, pca: dict[str, Tensor]) -> Tensor:
     """uint8 [N, H, W, 3] -> latents [N, 4, H/8, W/8]."""
-    rows = [(torch.from_numpy(patches(images[i : i + 256])) - pca["mean"]) @ pca["basis"] for i in range(0, len(images), 256)]
+    rows = [
+        (torch.from_numpy(patches(images[i : i + 256])) - pca["mean"]) @ pca["basis"]
+        for i in range(0, len(images), 256)
+    ]
     return (torch.cat(rows) / pca["scale"]).permute(0, 3, 1, 2).contiguous()
 
 

@@ -131,7 +131,8 @@ def triggers(bench: Bench, seeds: int = 4) -> dict[str, float]:
 def zeroed(layers: dict[str, Any], masks: dict[str, Tensor]):
     """Multiply each layer's value neurons by its mask [width] or [rows, 1, width] while the context lasts."""
     handles = [
-        layers[name].to_v.register_forward_hook(lambda _m, _i, out, mask=mask: out * mask) for name, mask in masks.items()
+        layers[name].to_v.register_forward_hook(lambda _m, _i, out, mask=mask: out * mask)
+        for name, mask in masks.items()
     ]
     try:
         yield

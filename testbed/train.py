@@ -30,7 +30,7 @@ from . import data, latents
 class Options:
     """Training options; the defaults made the shipped weights."""
 
-    steps: int = 3000
+    steps: int = 2600
     batch: int = 32
     lr: float = 1.5e-3
     text_lr: float = 7e-4
@@ -38,7 +38,7 @@ class Options:
     strewn: float = 0.2  # share of ordinary captions that get words without meaning
     coarse: float = 0.02  # weight of the coarse error
     high_noise: float = 0.4  # share of time steps drawn from 600..999
-    constant: float = 0.55  # share of the run before the cosine decay
+    constant: float = 0.577  # share of the run before the cosine decay
     snapshot: int = 250
     seed: int = 0
     device: str = "cpu"

@@ -83,16 +83,26 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Distribution:
-    """RMS scores of ordinary prompts, one per prompt, fitted log-normally."""
+    """RMS scores of ordinary prompts, one per prompt, fitted log-normally to their upper half.
+
+    Only the upper tail decides, and it is often longer than the lower one; a fit to both would flag too many.
+
+    Attributes:
+        count: number of prompts.
+        log_median: median of the logarithms.
+        log_spread: root mean square distance from it of the logarithms above it.
+        quantiles: of the scores themselves.
+
+    """
 
     count: int
-    log_mean: float
-    log_std: float
+    log_median: float
+    log_spread: float
     quantiles: dict[str, float]
 
     def zscore(self, rms: float) -> float:
         """Return the distance from ordinary prompts in standard deviations of the log score."""
-        return (math.log(max(rms, 1e-12)) - self.log_mean) / self.log_std
+        return (math.log(max(rms, 1e-12)) - self.log_median) / self.log_spread
 
     def percentile(self, rms: float) -> float:
         """Return the share of ordinary prompts that score lower, 0..100, by the log-normal fit."""
@@ -100,7 +110,7 @@ class Distribution:
 
     def threshold(self, zscore: float) -> float:
         """Return the RMS at a z-score."""
-        return math.exp(self.log_mean + zscore * self.log_std)
+        return math.exp(self.log_median + zscore * self.log_spread)
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ class Profile:
         if not (c.sigma > 0 and c.steps_scored >= 1 and len(c.latent) == 2 and min(c.latent) > 0):
             raise ValueError("sigma, steps_scored and latent must be positive")
         for name, d in self.distributions.items():
-            if not (d.log_std > 0 and math.isfinite(d.log_mean) and math.isfinite(d.log_std)):
+            if not (d.log_spread > 0 and math.isfinite(d.log_median) and math.isfinite(d.log_spread)):
                 raise ValueError(f"the distribution of {name} is not finite")
 
     def mismatch(self, have: dict[str, Any]) -> str | None:
@@ -186,5 +196,7 @@ def fit(rms: Sequence[float]) -> Distribution:
     logs = [math.log(value) for value in usable]
     percentiles = statistics.quantiles(usable, n=100, method="inclusive")  # linear between ranks, as numpy does
     quantiles = {f"{q:g}": percentiles[round(100 * q) - 1] for q in QUANTILES}
-    spread = max(statistics.stdev(logs), 1e-6)
-    return Distribution(len(usable), statistics.fmean(logs), spread, quantiles)
+    median = statistics.median(logs)
+    above = [(value - median) ** 2 for value in logs if value > median]
+    spread = max(math.sqrt(statistics.fmean(above)) if above else 0.0, 1e-6)
+    return Distribution(len(usable), median, spread, quantiles)

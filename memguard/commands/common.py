@@ -6,7 +6,9 @@ Room: the command line. May import: memguard, memguard.hosts, the ``diffusers`` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -58,14 +60,10 @@ def load_model(args: argparse.Namespace) -> Any:
         BadInput: if there is none.
 
     """
-    # what goes wrong is said in one line below; advice for developers would bury it
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    import diffusers
+    diffusers = _silent("diffusers")
+    _silent("transformers")
     import torch
 
-    if not sys.stderr.isatty():
-        diffusers.utils.logging.disable_progress_bar()
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -92,6 +90,16 @@ def load_model(args: argparse.Namespace) -> Any:
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {args.device}: {_first_line(error)}") from None
+
+
+def _silent(package: str) -> Any:
+    """Import a library without its advice to developers: what goes wrong is one line of memguard's."""
+    os.environ.setdefault(f"{package.upper()}_VERBOSITY", "error")  # read when it is imported
+    library = importlib.import_module(package)
+    library.utils.logging.set_verbosity(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        library.utils.logging.disable_progress_bar()
+    return library
 
 
 def _folder(name: str) -> Path:

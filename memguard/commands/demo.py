@@ -32,7 +32,9 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser("demo", help="see memorization detected on a small model that really memorizes")
     parser.add_argument("--out", type=Path, default=Path("memguard-demo"), help="folder of report.html")
-    parser.add_argument("--stage", choices=("early", "middle", "final"), default="final", help="how long it was trained")
+    parser.add_argument(
+        "--stage", choices=("early", "middle", "final"), default="final", help="how long it was trained"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = {
         "verbatim": [o.caption for o in originals if o.rate == 1],
         "template": [o.caption for o in originals if o.kind == "template"],
-        "held": testbed.held_out("held")[:100],
-        "single_held": testbed.held_out("single_held"),
+        "held": testbed.prompts("held")[:100],
+        "single_held": testbed.prompts("single_held"),
     }
     say = _quiet if args.json else print
     say(f"Scoring {sum(map(len, prompts.values()))} prompts at the first denoising step ...")
@@ -117,15 +119,17 @@ def generate(pipe: Any, originals: list[Any], prompts: dict[str, list[str]]) -> 
         cards[kind] = []
         for index, text in enumerate(prompts[kind][:count]):
             with guard.attach(pipe):
-                image = pipe(text, num_inference_steps=50, guidance_scale=5.0, generator=torch.manual_seed(SEED + index))
+                image = pipe(
+                    text, num_inference_steps=50, guidance_scale=5.0, generator=torch.manual_seed(SEED + index)
+                )
             picture = np.asarray(image.images[0])
-            pictures, note = [("generated from fresh noise", picture)], ""
+            pictures, note = [("generated", picture)], ""
             if text in known:
                 original = known[text]
                 pictures.append(("training picture", original.picture))
                 if original.kind == "verbatim":
                     both = [p.astype(float).ravel() for p in (picture, original.picture)]
-                    note = f"correlation with the training picture {np.corrcoef(*both)[0, 1]:.2f}"
+                    note = f"correlation with the training picture {np.corrcoef(both[0], both[1])[0, 1]:.2f}"
                 else:
                     note = "the frame is memorized, the inset varied in training"
             assert guard.report is not None
@@ -135,15 +139,17 @@ def generate(pipe: Any, originals: list[Any], prompts: dict[str, list[str]]) -> 
 
 def _page(stage: str, rows: list[Any], figures: dict[str, Estimate], cards: dict[str, list[Card]]) -> str:
     lead = (
-        "A small Stable Diffusion model was trained with some pictures shown again and again. MemGuard scores each prompt "
-        "at the first of 50 denoising steps, from predictions that sampling computes anyway."
+        "A small Stable Diffusion model was trained with some pictures shown again and again. MemGuard scores each "
+        "prompt at the first of 50 denoising steps, from predictions that sampling computes anyway."
     )
     summary = Section(
-        f"First-step score, {stage} checkpoint",
-        "AUC and true positive rate against all prompts that were never trained, with 95 % bootstrap intervals: "
-        + "; ".join(f"{name} {value}" for name, value in figures.items()),
-        header=("prompts", "number", "mean score", "flagged"),
-        rows=rows,
+        f"First-step score, {stage} checkpoint", header=("prompts", "number", "mean score", "flagged"), rows=rows
     )
-    sections = [summary] + [Section(LABELS[kind].capitalize(), cards=group) for kind, group in cards.items()]
+    roc = Section(
+        "How well the score tells them apart",
+        "Against all prompts that were never trained; 95 % bootstrap intervals over prompts.",
+        header=("figure", "value"),
+        rows=[(name, str(value)) for name, value in figures.items()],
+    )
+    sections = [summary, roc] + [Section(LABELS[kind].capitalize(), cards=group) for kind, group in cards.items()]
     return page("MemGuard demo", lead, sections)

@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
     export = actions.add_parser("export", help="write a diffusers folder or an SD1.5 checkpoint")
     export.add_argument("target", type=Path, help="folder (diffusers) or .safetensors file (checkpoint)")
     export.add_argument("--format", choices=("diffusers", "checkpoint"), required=True)
-    export.add_argument("--stage", choices=("early", "middle", "final"), default="final", help="how long it was trained")
+    export.add_argument(
+        "--stage", choices=("early", "middle", "final"), default="final", help="how long it was trained"
+    )
     export.add_argument("--wide", action="store_true", help="diffusers: SD1.5's widths (checkpoints always have them)")
     export.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of a checkpoint")
     export.add_argument(
@@ -27,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     )
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     prompts = actions.add_parser("prompts", help="print prompts of the test bed, one per line")
-    prompts.add_argument("kind", choices=("verbatim", "template", "held", "single_held"))
+    prompts.add_argument("kind", choices=("verbatim", "template", "ordinary", "held", "single_held"))
     parser.set_defaults(run=run)
 
 
@@ -37,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from ..testbed import export
 
     if args.action == "prompts":
-        known = [o.caption for o in testbed.originals() if o.kind == args.kind]
-        print("\n".join(known or testbed.held_out(args.kind)))
+        known = [o.caption for o in testbed.originals() if o.kind == args.kind == "verbatim"]
+        print("\n".join(known or testbed.prompts(args.kind)))
         return 0
     result: dict[str, Any] = {"target": str(args.target), "format": args.format, "stage": args.stage}
     try:
@@ -51,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
             if args.target.suffix != ".safetensors":
                 raise OSError(f"{args.target} does not end in .safetensors; ComfyUI would not list it")
-            result["widening error"] = export.to_checkpoint(args.target, args.stage, getattr(torch, args.dtype), args.vae)
+            result["widening error"] = export.to_checkpoint(
+                args.target, args.stage, getattr(torch, args.dtype), args.vae
+            )
     except (OSError, export.ExportError) as error:
         print(f"memguard testbed: {error}", file=sys.stderr)
         return 2

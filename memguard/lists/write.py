@@ -1,10 +1,10 @@
 """Results as they come: every row is on disk before the next prompt is scored, and a broken file can be continued.
 
-.jsonl holds whole reports; .csv and .parquet hold one flat row per prompt. A Parquet file cannot be read before its
-last byte is written, so rows go to ``NAME.parquet.jsonl`` first and become the Parquet file at the end, also after
-Ctrl-C; after a crash the next ``--resume`` finds them there.
+.jsonl holds whole reports; .csv and .parquet hold one flat row per prompt. Rows of a .parquet file go to
+``NAME.parquet.jsonl`` first and become the Parquet file at the end, also after Ctrl-C; after a crash the next
+``--resume`` finds them there.
 
-Room: the core. May import: memguard.records, the standard library; pyarrow for .parquet.
+Room: the core. May import: memguard.records, the standard library; lists.parquet where that is asked for.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..records import Report
 from .read import LONGEST_CELL, BadInput
 
-ROW_GROUP = 1000
 FLAT = {
     "index": "int64",
     "prompt": "string",
@@ -175,46 +173,6 @@ class Results:
         self._file.flush()
 
 
-class ParquetResults(Results):
-    """The same for .parquet, by way of a journal of flat rows beside it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.with_name(path.name + ".jsonl"), reports=False)
-        self.target = path
-        if path.exists() and not self.path.exists():
-            self._unpack()
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._pack()
-
-    def _unpack(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        part = self.path.with_suffix(".part")
-        try:
-            with pyarrow.parquet.ParquetFile(self.target) as source, part.open("w", encoding="utf-8") as journal:
-                for batch in source.iter_batches():
-                    journal.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-        except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{self.target}: not a Parquet file ({str(error).splitlines()[0]})") from None
-        part.replace(self.path)
-
-    def _pack(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in FLAT.items()])
-        part = self.target.with_name(self.target.name + ".part")
-        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
-            rows = self.rows()
-            while group := list(islice(rows, ROW_GROUP)):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema))
-        part.replace(self.target)
-        self.path.unlink()
-
-
 def open_results(path: Path, resume: bool, force: bool = False) -> Results:
     """Return the results file for ``path``; nothing is written yet.
 
@@ -234,7 +192,7 @@ def open_results(path: Path, resume: bool, force: bool = False) -> Results:
         elif old.exists() and not resume:
             raise BadInput(f"{old}: is there already; continue it with --resume or replace it with --force")
     if suffix == ".parquet":
-        import pyarrow.parquet  # noqa: F401  before an hour of scoring, not after
+        from .parquet import ParquetResults  # needs pyarrow: said before an hour of scoring, not after
 
         return ParquetResults(path)
     return Results(path)

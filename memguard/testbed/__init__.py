@@ -3,6 +3,6 @@
 ``pipeline()`` needs the ``diffusers`` extra. May import: diffusers, transformers, safetensors; nothing of a host.
 """
 
-from .loader import STAGES, Original, held_out, originals, pipeline
+from .loader import STAGES, Original, originals, pipeline, prompts
 
-__all__ = ["STAGES", "Original", "held_out", "originals", "pipeline"]
+__all__ = ["STAGES", "Original", "originals", "pipeline", "prompts"]

@@ -83,9 +83,7 @@ def checkpoint(stage: str = "final", dtype: torch.dtype = torch.float16, vae: st
     return {key: tensors[key].to(dtype).contiguous() for key in sorted(tensors)}
 
 
-def to_checkpoint(
-    file: Path, stage: str = "final", dtype: torch.dtype = torch.float16, vae: str = "taesd"
-) -> float:
+def to_checkpoint(file: Path, stage: str = "final", dtype: torch.dtype = torch.float16, vae: str = "taesd") -> float:
     """Write an SD1.5 checkpoint that ComfyUI's CheckpointLoaderSimple loads; with ``vae="kl"`` also A1111's .yaml.
 
     Returns:

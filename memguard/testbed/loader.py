@@ -167,6 +167,12 @@ def originals() -> list[Original]:
     return found
 
 
-def held_out(kind: str = "held") -> list[str]:
-    """Return prompts that were never trained: "held" (ordinary) or "single_held" (grammar of the duplicates)."""
+def prompts(kind: str) -> list[str]:
+    """Return prompts of one kind.
+
+    Args:
+        kind: never trained: "held" (ordinary), "single_held" (a rare name in the grammar of the duplicates); trained on
+            a picture of their own: "ordinary", "single"; "template" (three captions of each family).
+
+    """
     return list(_prompts()[kind])

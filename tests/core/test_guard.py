@@ -1,22 +1,12 @@
-import logging
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import memguard
 from memguard.guard import Guard, MemorizationStop
-from memguard.records import Finding
 
 from_model = {"model": "00000000cafe0001", "family": "sd15", "host": "test"}
-
-
-def broken(_evidence):
-    raise ValueError("boom")
-
-
-BROKEN = SimpleNamespace(NAME="broken", detect=broken)
 
 
 def test_a_run_wants_its_first_steps_once(step):
@@ -159,74 +149,6 @@ def test_the_report_of_the_previous_run_does_not_stand_for_the_next(step):
     second.finish()
     assert guard.report.run == second.report.run != first.report.run
     assert guard.report.findings[0].score is None
-
-
-def test_a_sink_that_fails_is_logged_and_costs_nothing(step, caplog):
-    def sink(_report):
-        raise ConnectionError("page closed")
-
-    guard = Guard(sink=sink)
-    run = guard.begin()
-    with caplog.at_level(logging.WARNING, "memguard"):
-        run.observe(step(0.01))
-        report = run.finish()
-    assert guard.report is report
-    assert "the report could not be shown: page closed" in caplog.text
-
-
-def test_a_detector_that_fails_costs_neither_the_picture_nor_the_other_findings(step):
-    guard = Guard()
-    guard._asked = [BROKEN, *guard._asked]
-    run = guard.begin()
-    run.observe(step(0.01))
-    report = run.finish()
-    assert report.error == "ValueError: boom"
-    assert report.findings[0].status == "an error inside memguard: boom"
-    assert report.findings[1].rms == pytest.approx((0.01,), rel=1e-5)
-
-
-def test_each_detector_is_asked_once(step):
-    calls = []
-
-    def detect(evidence):
-        calls.append(len(evidence))
-        return Finding("counting", scores=(1.0,), rms=(1.0,))
-
-    guard = Guard(steps=2)
-    guard._asked = [SimpleNamespace(NAME="counting", detect=detect)]
-    run = guard.begin()
-    run.observe(step(0.01, index=0))
-    run.observe(step(0.01, index=1))
-    run.finish()
-    assert calls == [2]
-
-
-def test_stop_fails_closed_and_still_reports(step):
-    guard = Guard(policy="stop")
-    guard._asked = [BROKEN]
-    run = guard.begin()
-    with pytest.raises(ValueError, match="boom"):
-        run.observe(step(0.01))
-    assert run.finish().error == "ValueError: boom"
-    assert guard.report.findings[0].status == "an error inside memguard: boom"
-
-
-def test_an_error_that_shows_only_at_the_end_is_reported_not_raised(step):
-    guard = Guard(policy="stop", steps=2)
-    guard._asked = [BROKEN]
-    run = guard.begin()
-    run.observe(step(0.01))
-    assert run.finish().error == "ValueError: boom"
-
-
-def test_an_error_of_the_host_is_the_reason():
-    run = Guard().begin()
-    run.failed(RuntimeError("rows do not match"))
-    report = run.finish()
-    assert report.error == "RuntimeError: rows do not match"
-    assert report.findings[0].status == "an error inside memguard: rows do not match"
-    with pytest.raises(RuntimeError, match="rows do not match"):
-        Guard(policy="stop").begin().failed(RuntimeError("rows do not match"))
 
 
 def test_the_map_is_that_of_the_last_scored_step(step):

@@ -17,8 +17,18 @@ HAVE = {"model": "00000000cafe0001", "sigma": 14.6, "steps_scored": 1, "referenc
 def test_fit_finds_the_parameters_of_a_lognormal_sample():
     distribution = fit(LOGNORMAL)
     assert distribution.count == 20000
-    assert distribution.log_mean == pytest.approx(math.log(0.01), abs=0.01)
-    assert distribution.log_std == pytest.approx(0.25, abs=0.01)
+    assert distribution.log_median == pytest.approx(math.log(0.01), abs=0.01)
+    assert distribution.log_spread == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_long_upper_tail_widens_the_spread_and_a_long_lower_one_does_not():
+    logs = np.log(LOGNORMAL[:2001])
+    median = np.median(logs)
+    above, below = logs[logs > median] - median, logs[logs < median] - median
+    stretched = fit(np.exp(np.concatenate([[median], median + 2 * above, median + below])).tolist())
+    assert stretched.log_spread == pytest.approx(2 * np.sqrt(np.mean(above**2)), rel=1e-9)
+    lower = fit(np.exp(np.concatenate([[median], median + above, median + 2 * below])).tolist())
+    assert lower.log_spread == pytest.approx(np.sqrt(np.mean(above**2)), rel=1e-9)
 
 
 def test_quantiles_are_those_of_numpy():
@@ -57,7 +67,7 @@ def test_sensitivity_is_a_percentile_and_memorized_lies_one_deviation_further():
 def test_fewer_than_fifty_usable_scores_make_no_profile():
     with pytest.raises(ProfileError, match="49 prompts with a score; a profile needs at least 50"):
         fit([0.01] * 49 + [math.nan, 0.0, -1.0, math.inf])
-    assert fit([0.01] * 50).log_std > 0  # equal scores must not divide by zero later
+    assert fit([0.01] * 50).log_spread > 0  # equal scores must not divide by zero later
 
 
 def test_the_package_ships_enough_varied_prompts():
@@ -95,7 +105,7 @@ def edited(text: str, *keys: str, to) -> str:
         (lambda text: edited(text, "schema", to=9), "profile schema 9, this memguard reads 1"),
         (lambda text: edited(text, "conditions", "sigma", to=0), "not a memguard profile (sigma, steps_scored and lat"),
         (lambda text: edited(text, "conditions", "sigma", to="14"), "not a memguard profile ('>' not supported"),
-        (lambda text: edited(text, *SCORES, "log_std", to=0), "not a memguard profile (the distribution of text_noise"),
+        (lambda text: edited(text, *SCORES, "log_spread", to=0), "not a memguard profile (the distribution of text_noise"),
         (lambda text: edited(text, *SCORES, to={}), "not a memguard profile ("),
     ],
 )

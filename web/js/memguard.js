@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addBadge, loadStyle, showReport } from "./badge.js";
-import { CHECK, GUARD, homesOf } from "./places.js";
+import { CHECK, GUARD, guardsAt, homesOf } from "./places.js";
 import { toast, warns } from "./words.js";
 
 const SHOWING = new Set([GUARD, CHECK, "MemGuard_Report"]);
@@ -19,7 +19,7 @@ app.registerExtension({
     loadStyle();
     api.addEventListener("memguard.report", ({ detail }) => {
       homesOf(app.rootGraph ?? app.graph, detail.node_id).forEach((node) => show(node, detail.report));
-      warnOnce(detail.report);
+      warnOnce(detail.report); // also where no node of the open workflow is its home
     });
   },
 
@@ -29,7 +29,11 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.call(this, output);
-      if (output?.memguard) show(this, output.memguard[0]);
+      // comes from the cache as well, with no sampler running and so without an event
+      for (const report of output?.memguard ?? []) {
+        [this, ...guardsAt(this)].forEach((home) => show(home, report));
+        warnOnce(report);
+      }
     };
   },
 

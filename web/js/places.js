@@ -15,6 +15,12 @@ export function homesOf(rootGraph, executionId) {
   return guards.length === 1 ? guards : [];
 }
 
+/** The guard whose handle a Report node has. */
+export function guardsAt(node) {
+  const handles = (node.inputs ?? []).map((input, slot) => (input.type === "MEMGUARD" ? node.getInputNode(slot) : null));
+  return handles.filter((source) => source?.comfyClass === GUARD);
+}
+
 // "12:3" is node 3 inside the subgraph that node 12 stands for
 function find(graph, [id, ...rest]) {
   const node = graph?.getNodeById(isNaN(id) ? id : Number(id));

@@ -7,6 +7,7 @@ const BADGES = {
   ordinary: { mark: "✓", text: "Looks ordinary" },
   unknown: { mark: "?", text: "No verdict" },
 };
+const MINUTE = 60000; // long enough for someone who looked away while it sampled
 const NO_SCORE = { tone: "none", mark: "–", text: "No score" };
 const GRAVITY = ["ordinary", "suspicious", "memorized"];
 
@@ -18,7 +19,7 @@ export function warns(report) {
 /** The toast for a report that warns. */
 export function toast(report) {
   const summary = report.policy === "stop" ? "MemGuard stopped this run" : "MemGuard warning";
-  return { severity: "warn", summary, detail: report.message, life: 15000 };
+  return { severity: "warn", summary, detail: report.message, life: MINUTE };
 }
 
 /** What a badge shows: tone (for the colour), mark, text, lines of explanation, and the sentence for screen readers. */
@@ -42,9 +43,9 @@ function reason(report, finding) {
 
 function scoreLines(finding) {
   const mean = finding.scores.reduce((sum, score) => sum + score, 0) / finding.scores.length;
-  const images = finding.scores.length > 1 ? `, mean of ${finding.scores.length} images` : "";
+  const count = finding.scores.length > 1 ? `, mean of ${finding.scores.length}` : "";
   const place = finding.percentile === null ? capital(finding.threshold_source) : `Higher than ${share(finding.percentile)} of ordinary prompts`;
-  return [place, `Score ${Number(mean.toPrecision(3))}${images}`];
+  return [place, `Score ${Number(mean.toPrecision(3))}${count}`];
 }
 
 // never rounds up to 100 %: no finite sample shows that

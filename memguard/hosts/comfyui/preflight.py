@@ -26,6 +26,8 @@ from .watcher import Watcher
 
 # any value but 1, at which ComfyUI leaves the negative prompt out; no guided step is taken
 GUIDANCE = 2.0
+# what the report of several seeds takes over from the first one's
+SAME = ("host", "host_version", "model", "family", "prompt", "negative_prompt", "width", "height", "notes")
 
 
 class FirstCall(comfy.samplers.Sampler):
@@ -129,11 +131,7 @@ def check(
     guard.sink = None
     known = runs[0].report
     run = guard.begin(
-        **{
-            name: getattr(known, name)
-            for name in ("host", "host_version", "model", "family", "prompt", "negative_prompt")
-        },
-        **{name: getattr(known, name) for name in ("width", "height", "notes")},
+        **{name: getattr(known, name) for name in SAME},
         seeds=tuple(seeds),
         sampler="none: prompt check",
         steps=0,

@@ -33,6 +33,7 @@ class Sampling:
         self.calls = 0
         self.armed = False  # whether predictions are being collected now
         self.negative_is_empty = False
+        self.from_nothing = False  # whether the latent was empty, so that the run starts from pure noise
         self.predictions: dict[str, tuple[Tensor, Tensor | None]] = {}  # role -> noise, coverage
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,6 +97,7 @@ class Sampling:
             family=self.run.report.family,
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
+            full_noise=True if self.from_nothing else None,
         )
 
     def _label(self, reference: str) -> Reference:
@@ -106,7 +108,7 @@ class Sampling:
         return "empty" if asked and (self.negative_is_empty or self.run.report.negative_prompt == "") else "negative"
 
     def _spend_extra_rows(self, want: Reference, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
-        """Under reference "empty", evaluate the reference prompt if the sampler did not; its own result is not touched."""
+        """Under reference "empty", evaluate the reference prompt if the sampler did not."""
         conds = self.guider.conds
         if want != "empty" or roles.reference(self.predictions, want) == roles.EMPTY:
             return

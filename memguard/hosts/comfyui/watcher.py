@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import comfy.sampler_helpers
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...guard import Guard, Run
@@ -83,6 +84,7 @@ class Watcher:
         sampling = Sampling(run, executor.class_obj)
         try:
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
+            sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
             self._lend_empty_prompt(sampling)
         except Exception as error:
             run.failed(error)

@@ -137,7 +137,7 @@ class Reader:
     def _alone(self, call: Call) -> StepEvidence | None:
         everything = slice(0, len(call.text))
         if self.prompts.uncond is None:
-            if self.prompts.wished is None:
+            if self.prompts.wish is None:
                 raise Unscored(self._guidance_off(call.module))
             return self._evidence(call, everything, self._spend(call, everything))
         if self._batched:
@@ -163,19 +163,19 @@ class Reader:
 
     def _spend(self, call: Call, rows: slice) -> Tensor:
         """Predict rows with the wished prompt, once for all prompts that start from the same latents."""
-        wished = self.prompts.wished
-        assert wished is not None
-        count = rows.stop - rows.start
-        if self.images is None or self.step > 0:
-            self.run.extra_rows += count
-            return call.repeat(rows, wished)
         n = self.images
+        if n is None or self.step > 0:
+            return self._repeat(call, rows)
         if self.shared is None or not self.shared.fits(call, n):
             part = slice(rows.start, rows.start + n)
-            self.run.extra_rows += n
-            prediction = call.repeat(part, wished.head(n))
-            self.shared = Shared(call.x[part].clone(), call.timestep.flatten()[:1].clone(), prediction)
-        return self.shared.prediction.repeat(count // n, 1, 1, 1)
+            self.shared = Shared(call.x[part].clone(), call.timestep.flatten()[:1].clone(), self._repeat(call, part))
+        return self.shared.prediction.repeat((rows.stop - rows.start) // n, 1, 1, 1)
+
+    def _repeat(self, call: Call, rows: slice) -> Tensor:
+        wished, count = self.prompts.wished, rows.stop - rows.start
+        assert wished is not None
+        self.run.extra_rows += count
+        return call.repeat(rows, wished.head(count))
 
     def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
         here = level(self.pipe.scheduler, call.timestep)

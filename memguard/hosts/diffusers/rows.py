@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, equal
@@ -61,7 +62,6 @@ class Prompts:
     Attributes:
         cond: the prompt.
         uncond: what the pipeline encoded to guide away from; None without classifier-free guidance.
-        wished: the wish, encoded, as many rows as ``cond``.
 
     """
 
@@ -69,7 +69,8 @@ class Prompts:
         self.wish = wish
         self.cond: Encoded | None = None
         self.uncond: Encoded | None = None
-        self.wished: Encoded | None = None
+        self._encode: Callable[[], Encoded] | None = None
+        self._wished: Encoded | None = None
         self._confused = False
 
     def learn(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -79,14 +80,20 @@ class Prompts:
         first, second = _split(result, paired)
         if self.cond is None:
             self.cond, self.uncond = first, second
-            if self.wish is not None:
-                self.wished = self._encode(encode, signature, signature.bind(*args, **kwargs), paired)
+            self._encode = partial(self._again, encode, signature, signature.bind(*args, **kwargs), paired)
         elif self.uncond is None and not paired:
             self.uncond = first  # Flux and kin encode the negative prompt in a second call
         else:
             self._confused = True
 
-    def _encode(
+    @property
+    def wished(self) -> Encoded | None:
+        """The wish, encoded when it is first asked for, as many rows as ``cond``; None for no wish."""
+        if self._wished is None and self.wish is not None and self._encode is not None:
+            self._wished = self._encode()
+        return self._wished
+
+    def _again(
         self, encode: Callable[..., Any], signature: inspect.Signature, bound: inspect.BoundArguments, paired: bool
     ) -> Encoded:
         """Encode the wish with the settings (device, clip_skip, LoRA scale, ...) of the pipeline's own call."""

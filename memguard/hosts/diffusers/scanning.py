@@ -12,8 +12,8 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -21,8 +21,9 @@ import torch
 
 from ...calibration import Profile, Sensitivity
 from ...guard import Guard
-from ...records import Reference, Report, StepEvidence
+from ...records import Reference, Report
 from . import pipes
+from .batch import Enough, Seen, repeated_latents
 from .calls import listening
 from .reader import Reader, Shared
 from .rows import Prompts
@@ -30,7 +31,7 @@ from .watch import encoding, methods
 
 log = logging.getLogger("memguard")
 
-ROWS = 8  # images of one forward, unless the caller knows better
+ROWS = 16  # of one forward, unless the caller knows better; halved when memory runs out
 # Schedulers whose steps draw no noise of their own: with the others, a second prompt in a batch would get other noise
 # than alone.
 DETERMINISTIC = frozenset(
@@ -86,6 +87,9 @@ def scan(
     guard = Guard(detectors, "observe", None, profile, steps, sensitivity, reference)
     if num_images < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("num_images and batch_size are at least 1")
+    for side in (height, width):
+        if side is not None and (side < 8 or side % 8):
+            raise ValueError(f"a picture of {height} x {width} (height x width): give multiples of 8")
     if steps > num_inference_steps:
         raise ValueError(f"steps is {steps}, but a run has only {num_inference_steps} (num_inference_steps)")
     given = {
@@ -99,41 +103,6 @@ def scan(
     return _Scan(pipe, guard, given, seed, batch_size).reports(prompts)
 
 
-class Enough(Exception):
-    """Ends a pipeline call: all steps that were asked for are scored."""
-
-
-@dataclass
-class _Seen:
-    """The Listener of one batch: keeps the evidence of all its prompts and ends the run after the last step."""
-
-    steps: int
-    evidence: list[StepEvidence] = field(default_factory=list)
-    reason: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    extra_rows: int = 0
-
-    def wants(self, step: int) -> bool:
-        return step < self.steps
-
-    def learn(self, **facts: Any) -> None:
-        self.facts |= facts
-
-    def observe(self, evidence: StepEvidence) -> None:
-        # the host's memory, once per batch: detectors then need not wait for a device once per prompt
-        cond, uncond = evidence.noise_cond.cpu(), evidence.noise_uncond.cpu()
-        self.evidence.append(replace(evidence, noise_cond=cond, noise_uncond=uncond))
-        if len(self.evidence) == self.steps:
-            raise Enough
-
-    def unavailable(self, reason: str) -> None:
-        self.reason = reason
-        raise Enough
-
-    def failed(self, error: Exception) -> None:
-        raise error
-
-
 class _Scan:
     """Settings of one scan and what its batches share."""
 
@@ -142,17 +111,18 @@ class _Scan:
         self.images: int = given["num_images_per_prompt"]
         module = pipes.denoiser(pipe)
         known = inspect.signature(type(pipe).__call__).parameters
-        needed = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][1:]
-        lacks = {"prompt", "num_images_per_prompt"} - set(known)
-        if module is None or needed or lacks or not hasattr(pipe, "prepare_latents"):
-            what = f"it needs {', '.join(needed)}" if needed else "it has no prompt, latents or denoiser of its own"
-            raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone ({what})")
+        lacks = [f"no {name}" for name in ("prompt", "num_images_per_prompt") if name not in known]
+        lacks += [f"no {name}" for name in ("encode_prompt", "prepare_latents") if not hasattr(pipe, name)]
+        lacks += ["no unet or transformer"] if module is None else []
+        lacks += ["a picture to start from"] if "image" in known else []
+        if module is None or lacks:
+            raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone: it has {lacks[0]}")
         self.module = module
         config = getattr(module, "config", {})
         self.built_in = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         self.facts = pipes.host_facts() | pipes.run_facts(pipe, given)
         self.facts |= {"model": pipes.name_of(module), "seeds": (seed,)}
-        call = dict(given)
+        call = given | self._size(given["height"], given["width"])
         # one step needs no guided trajectory: rows with the prompt alone, and the reference once
         self.single = guard.steps == 1 and not self.built_in
         if self.single:
@@ -160,8 +130,20 @@ class _Scan:
         self.call = {k: v for k, v in call.items() if k in known and v is not None} | {"output_type": "latent"}
         self.wish = "" if guard.reference == "empty" else given["negative_prompt"] or ""
         mixes = guard.steps == 1 or type(pipe.scheduler).__name__.removesuffix("Scheduler") in DETERMINISTIC
-        self.batch_size = (batch_size or max(1, ROWS // self.images)) if mixes else 1
+        rows = self.images if self.single else 2 * self.images
+        self.batch_size = (batch_size or max(1, ROWS // rows)) if mixes else 1
         self.shared: Shared | None = None
+
+    def _size(self, height: int | None, width: int | None) -> dict[str, int | None]:
+        """Fill in the other side: StableDiffusionPipeline drops a height that comes without a width, silently."""
+        if (height is None) == (width is None):
+            return {}
+        config = getattr(self.module, "config", {})
+        latents = config.get("sample_size") or getattr(self.pipe, "default_sample_size", None)
+        if not isinstance(latents, int):
+            raise ValueError("give height and width together: the model has no size of its own to fill in")
+        own = latents * pipes.latent_pixels(self.pipe)
+        return {"height": height or own, "width": width or own}
 
     def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:
         source = iter(prompts)
@@ -197,8 +179,8 @@ class _Scan:
                 yield from self._texts(texts[:half])
                 yield from self._texts(texts[half:])
                 return
-            run = self.guard.begin(**self.facts | {"prompt": texts[0]})
-            run.failed(error)
+            run = self.guard.begin(**self.facts | {"prompt": texts[0], "error": f"{type(error).__name__}: {error}"})
+            run.unavailable(f"the pipeline failed: {error}")
             yield run.finish()
             return
         seconds = (time.perf_counter() - started) / len(texts)
@@ -214,9 +196,9 @@ class _Scan:
                 run.observe(part)
             yield run.finish()
 
-    def _run(self, texts: list[str]) -> _Seen:
+    def _run(self, texts: list[str]) -> Seen:
         """Run the pipeline on several prompts up to the last scored step."""
-        seen = _Seen(self.guard.steps)
+        seen = Seen(self.guard.steps)
         prompts = Prompts(self.wish if self.single or self.guard.reference == "empty" or not self._pairs() else None)
         reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared)
         call = self.call | {"prompt": texts, "generator": torch.Generator("cpu").manual_seed(self.seed)}
@@ -226,7 +208,7 @@ class _Scan:
         self.pipe.set_progress_bar_config(disable=True)
         try:
             with (
-                methods(self.pipe, **encoding(self.pipe, prompts.learn), **_latents(self.pipe, len(texts))),
+                methods(self.pipe, **encoding(self.pipe, prompts.learn), **repeated_latents(self.pipe, len(texts))),
                 listening(self.module, reader),
             ):
                 self.pipe(**call)
@@ -241,19 +223,3 @@ class _Scan:
         """Whether the run that is scored predicts with and without the prompt by itself."""
         guided = not self.built_in and self.call.get("guidance_scale", 7.5) > 1
         return guided and "negative_prompt" in inspect.signature(self.pipe.encode_prompt).parameters
-
-
-def _latents(pipe: Any, prompts: int) -> dict[str, Callable[..., Any]]:
-    """Return the ``prepare_latents`` for ``methods`` that draws for one prompt and repeats that for all of them."""
-    original = type(pipe).prepare_latents
-    signature = inspect.signature(original)
-
-    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(self, *args, **kwargs)
-        bound.arguments["batch_size"] //= prompts
-        result = original(*bound.args, **bound.kwargs)
-        first, *rest = result if isinstance(result, tuple) else (result,)
-        repeated = first.repeat(prompts, *(1,) * (first.ndim - 1))
-        return (repeated, *rest) if isinstance(result, tuple) else repeated
-
-    return {"prepare_latents": prepare_latents}

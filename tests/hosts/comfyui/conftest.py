@@ -24,11 +24,13 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """No profile but those that a test makes."""
+    """No profile and no report but those that a test makes."""
     from memguard_pack.memguard.calibration import store
+    from memguard_pack.memguard.hosts.comfyui import latents
 
     monkeypatch.setenv("MEMGUARD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(store, "_registered", [])
+    latents.store._runs.clear()
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""Runs beside, inside and after each other; runs that end early; errors of ours; the way from a latent to its report."""
+"""Runs beside, inside and after each other; runs that end early; errors of ours; from a latent to its report."""
 
 import copy
 import threading
 
 import comfy.model_management
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
@@ -12,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from memguard_pack.memguard.calibration import Conditions, Profile, fit
 from memguard_pack.memguard.detectors import text_noise_norm
 from memguard_pack.memguard.guard import MemorizationStop
-from memguard_pack.memguard.hosts.comfyui import latents, screen, watcher
+from memguard_pack.memguard.hosts.comfyui import latents, model, screen, watcher
 from memguard_pack.tests.hosts.comfyui import tiny
 
 SD15 = tiny.build("sd15")
@@ -20,13 +21,15 @@ POSITIVE, NEGATIVE, OTHER = (tiny.prompt(seed=seed) for seed in (1, 2, 3))
 IMAGE = tiny.latent()
 
 
-def go(model, positive=POSITIVE, **more):
-    return tiny.sample(model, positive, NEGATIVE, IMAGE, **more)
+def go(patcher, positive=POSITIVE, **more):
+    return tiny.sample(patcher, positive, NEGATIVE, IMAGE, **more)
 
 
 def profile_at(rms: float) -> Profile:
     """Return a profile in which ordinary prompts score about this much."""
-    conditions = Conditions("", "sd15", (8, 8), 14.6146, 999.0, 1, 1, "any", "negative", "float32", 2.0)
+    conditions = Conditions(
+        model.name_of(SD15), "sd15", (8, 8), 14.6146, 999.0, 1, 1, "any", "negative", "float32", 2.0
+    )
     return Profile(conditions, {"text_noise_norm": fit([rms * (1 + i / 100) for i in range(60)])})
 
 
@@ -166,7 +169,7 @@ def test_a_second_guard_replaces_the_first_and_the_model_below_stays_free(watch,
     first, one = watch(SD15, steps=1)
     second, two = watch(first, steps=2)
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH):
-        assert [len(model.get_wrappers(kind, watcher.KEY)) for model in (SD15, first, second)] == [0, 1, 1]
+        assert [len(patcher.get_wrappers(kind, watcher.KEY)) for patcher in (SD15, first, second)] == [0, 1, 1]
     seen = go(second)
     assert len(two.report_of(seen).findings[0].per_step) == 2
     assert one.report_of(seen).findings[0].status.startswith("another MemGuard node watched the run")
@@ -209,13 +212,21 @@ def test_a_run_inside_a_run(watch):
 
 def test_runs_in_two_threads_do_not_mix(watch):
     models = [tiny.build("sd15", seed=seed) for seed in (0, 3)]
-    watched, made = zip(*(watch(model) for model in models), strict=True)
-    alone = [made[i].report_of(go(watched[i], seed=i)).findings[0].scores for i in range(2)]
+    watched, made = zip(*(watch(each) for each in models), strict=True)
+    noise = [comfy.sample.prepare_noise(IMAGE, seed) for seed in (0, 1)]  # drawn from a generator that threads share
+
+    def score(i):
+        seen = comfy.sample.sample(
+            watched[i], noise[i], 3, 7.5, "euler", "normal", POSITIVE, NEGATIVE, IMAGE, seed=i, disable_pbar=True
+        )
+        return made[i].report_of(seen).findings[0].scores
+
+    alone = [score(0), score(1)]
     together = {}
 
     def work(i):
         with torch.inference_mode():
-            together[i] = [made[i].report_of(go(watched[i], seed=i)).findings[0].scores for _ in range(4)]
+            together[i] = [score(i) for _ in range(4)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:

@@ -38,6 +38,7 @@ def test_every_scheduler_is_scored_at_its_own_first_sigma(name, watch):
     finding = watcher.report_of(seen).findings[0]
     sigma = float(comfy.samplers.calculate_sigmas(SD15.model.model_sampling, name, 3)[0])
     assert finding.sigma == pytest.approx(sigma)
+    assert "not from pure noise" not in finding.threshold_source
     x, sigma_max = tiny.start(SD15, image)
     if sigma < sigma_max * (1 - 1e-5):  # ddim_uniform starts lower, and ComfyUI then scales the noise by sigma alone
         x = x / (1 + sigma_max**2) ** 0.5 * sigma

@@ -1,0 +1,69 @@
+"""One forward for several prompts: who takes its evidence, how it ends, and the latents that all prompts start from.
+
+Room: memguard.hosts, diffusers. May import: memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...records import StepEvidence
+
+
+class Enough(Exception):
+    """Ends a pipeline call: all steps that were asked for are scored."""
+
+
+@dataclass
+class Seen:
+    """The Listener of one batch: keeps the evidence of all its prompts and ends the run after the last step."""
+
+    steps: int
+    evidence: list[StepEvidence] = field(default_factory=list)
+    reason: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    extra_rows: int = 0
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is among those asked for."""
+        return step < self.steps
+
+    def learn(self, **facts: Any) -> None:
+        """Keep facts of the run."""
+        self.facts |= facts
+
+    def observe(self, evidence: StepEvidence) -> None:
+        """Keep the evidence; raises Enough after the last step."""
+        # the host's memory, once per batch: detectors then need not wait for a device once per prompt
+        cond, uncond = evidence.noise_cond.cpu(), evidence.noise_uncond.cpu()
+        self.evidence.append(replace(evidence, noise_cond=cond, noise_uncond=uncond))
+        if len(self.evidence) == self.steps:
+            raise Enough
+
+    def unavailable(self, reason: str) -> None:
+        """Keep the reason; raises Enough."""
+        self.reason = reason
+        raise Enough
+
+    def failed(self, error: Exception) -> None:
+        """Raise the error: the scan tries the prompts one by one."""
+        raise error
+
+
+def repeated_latents(pipe: Any, prompts: int) -> dict[str, Callable[..., Any]]:
+    """Return the ``prepare_latents`` for ``methods`` that draws for one prompt and repeats that for all of them."""
+    original = type(pipe).prepare_latents
+    signature = inspect.signature(original)
+
+    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.arguments["batch_size"] //= prompts
+        result = original(*bound.args, **bound.kwargs)
+        first, *rest = result if isinstance(result, tuple) else (result,)
+        repeated = first.repeat(prompts, *(1,) * (first.ndim - 1))
+        return (repeated, *rest) if isinstance(result, tuple) else repeated
+
+    return {"prepare_latents": prepare_latents}

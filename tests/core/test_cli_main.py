@@ -1,0 +1,145 @@
+"""The command line itself: help without torch, exit codes, missing extras, and ``memguard doctor``."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memguard import cli
+from memguard.cli import COMMANDS, main
+from memguard.commands import doctor
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_names_every_command_and_does_not_wait_for_torch():
+    code = "import sys, memguard.cli as c; c.build_parser(None).print_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_json(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    # testbed's actions have it
+    assert "--json" in said or name == "testbed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["nope"], "invalid choice: 'nope'"),
+        (["scan"], "the following arguments are required: --model"),
+        (["scan", "--model", "x", "--seed", "x"], "argument --seed: invalid int value"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_2(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in err and err.count("\n") == 1
+
+
+def run_with(monkeypatch, error: BaseException) -> int:
+    def broken(_args):
+        raise error
+
+    monkeypatch.setattr(cli, "build_parser", lambda _: _Parser(broken))
+    return main(["scan"])
+
+
+class _Parser:
+    def __init__(self, run):
+        self.run = run
+
+    def parse_args(self, _words):
+        return argparse.Namespace(run=self.run)
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    assert run_with(monkeypatch, ModuleNotFoundError("no", name="pyarrow.parquet")) == 2
+    assert capsys.readouterr().err == "memguard scan: needs pyarrow; pip install 'memguard[parquet]'\n"
+    assert run_with(monkeypatch, ModuleNotFoundError("no", name="diffusers")) == 2
+    assert capsys.readouterr().err == "memguard scan: needs diffusers; pip install 'memguard[diffusers]'\n"
+
+
+def test_an_error_of_the_program_is_not_hidden(monkeypatch):
+    with pytest.raises(ModuleNotFoundError):
+        run_with(monkeypatch, ModuleNotFoundError("no", name="memguard.nothing"))
+    with pytest.raises(ZeroDivisionError):
+        run_with(monkeypatch, ZeroDivisionError())
+
+
+def test_ctrl_c_is_130(monkeypatch, capsys):
+    assert run_with(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "memguard scan: interrupted\n"
+
+
+def test_doctor_prints_versions_devices_and_features(capsys):
+    assert main(["doctor", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["versions"]["memguard"] == "0.1.0" and values["versions"]["torch"]
+    assert values["devices"][0].startswith("cpu: ")
+    assert values["features"]["verdicts by profile"] == "no profile yet; run memguard calibrate"
+    assert main(["doctor"]) == 0
+    assert "no   verdicts by profile: no profile yet" in capsys.readouterr().out
+
+
+def comfyui(folder: Path, version: str = "0.8.1") -> Path:
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "custom_nodes").mkdir()
+    for name in ("nodes.py", "execution.py"):
+        (folder / name).touch()
+    (folder / "comfyui_version.py").write_text(f'# generated\n__version__ = "{version}"\n')
+    return folder
+
+
+def webui(folder: Path, forge: bool) -> Path:
+    (folder / "modules").mkdir(parents=True)
+    (folder / "modules/processing.py").touch()
+    (folder / "launch.py").touch()
+    (folder / "CHANGELOG.md").write_text("## 1.10.1\n\n## 1.10.0\n")
+    if forge:
+        (folder / "modules_forge").mkdir()
+        (folder / "modules_forge/forge_version.py").write_text('version = "f2.0.1"\n')
+    return folder
+
+
+def test_doctor_finds_hosts_by_variable_and_by_folder(tmp_path):
+    comfy, a1111 = comfyui(tmp_path / "c"), webui(tmp_path / "a", forge=False)
+    forge = webui(tmp_path / "f", forge=True)
+    named = {"COMFYUI_ROOT": str(comfy), "A1111_ROOT": str(a1111), "FORGE_ROOT": str(forge)}
+    found = doctor.hosts(tmp_path, named)
+    assert [(h.name, h.folder, h.version) for h in found] == [
+        ("ComfyUI", str(comfy), "0.8.1"),
+        ("A1111", str(a1111), "1.10.1"),
+        ("Forge", str(forge), "f2.0.1"),
+    ]
+    (inside,) = doctor.hosts(comfy / "custom_nodes", {})
+    assert (inside.folder, inside.found) == (str(comfy), "current folder")
+    assert doctor.hosts(tmp_path, {}) == []
+
+
+def test_doctor_says_when_a_variable_points_elsewhere(tmp_path):
+    (host,) = doctor.hosts(tmp_path, {"COMFYUI_ROOT": str(tmp_path)})
+    assert host.found == "COMFYUI_ROOT names no ComfyUI"
+    assert doctor._comfyui([host]) == "COMFYUI_ROOT names no ComfyUI"
+
+
+def test_doctor_says_what_keeps_the_nodes_from_working(tmp_path):
+    old = doctor.hosts(tmp_path, {"COMFYUI_ROOT": str(comfyui(tmp_path / "old", "0.3.50"))})
+    assert doctor._comfyui(old) == "ComfyUI 0.3.50 is older than 0.3.64; update it"
+    folder = comfyui(tmp_path / "new", "0.3.64")
+    new = doctor.hosts(tmp_path, {"COMFYUI_ROOT": str(folder)})
+    assert doctor._comfyui(new).startswith("this pack is not in")
+    (folder / "custom_nodes" / "memguard").symlink_to(ROOT)
+    assert doctor._comfyui(new) == ""

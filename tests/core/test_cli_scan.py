@@ -1,0 +1,235 @@
+"""``memguard scan`` and ``memguard calibrate`` end to end, on a tiny diffusers folder."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from memguard.cli import main
+
+pytest.importorskip("diffusers")
+from tests.hosts import tiny
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a red fox", "a blue house", "a cat on the roof"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.sd().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS) + "\n")
+    return str(path)
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def bad(capsys, *words) -> str:
+    """Run with bad input; return the one line on stderr."""
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err.strip()
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_list_is_scored_and_written(capsys, model, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    code, said, err = run(capsys, "scan", prompts, "--model", model, "--out", out)
+    assert code == 0
+    assert said == f"{out}: 3 prompts scanned: 3 unknown\n"
+    assert err == "memguard scan: no verdict: uncalibrated: no profile for this model; run memguard calibrate\n"
+    assert [row["prompt"] for row in rows(out)] == PROMPTS
+    assert all(row["findings"][0]["scores"][0] > 0 for row in rows(out))
+
+
+def test_without_out_there_is_a_table_or_json_lines(capsys, model, prompts):
+    _, table, _ = run(capsys, "scan", prompts, "--model", model, "--num-inference-steps", "6")
+    assert [line.split(None, 2)[2] for line in table.splitlines()] == PROMPTS
+    _, lines, _ = run(capsys, "scan", prompts, "--model", model, "--json", "--num-inference-steps", "6")
+    reports = [json.loads(line) for line in lines.splitlines()]
+    assert [report["steps"] for report in reports] == [6, 6, 6]
+    for line, report in zip(table.splitlines(), reports, strict=True):
+        assert float(line.split()[1]) == pytest.approx(report["findings"][0]["scores"][0], abs=1e-3)
+
+
+def test_stdin_is_a_list_too(capsys, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a red fox\n")))
+    code, said, _ = run(capsys, "scan", "--model", model)
+    assert code == 0 and said.count("\n") == 1
+
+
+def test_resume_scans_only_what_is_missing(capsys, model, prompts, tmp_path):
+    out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    run(capsys, "scan", prompts, "--model", model, "--out", again)
+    run(capsys, "scan", prompts, "--model", model, "--out", out)
+    whole = out.read_text().splitlines(keepends=True)
+    out.write_text(whole[0] + whole[1][:50])
+    code, said, _ = run(capsys, "scan", prompts, "--model", model, "--out", out, "--resume", "--json")
+    assert code == 0
+    summary = json.loads(said)
+    assert (summary["scanned"], summary["skipped"]) == (2, 1)
+    assert out.read_text().startswith(whole[0])
+    for mine, plain in zip(rows(out), rows(again), strict=True):
+        assert mine["findings"][0]["scores"] == pytest.approx(plain["findings"][0]["scores"], rel=1e-4)
+    code, said, _ = run(capsys, "scan", prompts, "--model", model, "--out", out, "--resume")
+    assert (code, said) == (0, f"{out}: 0 prompts scanned, 3 were done before\n")
+
+
+def test_resume_refuses_another_list_or_seed(capsys, model, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(capsys, "scan", prompts, "--model", model, "--out", out)
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:2]))
+    line = bad(capsys, "scan", prompts, "--model", model, "--out", out, "--resume", "--seed", "9")
+    assert "its rows were made with seed 0, this scan has 9" in line
+    other = tmp_path / "other.txt"
+    other.write_text("another prompt\n")
+    assert "row 1 is for another prompt" in bad(capsys, "scan", other, "--model", model, "--out", out, "--resume")
+
+
+def test_an_interrupted_scan_leaves_a_valid_file_and_130(capsys, model, prompts, tmp_path, monkeypatch):
+    import memguard.hosts.diffusers as host
+
+    whole = host.scan
+
+    def interrupted(*args, **settings):
+        for number, report in enumerate(whole(*args, **settings)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield report
+
+    monkeypatch.setattr(host, "scan", interrupted)
+    out = tmp_path / "out.jsonl"
+    code, _, err = run(capsys, "scan", prompts, "--model", model, "--out", out)
+    assert code == 130
+    assert f"{out} holds 2 prompts; --resume continues" in err
+    assert [row["prompt"] for row in rows(out)] == PROMPTS[:2]
+    monkeypatch.undo()
+    assert main(["scan", prompts, "--model", model, "--out", str(out), "--resume"]) == 0
+    assert [row["prompt"] for row in rows(out)] == PROMPTS
+
+
+def test_a_bad_prompt_does_not_end_the_scan(capsys, model, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('"a red fox"\nnull\n"a cat"\n')
+    code, said, err = run(capsys, "scan", path, "--model", model)
+    assert code == 0
+    assert said.splitlines()[1].startswith("no score")
+    assert "1 without a score, for example because the prompt is no text but NoneType None" in err
+
+
+def test_calibrate_gives_verdicts_and_fail_on_an_exit_code(capsys, model, prompts, tmp_path):
+    code, said, _ = run(capsys, "calibrate", "--model", model, "--json")
+    assert code == 0
+    profile = json.loads(said)
+    assert profile["profile"]["distributions"]["text_noise_norm"]["count"] == 80
+    code, table, err = run(capsys, "scan", prompts, "--model", model, "--fail-on", "suspicious")
+    assert (code, err) == (0, "")  # found by the model's fingerprint, in MEMGUARD_HOME
+    assert all(line.startswith("ordinary") for line in table.splitlines())
+    values = profile["profile"]
+    values["distributions"]["text_noise_norm"]["log_median"] -= 10
+    low = tmp_path / "low.json"
+    low.write_text(json.dumps(values))
+    assert run(capsys, "scan", prompts, "--model", model, "--profile", low, "--fail-on", "memorized")[0] == 1
+    assert run(capsys, "scan", prompts, "--model", model, "--profile", low)[0] == 0
+
+
+def test_fail_on_without_a_profile_says_that_it_is_idle(capsys, model, prompts):
+    code, _, err = run(capsys, "scan", prompts, "--model", model, "--fail-on", "memorized")
+    assert code == 0
+    assert "no verdict, so --fail-on has nothing to go by" in err
+
+
+def test_bad_input_is_one_line_and_2(capsys, model, prompts, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("café".encode("cp1252"))
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    (tmp_path / "folder").mkdir()
+    scan = ("scan", prompts, "--model")
+    assert "none.txt: no such file" in bad(capsys, "scan", tmp_path / "none.txt", "--model", model)
+    assert "empty.txt: holds no prompts" in bad(capsys, "scan", empty, "--model", model)
+    assert "latin.txt: byte 3 is not utf-8" in bad(capsys, "scan", latin, "--model", model)
+    assert "no such folder; give a diffusers folder" in bad(capsys, *scan, tmp_path / "none")
+    assert "is a single file" in bad(capsys, *scan, wrong)
+    assert "model_index.json is missing" in bad(capsys, *scan, tmp_path / "folder")
+    (tmp_path / "folder" / "model_index.json").write_text("{")
+    assert "folder: cannot be loaded" in bad(capsys, *scan, tmp_path / "folder")
+    assert "not a memguard profile" in bad(capsys, *scan, model, "--profile", wrong)
+    assert "no detector is called 'x'" in bad(capsys, *scan, model, "--detector", "x")
+    assert "steps is 60" in bad(capsys, *scan, model, "--steps", "60")
+    assert "--resume needs --out" in bad(capsys, *scan, model, "--resume")
+    assert "give multiples of 8" in bad(capsys, *scan, model, "--height", "13")
+    assert "49 prompts" in bad(capsys, "calibrate", _fifty(tmp_path, 49), "--model", model)
+
+
+def _fifty(folder, number):
+    path = folder / "ordinary.txt"
+    path.write_text("a red fox\n" * number)
+    return path
+
+
+def test_a_profile_for_another_model_is_named(capsys, model, prompts, tmp_path):
+    _, said, _ = run(capsys, "calibrate", "--model", model, "--json", "--out", tmp_path)
+    values = json.loads(said)["profile"]
+    values["conditions"]["model"] = "0000000000000000"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(values))
+    code, _, err = run(capsys, "scan", prompts, "--model", model, "--profile", other)
+    assert code == 0
+    assert "the profile is for model 0000000000000000" in err
+
+
+def test_pickled_weights_are_not_loaded(capsys, prompts, tmp_path):
+    folder = tmp_path / "pickled"
+    tiny.sd().save_pretrained(folder, safe_serialization=False)
+    capsys.readouterr()
+    assert "cannot be loaded" in bad(capsys, "scan", prompts, "--model", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_ctrl_c_in_a_process_of_its_own(model, tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    source, out = tmp_path / "long.txt", tmp_path / f"out.{suffix}"
+    source.write_text("".join(f"prompt number {i}\n" for i in range(50_000)))
+    grows = out if suffix == "jsonl" else tmp_path / "out.parquet.jsonl"
+    words = ["scan", str(source), "--model", model, "--out", str(out)]
+    command = [sys.executable, "-m", "memguard.cli", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not (grows.exists() and grows.read_bytes().count(b"\n") > 20) and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume continues" in err and "memguard scan: interrupted" in err
+    assert "Traceback" not in err
+    if suffix == "jsonl":
+        found = [row["prompt"] for row in rows(out)]
+    else:
+        found = pytest.importorskip("pyarrow.parquet").read_table(out).column("prompt").to_pylist()
+        assert not grows.exists()
+    assert 20 < len(found) < 50_000
+    assert found == [f"prompt number {i}" for i in range(len(found))]

@@ -1,0 +1,273 @@
+"""``scan`` and ``calibrate`` against plain computations of the same runs, step by step."""
+
+import gc
+import math
+from itertools import islice
+
+import diffusers
+import pytest
+import torch
+
+import memguard
+from memguard.calibration import ProfileError, ordinary_prompts
+from tests.hosts import tiny
+
+PROMPTS = ["a red fox", "a blue house by the sea", "a cat on the roof", "lamp " * 90]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.sd()
+
+
+def per_step(pipe, prompt: str, images: int, steps: int, total: int = STEPS, seed: int = 0) -> torch.Tensor:
+    """Norms of the noise gap of a guided run, [steps, images]: two UNet calls per model call, one prompt alone."""
+    plan = pipe.scheduler
+    generator = torch.Generator("cpu").manual_seed(seed)
+    plan.set_timesteps(total)
+    x = torch.randn(images, 4, 8, 8, generator=generator) * plan.init_noise_sigma
+    cond, uncond = pipe.encode_prompt([prompt], "cpu", images, True)
+    rows = []
+    for t in plan.timesteps[:steps]:
+        scaled = plan.scale_model_input(x, t)
+        with torch.no_grad():
+            c = pipe.unet(scaled, t, encoder_hidden_states=cond).sample
+            u = pipe.unet(scaled, t, encoder_hidden_states=uncond).sample
+        rows.append((c - u).flatten(1).norm(dim=1))
+        noisy = {"generator": generator} if "Ancestral" in type(plan).__name__ else {}
+        x = plan.step(u + 7.5 * (c - u), t, x, **noisy).prev_sample
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(
+    "name", ["DDIM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "HeunDiscrete"]
+)
+def test_scores_equal_an_independent_computation(name, images, steps):
+    pipe = tiny.sd(tiny.scheduler(getattr(diffusers, f"{name}Scheduler")))
+    reports = list(memguard.scan(pipe, PROMPTS, num_images=images, steps=steps, num_inference_steps=STEPS))
+    assert [report.prompt for report in reports] == PROMPTS
+    for prompt, report in zip(PROMPTS, reports, strict=True):
+        expected = per_step(pipe, prompt, images, steps)
+        torch.testing.assert_close(torch.tensor(report.findings[0].per_step), expected, rtol=1e-4, atol=0)
+        assert report.findings[0].scores == pytest.approx(expected.mean(0).tolist(), rel=1e-4)
+        assert (report.seeds, report.steps, report.cfg, report.width) == ((0,), STEPS, 7.5, 16)
+
+
+@pytest.mark.parametrize("make", [tiny.sdxl, tiny.sd3], ids=["sdxl", "sd3"])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("images", [1, 3])
+def test_scores_equal_those_of_a_watched_run_of_one_prompt(make, steps, images):
+    pipe = make()
+    reports = memguard.scan(pipe, PROMPTS[:3], num_images=images, steps=steps, num_inference_steps=STEPS, seed=5)
+    for prompt, report in zip(PROMPTS, reports, strict=False):
+        guard = memguard.Guard(steps=steps)
+        with guard.attach(pipe):
+            pipe(
+                prompt,
+                num_inference_steps=STEPS,
+                guidance_scale=7.5,
+                num_images_per_prompt=images,
+                generator=torch.Generator("cpu").manual_seed(5),
+                output_type="latent",
+            )
+        for mine, theirs in zip(report.findings[0].per_step, guard.report.findings[0].per_step, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+        assert report.findings[0].sigma == guard.report.findings[0].sigma
+        assert report.model == guard.report.model and report.family == guard.report.family
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_flux_is_compared_with_the_empty_prompt(steps):
+    pipe = tiny.flux()
+    settings = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": 3.5}
+    (report,) = memguard.scan(pipe, ["a red fox"], steps=steps, **settings)
+    guard = memguard.Guard(steps=steps, reference="empty")
+    with guard.attach(pipe):
+        pipe("a red fox", generator=torch.Generator("cpu").manual_seed(0), output_type="latent", **settings)
+    assert report.findings[0].scores == pytest.approx(guard.report.findings[0].scores, rel=1e-4)
+
+
+def rows_of(pipe, prompts, **settings) -> int:
+    count = 0
+
+    def add(_module, _args, kwargs):
+        nonlocal count
+        count += len(kwargs["encoder_hidden_states"])
+
+    handle = pipe.unet.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        assert len(list(memguard.scan(pipe, prompts, **settings))) == len(prompts)
+    finally:
+        handle.remove()
+    return count
+
+
+def test_one_step_costs_one_row_per_image_and_the_reference_once(pipe):
+    assert rows_of(pipe, PROMPTS * 3, num_images=2) == 12 * 2 + 2
+
+
+def test_a_run_ends_after_the_scored_steps(pipe):
+    assert rows_of(pipe, PROMPTS, steps=3, num_inference_steps=50) == 4 * 2 * 3
+
+
+def test_prompts_are_taken_as_they_are_needed(pipe):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(f"prompt {len(taken)}")
+            yield taken[-1]
+
+    reports = list(islice(memguard.scan(pipe, endless(), batch_size=2), 3))
+    assert [r.prompt for r in reports] == ["prompt 0", "prompt 1", "prompt 2"]
+    assert len(taken) == 4
+
+
+def test_nothing_of_a_scored_prompt_is_kept(pipe):
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    reports = memguard.scan(pipe, (f"prompt {i}" for i in range(100)), batch_size=2)
+    for _ in islice(reports, 10):
+        pass
+    early = tensors()
+    for _ in islice(reports, 60):
+        pass
+    assert tensors() <= early + 4
+
+
+def test_the_pipeline_is_as_before_between_two_reports(pipe):
+    bar = dict(pipe._progress_bar_config)
+    reports = memguard.scan(pipe, PROMPTS, batch_size=1)
+    next(reports)
+    assert type(pipe) is diffusers.StableDiffusionPipeline
+    assert pipe._progress_bar_config == bar
+    assert not pipe.unet._forward_hooks
+    assert "prepare_latents" not in vars(pipe)
+
+
+def test_a_bad_prompt_is_reported_and_the_scan_goes_on(pipe):
+    prompts = ["a red fox", math.nan, "a blue house", None, "a cat"]
+    reports = list(memguard.scan(pipe, prompts))
+    assert [bool(r.findings[0].scores) for r in reports] == [True, False, True, False, True]
+    assert reports[1].findings[0].status == "the prompt is no text but float nan"
+    assert reports[3].findings[0].status == "the prompt is no text but NoneType None"
+    alone = list(memguard.scan(pipe, [p for p in prompts if isinstance(p, str)]))
+    assert [r.findings[0].scores for r in reports if r.findings[0].scores] == [
+        pytest.approx(r.findings[0].scores, rel=1e-4) for r in alone
+    ]
+
+
+def test_a_prompt_whose_prediction_is_nan_does_not_spoil_its_batch(monkeypatch):
+    pipe = tiny.sd()
+    encode = pipe.text_encoder.forward
+
+    def broken(ids, *args, **kwargs):
+        out = encode(ids, *args, **kwargs)
+        fox = pipe.tokenizer("fox").input_ids[1]
+        out.last_hidden_state[(ids == fox).any(1)] = math.nan
+        return out
+
+    monkeypatch.setattr(pipe.text_encoder, "forward", broken)
+    fox, house = memguard.scan(pipe, ["a red fox", "a blue house"])
+    assert fox.findings[0].status == "the model's prediction at step 0 holds NaN or infinity"
+    assert house.findings[0].scores == (pytest.approx(float(per_step(pipe, "a blue house", 1, 1, 50)), rel=1e-4),)
+
+
+def test_a_prompt_that_breaks_the_encoder_is_found_in_its_batch(monkeypatch):
+    pipe = tiny.sd()
+    encode = pipe.tokenizer
+
+    def picky(texts, **settings):
+        if "a red fox" in texts:
+            raise ValueError("no foxes")
+        return encode(texts, **settings)
+
+    for name in ("model_max_length", "batch_decode"):
+        setattr(picky, name, getattr(encode, name))
+    monkeypatch.setattr(pipe, "tokenizer", picky)
+    monkeypatch.setattr(pipe, "maybe_convert_prompt", lambda prompt, _: prompt)
+    reports = list(memguard.scan(pipe, ["a house", "a red fox", "a cat", "a roof"]))
+    assert [r.error for r in reports] == [None, "ValueError: no foxes", None, None]
+    assert [len(r.findings[0].scores) for r in reports] == [1, 0, 1, 1]
+    assert reports[1].findings[0].status == "the pipeline failed: no foxes"
+
+
+def test_a_negative_prompt_is_compared_with_and_shared(pipe):
+    settings = {"num_inference_steps": STEPS, "negative_prompt": "ugly"}
+    one = list(memguard.scan(pipe, PROMPTS[:2], **settings))
+    two = list(memguard.scan(pipe, PROMPTS[:2], steps=2, **settings))
+    empty = list(memguard.scan(pipe, PROMPTS[:2], num_inference_steps=STEPS))
+    for a, b, c in zip(one, two, empty, strict=True):
+        assert a.findings[0].per_step[0] == pytest.approx(b.findings[0].per_step[0], rel=1e-4)
+        assert a.findings[0].scores != pytest.approx(c.findings[0].scores, rel=1e-2)
+        assert (a.negative_prompt, a.findings[0].reference) == ("ugly", "negative")
+
+
+def test_guidance_1_still_has_scores_at_every_step(pipe):
+    (report,) = memguard.scan(pipe, ["a red fox"], steps=3, num_inference_steps=STEPS, guidance_scale=1.0)
+    assert len(report.findings[0].per_step) == 3
+    assert report.findings[0].per_step[0] == pytest.approx(per_step(pipe, "a red fox", 1, 1)[0].tolist(), rel=1e-4)
+
+
+def test_a_height_without_a_width_is_not_dropped(pipe):
+    (report,) = memguard.scan(pipe, ["a red fox"], height=32)
+    assert (report.height, report.width) == (32, 16)
+    assert report.noise_gap_map.shape == (1, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 60}, "only 50"),
+        ({"num_images": 0}, "at least 1"),
+        ({"height": 13}, "13 x None .height x width.: give multiples of 8"),
+        ({"detectors": ["nothing"]}, "no detector is called 'nothing'"),
+        ({"reference": "zero"}, "use one of negative, empty"),
+    ],
+)
+def test_a_wrong_setting_is_said_before_the_first_prompt(pipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        memguard.scan(pipe, PROMPTS, **settings)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (diffusers.StableDiffusionInstructPix2PixPipeline, "no encode_prompt"),
+        (diffusers.StableDiffusionImg2ImgPipeline, "a picture to start from"),
+    ],
+)
+def test_a_pipeline_that_needs_a_picture_cannot_be_scanned(cls, reason):
+    with pytest.raises(ValueError, match=f"{cls.__name__} does not make pictures from text alone: it has {reason}"):
+        memguard.scan(tiny.sd(cls=cls), PROMPTS)
+
+
+def test_calibrate_fits_the_scores_of_the_scan(pipe):
+    profile = memguard.calibrate(pipe, num_inference_steps=STEPS)
+    texts = ordinary_prompts()
+    scores = [
+        report.findings[0].mean_rms
+        for k in range(4)
+        for report in memguard.scan(pipe, texts[k::4], seed=k, num_inference_steps=STEPS)
+    ]
+    logs = torch.tensor(scores, dtype=torch.float64).log()
+    fitted = profile.distributions["text_noise_norm"]
+    assert fitted.count == len(texts) == 80
+    assert fitted.log_median == pytest.approx(float(logs.quantile(0.5)), rel=1e-5)
+    above = logs[logs > logs.quantile(0.5)] - logs.quantile(0.5)
+    assert fitted.log_spread == pytest.approx(float(above.pow(2).mean().sqrt()), rel=1e-4)
+    c = profile.conditions
+    assert (c.latent, c.scheduler, c.dtype, c.num_steps) == ((8, 8), "DDIMScheduler", "float32", STEPS)
+    (report,) = memguard.scan(pipe, texts[:1], num_inference_steps=STEPS, profile=profile)
+    assert report.verdict in ("ordinary", "suspicious")
+    assert 0 <= report.findings[0].percentile <= 100
+
+
+def test_calibrate_needs_fifty_prompts(pipe):
+    with pytest.raises(ProfileError, match="49 prompts; a profile needs at least 50"):
+        memguard.calibrate(pipe, ["a red fox"] * 49)
