@@ -237,7 +237,7 @@ def message(report: Report) -> str:
 
 def percent(value: float) -> str:
     """Return a percentile as text that never rounds up to 100 %."""
-    return "more than 99.99 %" if value > 99.99 else f"{math.floor(value * 100) / 100:.4g} %"
+    return "at least 99.99 %" if value > 99.99 else f"{math.floor(value * 100) / 100:.4g} %"
 
 
 def _gravity(finding: Finding) -> tuple[int, bool]:

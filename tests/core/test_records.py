@@ -82,7 +82,7 @@ def test_a_report_has_its_gravest_verdict(verdicts, gravest, flagged):
     ("changes", "text"),
     [
         ({"percentile": 99.5}, "looks memorized (score 4, higher than 99.5 % of ordinary prompts)"),
-        ({"percentile": 99.999}, "looks memorized (score 4, higher than more than 99.99 % of ordinary prompts)"),
+        ({"percentile": 99.999}, "looks memorized (score 4, higher than at least 99.99 % of ordinary prompts)"),
         ({"verdict": "suspicious"}, "may be memorized (score 4, uncalibrated)"),
         ({"verdict": "ordinary", "scores": (1.23456,)}, "looks ordinary (score 1.23, uncalibrated)"),
         ({"verdict": "unknown", "threshold_source": "uncalibrated: no profile"}, "no verdict (score 4, uncalibrated: "),
@@ -108,4 +108,4 @@ def test_message_prefers_a_score_to_a_reason():
 def test_a_percentile_is_never_rounded_up(value):
     text = percent(value)
     assert text != "100 %"
-    assert float(text.removeprefix("more than ").removesuffix(" %")) <= value
+    assert float(text.removeprefix("at least ").removesuffix(" %")) <= value

@@ -11,7 +11,7 @@ READY = "window.app?.extensionManager && window.app.canvas && document.querySele
 def open_page(browser: Browser, server: Server) -> None:
     """Open ComfyUI's page."""
     browser.send("Page.navigate", url=server.url)
-    browser.wait(READY)
+    browser.wait(READY, 300)  # a busy machine
 
 
 def open_example(browser: Browser, name: str, steps: int | None = None, seed: int | None = None) -> None:

@@ -1,8 +1,9 @@
 """Screenshots of the example workflows after a real run, and the templates' thumbnails.
 
-Calibrates first, as a person would, so that every verdict is the model's own:
+Calibrates first, as a person would, so that every verdict is the model's own. Later calls can take the profiles over:
 
-    COMFYUI_ROOT=... python -m tests.e2e.screenshots FOLDER --checkpoint FILE [--nodes2] [--light] [--thumbnails]
+    COMFYUI_ROOT=... python -m tests.e2e.screenshots FOLDER --checkpoint FILE --profiles FOLDER --thumbnails
+    ... --profiles FOLDER --example watch_a_run_and_warn --nodes2 --light
 
 The working directory is the repository; Python is ComfyUI's.
 """
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--frontend", type=Path, help="folder of another frontend than the installed one")
-    parser.add_argument("--profiles", type=Path, help="folder of profiles: used instead of calibrating, or written to")
+    parser.add_argument("--profiles", type=Path, help="folder that profiles are taken from and written to")
+    parser.add_argument("--example", choices=EXAMPLES, nargs="+", default=EXAMPLES, help="which ones; default: all")
     parser.add_argument("--nodes2", action="store_true", help="the renderer Nodes 2.0")
     parser.add_argument("--light", action="store_true")
     parser.add_argument("--thumbnails", action="store_true", help="also write example_workflows/*.jpg")
@@ -46,20 +48,19 @@ def main() -> None:
         try:
             for file in args.profiles.glob("*.json") if args.profiles else ():
                 shutil.copy(file, base / "models/memguard")
-            known = any((base / "models/memguard").iterdir())
-            shoot(server, args, EXAMPLES[1:] if known and not args.thumbnails else EXAMPLES)
+            shoot(server, args)
             for file in (base / "models/memguard").glob("*.json") if args.profiles else ():
                 shutil.copy(file, args.profiles)
         finally:
             server.close()
 
 
-def shoot(server: Server, args: argparse.Namespace, names: tuple[str, ...]) -> None:
+def shoot(server: Server, args: argparse.Namespace) -> None:
     """Run each example and write its picture."""
     server.setting("Comfy.VueNodes.Enabled", args.nodes2)
     server.setting("Comfy.ColorPalette", "light" if args.light else "dark")
     server.setting("Comfy.Minimap.Visible", False)
-    for name in names:
+    for name in args.example:
         with tempfile.TemporaryDirectory() as profile:
             browser = Browser(Path(profile), SIZE)
             try:

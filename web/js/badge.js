@@ -4,6 +4,8 @@ import { describe } from "./words.js";
 
 const STYLE = new URL("../memguard.css", import.meta.url);
 const IDLE = "No run yet";
+const MARGIN = 8; // around a widget, in the canvas's own units
+const BORDER = 2;
 
 /** Load the colours once per page; ComfyUI loads scripts only. */
 export function loadStyle() {
@@ -20,19 +22,19 @@ export function addBadge(node) {
   element.tabIndex = 0; // reading it must not need a mouse
   element.setAttribute("role", "status"); // a screen reader says each new verdict
   element.append(document.createElement("div"));
+  // as high as its text, also in a node with room to spare; offsetHeight is 0 until the element is on screen
+  const height = () => Math.max(element.firstChild.offsetHeight, 40) + 2 * MARGIN + BORDER;
   const widget = node.addDOMWidget("memguard_verdict", "memguard_badge", element, {
     serialize: false,
     hideOnZoom: false,
-    // offsetHeight is 0 until the element is on screen
-    getMinHeight: () => Math.max(element.firstChild.offsetHeight, 40) + 2 * MARGIN,
+    getMinHeight: height,
+    getMaxHeight: height,
     margin: MARGIN,
   });
   widget.serialize = false;
   fill(element, { tone: "none", mark: "–", text: IDLE, lines: [], sentence: `MemGuard: ${IDLE}` });
   return widget;
 }
-
-const MARGIN = 8; // around a widget, in the canvas's own units
 
 /** Show a report in a node's badge, and make room for it. */
 export function showReport(node, widget, report) {

@@ -66,20 +66,18 @@ class _Collecting(Guard):
 
 def first_calls(
     patcher: Any,
-    positive: Any,
+    prompts: Sequence[tuple[Any, int]],
     negative: Any,
     latent: dict[str, Any],
-    seeds: Sequence[int],
     sigmas: Tensor | None = None,
 ) -> tuple[Run, ...]:
-    """Return one run per seed, each with the evidence of its first model call or the reason why there is none.
+    """Return one run per prompt, each with the evidence of its first model call or the reason why there is none.
 
     Args:
-        patcher: the model.
-        positive: CONDITIONING.
+        patcher: the model; loaded once for all prompts.
+        prompts: CONDITIONING and seed of each call.
         negative: CONDITIONING to compare with.
         latent: LATENT; its picture, batch indices and noise mask count.
-        seeds: one call each.
         sigmas: of the sampler; None starts from pure noise.
 
     """
@@ -90,8 +88,8 @@ def first_calls(
         sigmas = torch.tensor([float(watched.get_model_object("model_sampling").sigma_max), 0.0])
     if len(sigmas) < 2:
         raise ValueError("sigmas holds no step; connect the SIGMAS that the sampler gets, or nothing")
-    bar = comfy.utils.ProgressBar(len(seeds))
-    for seed in seeds:
+    bar = comfy.utils.ProgressBar(len(prompts))
+    for positive, seed in prompts:
         comfy.model_management.throw_exception_if_processing_interrupted()
         comfy.samplers.sample(
             watched,
@@ -127,7 +125,7 @@ def check(
         MemorizationStop: under policy "stop", if the prompt looks memorized.
 
     """
-    runs = first_calls(patcher, positive, negative, latent, seeds, sigmas)
+    runs = first_calls(patcher, [(positive, seed) for seed in seeds], negative, latent, sigmas)
     guard.sink = None
     known = runs[0].report
     run = guard.begin(

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 import folder_paths
 
 from ... import calibration, detectors
@@ -74,11 +73,10 @@ def calibrate(
         )
     references: tuple[Reference, ...] = ("negative",) if negative is not None else ("negative", "empty")
     negative = negative if negative is not None else encode(clip, "")
-    prompts = calibration.ordinary_prompts()
-    bar = comfy.utils.ProgressBar(len(prompts))
+    # every text before the first call: text encoder and network need not take turns in the GPU's memory
+    prompts = [(encode(clip, text), seed + i) for i, text in enumerate(calibration.ordinary_prompts())]
     scores: dict[str, list[float]] = {detector: [] for detector in detectors.available()}
-    for number, prompt in enumerate(prompts):
-        (run,) = first_calls(patcher, encode(clip, prompt), negative, latent, [seed + number])
+    for number, run in enumerate(first_calls(patcher, prompts, negative, latent)):
         if not run.evidence:
             raise ProfileError(f"ordinary prompt {number + 1} has no score, because {run.reason}")
         for detector in scores:
@@ -86,7 +84,6 @@ def calibrate(
             if finding.mean_rms is None:
                 raise ProfileError(f"ordinary prompt {number + 1} has no score, because {finding.status}")
             scores[detector].append(finding.mean_rms)
-        bar.update_absolute(number + 1, len(prompts))
     first = run.evidence[0]
     fitted = {detector: calibration.fit(rms) for detector, rms in scores.items()}
     saved = []
