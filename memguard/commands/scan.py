@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
         start = _skip(prompts, results)
     tally = _Tally()
     try:
+        # the model first: what is wrong with it must not cost the file that --force replaces
+        reports = _reports(args, prompts) if total is None or start < total else iter(())
         with results or nullcontext():
-            reports = _reports(args, prompts) if total is None or start < total else iter(())
             for report in common.progress(reports, total, " prompts", start):
                 tally.add(report)
                 if results is not None:

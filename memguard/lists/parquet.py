@@ -21,10 +21,10 @@ ROW_GROUP = 1000
 class ParquetResults(Results):
     """The same for .parquet, by way of a journal of flat rows beside it."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.with_name(path.name + ".jsonl"), reports=False)
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        super().__init__(path.with_name(path.name + ".jsonl"), reports=False, fresh=fresh)
         self.target = path
-        if path.exists() and not self.path.exists():
+        if path.exists() and not self.path.exists() and not fresh:
             self._unpack()
 
     def __exit__(self, *_: object) -> None:

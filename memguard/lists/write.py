@@ -85,21 +85,22 @@ class Results:
     Args:
         path: of the file that grows: .jsonl or .csv.
         reports: whether .jsonl rows are whole reports or flat ones.
+        fresh: whether what is there is replaced, when the first row is about to be written.
 
     Attributes:
         count: rows in the file.
 
     """
 
-    def __init__(self, path: Path, reports: bool = True) -> None:
-        self.path, self.reports = path, reports
+    def __init__(self, path: Path, reports: bool = True, fresh: bool = False) -> None:
+        self.path, self.reports, self.fresh = path, reports, fresh
         self.count = 0
         self._settings: dict[str, str] | None = None
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Results:
         try:
-            self._file = self.path.open("ab")
+            self._file = self.path.open("wb" if self.fresh else "ab")
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be written ({error.strerror})") from None
         if self._csv and self._file.tell() == 0:
@@ -187,15 +188,13 @@ def open_results(path: Path, resume: bool, force: bool = False) -> Results:
         raise BadInput(f"{path}: no folder {path.parent}; make it first")
     journal = path.with_name(path.name + ".jsonl")
     for old in (path, journal) if suffix == ".parquet" else (path,):
-        if old.exists() and force:
-            old.unlink()
-        elif old.exists() and not resume:
+        if old.exists() and not (resume or force):
             raise BadInput(f"{old}: is there already; continue it with --resume or replace it with --force")
     if suffix == ".parquet":
         from .parquet import ParquetResults  # needs pyarrow: said before an hour of scoring, not after
 
-        return ParquetResults(path)
-    return Results(path)
+        return ParquetResults(path, force)
+    return Results(path, fresh=force)
 
 
 def _csv_line(cells: list[Any]) -> str:

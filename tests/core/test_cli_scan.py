@@ -93,6 +93,20 @@ def test_resume_scans_only_what_is_missing(capsys, model, prompts, tmp_path):
     assert (code, said) == (0, f"{out}: 0 prompts scanned, 3 were done before\n")
 
 
+def test_force_costs_nothing_before_the_model_is_there(capsys, model, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(capsys, "scan", prompts, "--model", model, "--out", out)
+    before = out.read_text()
+    assert "is there already" in bad(capsys, "scan", prompts, "--model", model, "--out", out)
+    bad(capsys, "scan", prompts, "--model", tmp_path / "none", "--out", out, "--force")
+    assert out.read_text() == before
+    assert run(capsys, "scan", prompts, "--model", model, "--out", out, "--force", "--seed", "1")[0] == 0
+    assert [row["seeds"] for row in rows(out)] == [[1], [1], [1]]
+    new = tmp_path / "new.jsonl"
+    bad(capsys, "scan", prompts, "--model", tmp_path / "none", "--out", new)
+    assert not new.exists()
+
+
 def test_resume_refuses_another_list_or_seed(capsys, model, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
     run(capsys, "scan", prompts, "--model", model, "--out", out)
