@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..memguard.calibration import Profile
+from ..memguard.calibration import Profile, ProfileError
 from ..memguard.hosts.comfyui import profiles
 from .types import CATEGORY, ProfileType
 
@@ -25,8 +25,16 @@ class MemGuardLoadProfile(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name):
+        try:
+            profiles.path_of(name)
+        except ProfileError as error:
+            return str(error)  # ComfyUI 0.3 does not check a V3 node's list itself
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, name):
-        return None if name == NONE else profiles.path_of(name).stat().st_mtime
+        return profiles.path_of(name).stat().st_mtime
 
     @classmethod
     def execute(cls, name):

@@ -61,7 +61,7 @@ def shoot(server: Server, args: argparse.Namespace) -> None:
     server.setting("Comfy.ColorPalette", "light" if args.light else "dark")
     server.setting("Comfy.Minimap.Visible", False)
     for name in args.example:
-        with tempfile.TemporaryDirectory() as profile:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # Chromium ends late
             browser = Browser(Path(profile), SIZE)
             try:
                 # the second time from the cache: a slow first run outlasts its toast

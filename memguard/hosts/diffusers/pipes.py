@@ -6,6 +6,7 @@ Room: memguard.hosts, diffusers. May import: memguard.calibration, torch and the
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -70,6 +71,7 @@ def guidance(given: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+@lru_cache(maxsize=1)  # reading the metadata of a package costs a file
 def host_facts() -> dict[str, Any]:
     """Return the facts that hold for every run in this process."""
     return {"host": "diffusers", "host_version": version("diffusers")}

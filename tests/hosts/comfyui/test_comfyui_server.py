@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from memguard.calibration import Conditions, Profile, fit
 from memguard.testbed import loader
 from memguard_pack.tests.e2e.comfyui import Server
 from memguard_pack.tests.hosts.comfyui import client, host
@@ -181,7 +182,7 @@ def test_the_second_output_of_custom_sampling_is_found_too(page):
 def test_calibrate_then_judge_then_stop_then_check(page, server):
     outcome = page.run(calibration())
     assert len(outcome.outputs["10"]["text"]) == 2
-    assert len(list((server.base / "models/memguard").glob("*.json"))) == 2
+    assert len(list((server.base / "models/memguard").glob("*-16x16-*.json"))) == 2
 
     copied = report_of(page.run(graph(seed=41, policy="warn")))
     assert copied["verdict"] == "memorized" and copied["findings"][0]["percentile"] > 99
@@ -205,9 +206,13 @@ def test_calibrate_then_judge_then_stop_then_check(page, server):
 
 
 def test_a_profile_by_name(page, server):
-    name = sorted(path.name for path in (server.base / "models/memguard").glob("*-negative-*.json"))[0]
     nodes = graph(seed=43, profile=["12", 0])
-    nodes["12"] = {"class_type": "MemGuard_LoadProfile", "inputs": {"name": name}}
-    assert report_of(page.run(nodes))["findings"][0]["threshold_source"].startswith("profile of ")
-    nodes["12"]["inputs"]["name"] = "no such file.json"
-    assert "value_not_in_list" in json.dumps(page.refused(nodes))
+    nodes["12"] = {"class_type": "MemGuard_LoadProfile", "inputs": {"name": "mine.json"}}
+    said = json.dumps(page.refused(nodes))
+    assert "profile 'mine.json' is not below models/memguard; run MemGuard Calibrate" in said
+    model = report_of(page.run(graph(seed=43)))["model"]
+    conditions = Conditions(model, "sd15", (16, 16), 14.6, 999, 1, 1, "any", "negative", "float32", 2.0)
+    profile = Profile(conditions, {"text_noise_norm": fit([1 + i / 100 for i in range(60)])})
+    (server.base / "models/memguard/mine.json").write_text(profile.to_json())
+    found = report_of(page.run(nodes))["findings"][0]
+    assert found["threshold_source"] == "profile of 60 ordinary prompts" and found["verdict"] == "ordinary"
