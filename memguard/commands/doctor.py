@@ -144,7 +144,8 @@ def features(found: list[Host], devices: list[str]) -> list[Feature]:
     pipelines = f"needs {' and '.join(lacking)}; pip install 'memguard[diffusers]'" if lacking else ""
     weights = "" if (assets() / "stage-final.safetensors").is_file() else "the shipped weights are missing; reinstall"
     parquet = "" if find_spec("pyarrow") else "needs pyarrow; pip install 'memguard[parquet]'"
-    profiles = sum(len(list(folder.glob("*.json"))) for folder in folders())
+    *own, _shipped = folders()  # those of the test bed say nothing about a user's models
+    profiles = sum(len(list(folder.glob("*.json"))) for folder in own)
     return [
         Feature("guard.attach, scan and calibrate on diffusers pipelines", pipelines),
         Feature("demo and --model testbed", pipelines or weights),

@@ -231,12 +231,17 @@ def test_ctrl_c_in_a_process_of_its_own(model, tmp_path, suffix):
     grows = out if suffix == "jsonl" else tmp_path / "out.parquet.jsonl"
     words = ["scan", str(source), "--model", model, "--out", str(out)]
     command = [sys.executable, "-m", "memguard.cli", *words]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 120
-        while not (grows.exists() and grows.read_bytes().count(b"\n") > 20) and time.monotonic() < until:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    # a job that a shell started in the background ignores SIGINT, and its children would, too
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **heard) as process:
+        try:
+            until = time.monotonic() + 120
+            while not (grows.exists() and grows.read_bytes().count(b"\n") > 20) and time.monotonic() < until:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "--resume continues" in err and "memguard scan: interrupted" in err
     assert "Traceback" not in err
