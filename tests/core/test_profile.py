@@ -105,7 +105,7 @@ def edited(text: str, *keys: str, to) -> str:
         (lambda text: edited(text, "schema", to=9), "profile schema 9, this memguard reads 1"),
         (lambda text: edited(text, "conditions", "sigma", to=0), "not a memguard profile (sigma, steps_scored and lat"),
         (lambda text: edited(text, "conditions", "sigma", to="14"), "not a memguard profile ('>' not supported"),
-        (lambda text: edited(text, *SCORES, "log_spread", to=0), "not a memguard profile (the distribution of text_noise"),
+        (lambda text: edited(text, *SCORES, "log_spread", to=0), "not a memguard profile (the distribution of text_"),
         (lambda text: edited(text, *SCORES, to={}), "not a memguard profile ("),
     ],
 )
