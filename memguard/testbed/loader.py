@@ -59,8 +59,7 @@ def small_networks(stage: str) -> tuple[Any, Any]:
     table = nets.text_core(text).embeddings.token_embedding.weight
     with torch.no_grad():
         table[state["used"].long()] = state["token_rows"]
-    rest = {f"embeddings.token_embedding.{key}": value for key, value in {"weight": table.detach()}.items()}
-    nets.text_core(text).load_state_dict(_below(state, "text.") | rest)
+    nets.text_core(text).load_state_dict(_below(state, "text.") | {"embeddings.token_embedding.weight": table.detach()})
     return text.eval().requires_grad_(False), unet.eval().requires_grad_(False)
 
 

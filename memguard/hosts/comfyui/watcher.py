@@ -7,7 +7,6 @@ torch, memguard's core.
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,13 +14,11 @@ import comfy.sampler_helpers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...guard import Guard, Run
+from ...guard import Guard
 from ...records import Report
 from . import graph, model, roles, screen
 from .latents import store
 from .sampling import Sampling
-
-log = logging.getLogger("memguard")
 
 KEY = "memguard"
 
@@ -99,7 +96,7 @@ class Watcher:
             _running.reset(token)
             if sampling.calls == 0:
                 run.unavailable("the run ended before the model's first prediction")
-            report = _finish(run)
+            report = run.finish()
             if not self.silent:
                 store.put(self.settings, latent, prompt_id, report)
         return latent
@@ -184,14 +181,3 @@ def _host_version() -> str:
     except ImportError:
         return ""
     return __version__
-
-
-def _finish(run: Run) -> Report:
-    """Close a run; an error in a detector ends in the report, not in the loss of the picture."""
-    try:
-        return run.finish()
-    except Exception as error:
-        log.warning("%s: %s", type(error).__name__, error)
-        run.evidence.clear()
-        run.unavailable(f"an error inside memguard: {error}")
-        return run.finish(error=f"{type(error).__name__}: {error}")
