@@ -19,12 +19,27 @@ class MemGuardCalibrate(io.ComfyNode):
                 io.Model.Input("model", tooltip="The checkpoint's model, without a LoRA."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
                 io.Latent.Input("latent", tooltip="A latent of the size that will be sampled; one image is enough."),
-                io.Int.Input("seed", default=0, min=0, max=2**32, tooltip="Seed of the first prompt's noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32,
+                    control_after_generate=False,  # the page would change it after each run, and so calibrate anew
+                    tooltip="Seed of the first prompt's noise.",
+                ),
                 io.String.Input("note", default="", tooltip="Kept in the file: the checkpoint's name, say."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
                     tooltip="The negative prompt that your workflows use. Not connected: the empty prompt.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Ordinary prompts of your own, one per line, at least 50: for a checkpoint with a "
+                    "vocabulary of its own. Empty: the 80 prompts that MemGuard ships.",
                 ),
             ],
             outputs=[
@@ -35,8 +50,9 @@ class MemGuardCalibrate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, latent, seed, note, negative=None):
-        saved = calibrate(model, clip, latent, negative, seed, note)
+    def execute(cls, model, clip, latent, seed, note, negative=None, prompts=""):
+        own = [line.strip() for line in prompts.splitlines() if line.strip()]
+        saved = calibrate(model, clip, latent, negative, seed, note, own or None)
         files = [profile.source for profile in saved]
         return io.NodeOutput(saved[0], files[0], ui={"text": [f"saved {file}" for file in files]})
 

@@ -54,12 +54,13 @@ class MemGuard(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The watched model; connect it to the sampler."),
                 Handle.Output(display_name="memguard", tooltip="Connect it to MemGuard Report."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, detectors, policy, sensitivity, steps, reference, empty=None, profile=None):
         guard = Guard([detectors], policy, profile=profile, steps=steps, sensitivity=sensitivity, reference=reference)
-        watcher = Watcher(guard, empty)
+        watcher = Watcher(guard, empty, home=cls.hidden.unique_id)
         return io.NodeOutput(watcher.install(model), watcher)
 
 

@@ -24,7 +24,7 @@ class MemGuardReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, memguard):
-        return output_of(memguard.report_of(latent["samples"]), latent)
+        return output_of(memguard.report_of(latent["samples"]), latent, [memguard.home])
 
 
 NODES = [MemGuardReport]

@@ -71,7 +71,8 @@ def report_outputs() -> list[io.Output]:
     ]
 
 
-def output_of(report: Report, latent: dict) -> io.NodeOutput:
+def output_of(report: Report, latent: dict, homes: list[str] | None = None) -> io.NodeOutput:
+    """Return the outputs of a report; ``homes`` are the ids of further nodes that show it."""
     scored = next((finding for finding in report.findings if finding.score is not None), None)
     percentile = None if scored is None else scored.percentile
     return io.NodeOutput(
@@ -81,5 +82,5 @@ def output_of(report: Report, latent: dict) -> io.NodeOutput:
         report.flagged,
         report.verdict,
         report.to_json(indent=2),
-        ui={"text": [message(report)], "memguard": [report.to_dict()]},
+        ui={"text": [message(report)], "memguard": [report.to_dict()], "memguard_home": homes or []},
     )

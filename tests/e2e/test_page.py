@@ -87,6 +87,27 @@ def test_a_stop_says_so(page, flagging):
     assert "Looks memorized" in page.run(f"return {BADGES}")[0]
 
 
+@pytest.mark.slow
+def test_a_guard_inside_a_subgraph_gets_its_verdict(page, flagging):
+    open_example(page, "watch_a_run_and_warn", STEPS, next(SEEDS))
+    inside = "app.graph.nodes.find((node) => node.subgraph)?.subgraph.nodes[0]"
+    page.run("app.graph.convertToSubgraph(new Set(app.graph.nodes.filter((node) => node.type === 'MemGuard')))")
+    assert page.run(f"return {inside}.comfyClass") == "MemGuard"
+    press_run(page)
+    page.wait(f"{inside}.widgets.some((widget) => widget.element?.textContent.includes('Looks memorized'))", 30)
+    assert errors_of_memguard(page) == []
+
+
+def test_calibrating_again_gives_the_same_seed(page):
+    open_example(page, "calibrate_a_checkpoint")
+    node = "app.graph.nodes.find((node) => node.type === 'MemGuard_Calibrate')"
+    assert page.run(f"return {node}.widgets.map((w) => [w.name, w.value])") == [
+        ["seed", 0],
+        ["note", "test bed"],
+        ["prompts", ""],
+    ]
+
+
 def test_the_badge_is_reached_by_keyboard_and_named(page):
     open_example(page, "watch_a_run_and_warn")
     needs_badges(page, 2)

@@ -3,10 +3,10 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addBadge, loadStyle, showReport } from "./badge.js";
-import { CHECK, GUARD, guardsAt, homesOf } from "./places.js";
+import { nodeAt } from "./places.js";
 import { toast, warns } from "./words.js";
 
-const SHOWING = new Set([GUARD, CHECK, "MemGuard_Report"]);
+const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
 const badges = new WeakMap(); // node -> its widget; gone with the node
 const remembered = new Map(); // place -> report; a workflow tab rebuilds its nodes whenever it is opened
 const warned = new Set(); // runs; the server may report a run when it is judged and again when it has ended
@@ -18,7 +18,7 @@ app.registerExtension({
   setup() {
     loadStyle();
     api.addEventListener("memguard.report", ({ detail }) => {
-      homesOf(app.rootGraph ?? app.graph, detail.node_id).forEach((node) => show(node, detail.report));
+      showAt(detail.home, detail.report);
       warnOnce(detail.report); // also where no node of the open workflow is its home
     });
   },
@@ -31,7 +31,8 @@ app.registerExtension({
       before?.call(this, output);
       // comes from the cache as well, with no sampler running and so without an event
       for (const report of output?.memguard ?? []) {
-        [this, ...guardsAt(this)].forEach((home) => show(home, report));
+        show(this, report);
+        for (const home of output.memguard_home ?? []) showAt(home, report);
         warnOnce(report);
       }
     };
@@ -42,6 +43,11 @@ app.registerExtension({
     if (report) showReport(node, badges.get(node), report);
   },
 });
+
+function showAt(executionId, report) {
+  const node = nodeAt(app.rootGraph ?? app.graph, executionId);
+  if (badges.has(node)) show(node, report); // the same id may be another node's in the workflow that is open now
+}
 
 function show(node, report) {
   remembered.set(place(node), report);

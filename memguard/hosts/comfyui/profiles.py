@@ -14,6 +14,7 @@ import folder_paths
 from ... import calibration, detectors
 from ...calibration import Conditions, Profile, ProfileError
 from ...calibration import store as profile_store
+from ...calibration.profile import MINIMUM
 from ...records import Reference
 from . import model
 from .preflight import GUIDANCE, first_calls
@@ -47,9 +48,15 @@ def path_of(name: str) -> Path:
 
 
 def calibrate(
-    patcher: Any, clip: Any, latent: dict[str, Any], negative: Any = None, seed: int = 0, name: str = ""
+    patcher: Any,
+    clip: Any,
+    latent: dict[str, Any],
+    negative: Any = None,
+    seed: int = 0,
+    name: str = "",
+    texts: list[str] | None = None,
 ) -> list[Profile]:
-    """Score the ordinary prompts on a model and save what they score.
+    """Score ordinary prompts on a model and save what they score.
 
     Args:
         patcher: the model as the checkpoint loader returns it.
@@ -58,15 +65,19 @@ def calibrate(
         negative: CONDITIONING to compare with; None is the empty prompt.
         seed: of the first prompt's noise; the others follow.
         name: note in the profile.
+        texts: at least 50 prompts that are not memorized; None takes the shipped ones.
 
     Returns:
         the saved profiles: one for runs with this negative prompt and, where it is the empty one, one for reference
         "empty" as well.
 
     Raises:
-        ProfileError: if a LoRA is applied, or if prompts have no score.
+        ProfileError: if there are too few prompts, if a LoRA is applied, or if prompts have no score.
 
     """
+    texts = list(calibration.ordinary_prompts()) if texts is None else texts
+    if len(texts) < MINIMUM:
+        raise ProfileError(f"{len(texts)} prompts, one per line; a profile needs at least {MINIMUM}, or none for ours")
     if model.remarks(patcher):
         raise ProfileError(
             "model has a LoRA or another patch; connect MemGuard Calibrate to the checkpoint's own MODEL"
@@ -74,7 +85,7 @@ def calibrate(
     references: tuple[Reference, ...] = ("negative",) if negative is not None else ("negative", "empty")
     negative = negative if negative is not None else encode(clip, "")
     # every text before the first call: text encoder and network need not take turns in the GPU's memory
-    prompts = [(encode(clip, text), seed + i) for i, text in enumerate(calibration.ordinary_prompts())]
+    prompts = [(encode(clip, text), seed + i) for i, text in enumerate(texts)]
     scores: dict[str, list[float]] = {detector: [] for detector in detectors.available()}
     for number, run in enumerate(first_calls(patcher, prompts, negative, latent)):
         if not run.evidence:

@@ -40,8 +40,14 @@ def running_prompt(prompt_id: str | None) -> dict[str, Any]:
     return next((item[2] for item in running if item[1] == prompt_id), {})
 
 
-def show(report: Report) -> None:
-    """Show a report on the node that is being executed and send it to the page that asked for the run."""
+def show(report: Report, home: str | None = None) -> None:
+    """Show a report on the node that is being executed and send it to the page that asked for the run.
+
+    Args:
+        report: what was found.
+        home: id of the MemGuard node whose badge shows it; None is the node that is being executed.
+
+    """
     instance = server()
     prompt_id, node_id = place()
     if report.policy != "observe" and report.flagged:
@@ -49,5 +55,5 @@ def show(report: Report) -> None:
     if instance is None or node_id is None:
         return
     instance.send_progress_text(message(report), node_id, instance.client_id)
-    payload = {"node_id": node_id, "prompt_id": prompt_id, "report": report.to_dict()}
+    payload = {"home": home or node_id, "node_id": node_id, "prompt_id": prompt_id, "report": report.to_dict()}
     instance.send_sync(EVENT, payload, instance.client_id)

@@ -33,12 +33,14 @@ class Watcher:
         guard: what to ask and what to do; its sink is set to the page.
         empty: CONDITIONING of the empty prompt, for reference "empty".
         silent: whether runs are neither shown nor filed.
+        home: id of the node whose badge shows the reports; None is the sampler.
 
     """
 
-    def __init__(self, guard: Guard, empty: Any = None, silent: bool = False) -> None:
+    def __init__(self, guard: Guard, empty: Any = None, silent: bool = False, home: str | None = None) -> None:
         self.guard = guard
         self.empty = empty
+        self.home = home
         self.settings = repr(
             (
                 guard.detectors,
@@ -52,7 +54,7 @@ class Watcher:
         )
         self.silent = silent
         if not silent:
-            guard.sink = _Screen()
+            guard.sink = _Screen(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watcher:
         """A copy of a model is watched by the same guard."""
@@ -131,14 +133,15 @@ class Watcher:
 class _Screen:
     """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: str | None) -> None:
+        self._home = home
         self._shown: Report | None = None
 
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
         same = last is not None and (last.run, last.findings, last.error) == (report.run, report.findings, report.error)
         if not same:
-            screen.show(report)
+            screen.show(report, self._home)
 
 
 def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:

@@ -120,6 +120,15 @@ def test_the_profile_is_of_the_first_step_that_the_prompts_really_have(folder):
     assert found.log_spread == pytest.approx(expected.log_spread, rel=1e-3)
 
 
+def test_own_prompts_take_the_place_of_the_shipped_ones(folder, rows):
+    latent = {"samples": tiny.latent()}
+    with rows(SD15) as spent:
+        saved = profiles.calibrate(SD15, Clip(), latent, texts=[f"plain sentence {i}" for i in range(50)])
+    assert sum(spent) == 100 and saved[0].distributions["text_noise_norm"].count == 50
+    with pytest.raises(ProfileError, match="^49 prompts, one per line; a profile needs at least 50, or none for ours"):
+        profiles.calibrate(SD15, Clip(), latent, texts=["plain"] * 49)
+
+
 def test_a_lora_cannot_be_calibrated_into_the_checkpoint_s_profile(folder):
     model = SD15.clone()
     key = "diffusion_model.out.2.weight"
