@@ -13,20 +13,33 @@ from .version import VERSION as __version__
 
 if TYPE_CHECKING:
     from .guard import Guard, MemorizationStop
-    from .hosts.diffusers import attach, calibrate, scan
-    from .records import Finding, Report
+    from .hosts.diffusers import attach, calibrate, explain, scan
+    from .records import Attribution, Finding, Report
 
 _LAZY = {
+    "Attribution": ".records",
     "Finding": ".records",
     "Guard": ".guard",
     "MemorizationStop": ".guard",
     "Report": ".records",
     "attach": ".hosts.diffusers",
     "calibrate": ".hosts.diffusers",
+    "explain": ".hosts.diffusers",
     "scan": ".hosts.diffusers",
 }
 
-__all__ = ["Finding", "Guard", "MemorizationStop", "Report", "__version__", "attach", "calibrate", "scan"]
+__all__ = [
+    "Attribution",
+    "Finding",
+    "Guard",
+    "MemorizationStop",
+    "Report",
+    "__version__",
+    "attach",
+    "calibrate",
+    "explain",
+    "scan",
+]
 
 
 def __getattr__(name: str) -> Any:

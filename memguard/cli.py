@@ -19,6 +19,7 @@ from .version import VERSION
 COMMANDS = {
     "demo": "see memorization detected on a small model that really memorizes",
     "scan": "score a list of prompts on a model",
+    "explain": "say which words of a prompt drive its score, and where in the picture",
     "calibrate": "measure what ordinary prompts score on a model",
     "testbed": "export the small model that really memorizes",
     "doctor": "versions, hosts, devices, and what works here",

@@ -3,7 +3,7 @@
 A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.wants(step)`` and, if so,
 ``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
 
-May import: memguard.records, memguard.detectors, memguard.calibration.
+May import: memguard.records, memguard.wording, memguard.detectors, memguard.calibration.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 from .calibration import Profile, Sensitivity, judge
 from .detectors import get as get_detector
 from .detectors.text_noise_norm import gap_map
-from .records import POLICIES, REFERENCES, Finding, Policy, Reference, Report, StepEvidence, message
+from .records import POLICIES, REFERENCES, Finding, Policy, Reference, Report, StepEvidence
 from .version import VERSION
+from .wording import message
 
 log = logging.getLogger("memguard")
 

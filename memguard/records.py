@@ -1,6 +1,6 @@
 """The values that cross rooms. Frozen dataclasses; tensors live in ``StepEvidence`` only.
 
-May import: torch and the standard library.
+May import: torch, memguard.wording (for the sentence) and the standard library.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ Policy = Literal["observe", "warn", "stop", "mitigate"]
 Verdict = Literal["ordinary", "suspicious", "memorized", "unknown"]
 Reference = Literal["negative", "empty"]
 Parameterization = Literal["epsilon", "flow_velocity"]
+Group = Literal["word", "bos", "eos", "padding", "pooled"]
 
 POLICIES: tuple[Policy, ...] = ("observe", "warn", "stop", "mitigate")
 REFERENCES: tuple[Reference, ...] = ("negative", "empty")
@@ -114,21 +115,68 @@ class Finding:
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """One word of a prompt and the token columns that carry it; BOS, EOS and padding are spans of their own."""
+    """One word of a prompt and the token columns that carry it; BOS, EOS, padding, pooled are spans of their own.
+
+    Attributes:
+        text: the word as the prompt has it.
+        columns: of the encoded prompt; none for a word that was cut off, and for the pooled vector.
+        group: "word", or what the columns are instead; "pooled" is the prompt vector beside the tokens (SDXL, ...).
+        ids: the tokenizer's ids, in the order of the columns.
+        place: first and past-the-last character in the prompt, where that is known.
+        emphasis: factor that the host gives to the word, 1.3 for (word:1.3).
+        part: of the prompt that the word belongs to: AND parts, combined or scheduled prompts have their own rows.
+
+    """
 
     text: str
     columns: tuple[int, ...]
-    group: Literal["word", "bos", "eos", "padding"] = "word"
+    group: Group = "word"
+    ids: tuple[int, ...] = ()
+    place: tuple[int, int] | None = None
+    emphasis: float = 1.0
+    part: int = 0
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each word contributes, and where in the picture."""
+    """How much each word contributes, and where in the picture.
+
+    Attributes:
+        method: "gradient", "ablation" or "attention".
+        spans: the words in the order of the prompt, then BOS, EOS, padding and the pooled vector as far as they exist.
+        weights: one per span, in ``unit``; the mean over images and scored steps.
+        token_scores: one per token column.
+        unit: what the weights measure.
+        score: the first-step score of the prompt itself, mean over the images; None where it was not measured.
+        layers: per cross-attention layer, one weight per span; method "attention" only.
+        status: "ok", or the reason why there is no attribution.
+        notes: what a reader must know, such as a method that stood in for another.
+        maps: name -> float map [h, w] over the latent; kept out of JSON.
+        images: the pictures of the run, uint8 arrays [H, W, 3], where maps were asked for; kept out of JSON.
+
+    """
 
     method: str
-    spans: tuple[TokenSpan, ...]
-    weights: tuple[float, ...]
+    spans: tuple[TokenSpan, ...] = ()
+    weights: tuple[float, ...] = ()
+    token_scores: tuple[float, ...] = ()
+    unit: str = ""
+    score: float | None = None
+    layers: dict[str, tuple[float, ...]] = field(default_factory=dict)
     status: str = "ok"
+    notes: tuple[str, ...] = ()
+    maps: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    images: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def words(self) -> tuple[tuple[str, float], ...]:
+        """The words with their weights, in the order of the prompt."""
+        return tuple((s.text, w) for s, w in zip(self.spans, self.weights, strict=True) if s.group == "word")
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """The weights of what is no word: "bos", "eos", "padding", "pooled", as far as they exist."""
+        return {s.group: w for s, w in zip(self.spans, self.weights, strict=True) if s.group != "word"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +235,9 @@ class Report:
         """Return plain values: numbers, strings, lists and dicts. NaN and infinity become None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise_gap_map"}
         values["findings"] = [asdict(finding) for finding in self.findings]
-        values["attribution"] = asdict(self.attribution) if self.attribution else None
+        values["attribution"] = attribution_dict(self.attribution) if self.attribution else None
+        from .wording import message
+
         return _plain({"schema": SCHEMA, **values, "verdict": self.verdict, "message": message(self)})
 
     def to_json(self, indent: int | None = None) -> str:
@@ -212,44 +262,19 @@ class Report:
         return cls(**kept)
 
 
-def message(report: Report) -> str:
-    """Return the one sentence that every screen shows for a report."""
-    if report.error and not report.findings:
-        return f"MemGuard: no score, because of an error: {report.error}"
-    if not report.findings:
-        return "MemGuard: no score"
-    finding = max(report.findings, key=_gravity)
-    if finding.score is None:
-        return f"MemGuard: no score, because {finding.status}"
-    words = {
-        "memorized": "looks memorized",
-        "suspicious": "may be memorized",
-        "ordinary": "looks ordinary",
-        "unknown": "no verdict",
-    }
-    text = f"MemGuard: {words[finding.verdict]} (score {finding.score:.3g}"
-    if finding.percentile is not None:
-        text += f", higher than {percent(finding.percentile)} of ordinary prompts)"
-    else:
-        text += f", {finding.threshold_source})"
-    return text
-
-
-def percent(value: float) -> str:
-    """Return a percentile as text that never rounds up to 100 %."""
-    return "at least 99.99 %" if value > 99.99 else f"{math.floor(value * 100) / 100:.4g} %"
-
-
-def _gravity(finding: Finding) -> tuple[int, bool]:
-    """Order findings by verdict; of those without one, a score says more than a reason."""
-    return (VERDICTS.index(finding.verdict) if finding.verdict in VERDICTS else -1, finding.score is not None)
+def attribution_dict(attribution: Attribution) -> dict[str, Any]:
+    """Return an attribution as plain values, without its maps and images."""
+    kept = [f.name for f in fields(attribution) if f.name not in ("maps", "images")]
+    values = {name: getattr(attribution, name) for name in kept}
+    return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
 
 
 def _attribution(values: dict[str, Any] | None) -> Attribution | None:
     if values is None:
         return None
     spans = tuple(TokenSpan(**{k: _frozen(v) for k, v in span.items()}) for span in values["spans"])
-    return Attribution(values["method"], spans, _frozen(values["weights"]), values["status"])
+    layers = {name: _frozen(weights) for name, weights in values["layers"].items()}
+    return Attribution(**{k: _frozen(v) for k, v in values.items()} | {"spans": spans, "layers": layers})
 
 
 def _plain(value: Any) -> Any:

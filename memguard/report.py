@@ -1,6 +1,6 @@
 """Reports as one self-contained HTML page: no scripts, no external files, readable in light and dark.
 
-May import: memguard.records, Pillow, numpy.
+May import: memguard.records, memguard.overlay, memguard.wording, Pillow, numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .records import Report, percent
+from .overlay import NAMES, colours, ink
+from .records import Attribution, Report
+from .wording import percent
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881;--memorized:#c2372e;--suspicious:#b26a00;--ordinary:#2e7d4f}
@@ -29,6 +31,10 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .card p{margin:.3rem 0}.pair{display:flex;gap:.6rem}.pair figure{margin:0;flex:1}
 .pair img{width:100%;border-radius:.3rem;image-rendering:auto}figcaption{font-size:.8rem;opacity:.75}
 .badge{font-weight:600}.memorized{color:var(--memorized)}.suspicious{color:var(--suspicious)}.ordinary{color:var(--ordinary)}
+.words{line-height:2}.word{display:inline-block;text-align:center;margin-right:.2rem}
+.word b{display:block;padding:0 .4rem;border-radius:.3rem;font-weight:500}
+.word small{display:block;opacity:.75;line-height:1.2}
+.card figure{margin:0}.card figure img{width:100%;image-rendering:pixelated}
 .prompt{font-family:ui-monospace,monospace;font-size:.9rem}.note{opacity:.8}
 """
 MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
@@ -46,13 +52,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, a table, cards."""
+    """A part of the page: text, coloured words, a table, cards, pictures (caption, uint8 [H, W, 3])."""
 
     title: str
     text: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     cards: Sequence[Card] = field(default=())
+    words: Attribution | None = None
+    pictures: Sequence[tuple[str, np.ndarray]] = ()
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -70,6 +78,8 @@ def _section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{html.escape(section.text)}</p>")
+    if section.words is not None:
+        parts.append(_words(section.words))
     if section.rows:
         head = "".join(f"<th{_numeric(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(section.header))
         lines = (
@@ -79,6 +89,9 @@ def _section(section: Section) -> str:
         parts.append(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
     if section.cards:
         parts.append(f'<div class="cards">{"".join(_card(card) for card in section.cards)}</div>')
+    if section.pictures:
+        figures = "".join(f'<div class="card">{_figure(*one)}</div>' for one in section.pictures)
+        parts.append(f'<div class="cards">{figures}</div>')
     return "".join(parts)
 
 
@@ -95,17 +108,30 @@ def _card(card: Card) -> str:
         says = f"score {finding.score:.3g}"
         if finding.percentile is not None:
             says += f", higher than {percent(finding.percentile)} of ordinary prompts"
-    pictures = "".join(
-        f'<figure><img alt="{html.escape(caption)}" src="{_data_url(picture)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, picture in card.pictures
-    )
+    pictures = "".join(_figure(caption, picture) for caption, picture in card.pictures)
     badge = f"{MARKS[verdict]} {WORDS.get(verdict, 'no verdict')}"
     note = f'<p class="note">{html.escape(card.note)}</p>' if card.note else ""
     return (
         f'<div class="card"><div class="pair">{pictures}</div><p class="prompt">{html.escape(report.prompt or "")}</p>'
         f'<p><span class="badge {verdict}">{badge}</span>: {says}</p>{note}</div>'
     )
+
+
+def _figure(caption: str, picture: np.ndarray) -> str:
+    words = html.escape(caption)
+    return f'<figure><img alt="{words}" src="{_data_url(picture)}"><figcaption>{words}</figcaption></figure>'
+
+
+def _words(attribution: Attribution) -> str:
+    """Return the words of a prompt, each on its colour and with its weight; a screen reader reads both."""
+    weights = np.array(attribution.weights)
+    backs = colours(weights, min(0.0, float(weights.min(initial=0))), float(weights.max(initial=0)))
+    parts = []
+    for span, weight, back in zip(attribution.spans, attribution.weights, backs, strict=True):
+        style = f"background:rgb({','.join(map(str, back))});color:{ink(back)}"
+        word = html.escape(span.text or NAMES[span.group])
+        parts.append(f'<span class="word"><b style="{style}">{word}</b><small>{weight:.3g}</small></span>')
+    return f'<p class="words">{" ".join(parts)}</p>'
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..memguard.calibration import Profile
 from ..memguard.hosts.comfyui.watcher import Watcher
-from ..memguard.records import Report, message
+from ..memguard.records import Report
+from ..memguard.wording import message
 
 CATEGORY = "memguard"
 NO_SCORE = -1.0  # FLOAT outputs cannot be empty

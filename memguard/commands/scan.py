@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, Results, open_results, read_prompts
-from ..records import VERDICTS, Report, message, percent
+from ..records import VERDICTS, Report
+from ..wording import message, percent
 from . import common
 
 SHOWN = 60  # characters of a prompt in the table

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memguard.records import SCHEMA, Attribution, Finding, Report, TokenSpan, message, percent
+from memguard.records import SCHEMA, Attribution, Finding, Report, TokenSpan
+from memguard.wording import message, percent
 
 
 def finding(**changes) -> Finding:

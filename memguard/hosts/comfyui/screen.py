@@ -1,7 +1,7 @@
 """What a person sees while a workflow runs: text on the sampler node, and an event for the page.
 
-Part of the ComfyUI host; may import: comfy_execution, memguard.records. The server module is used only if ComfyUI has
-loaded it: in-process tests and other front ends have none.
+Part of the ComfyUI host; may import: comfy_execution, memguard.records, memguard.wording. The server module is used
+only if ComfyUI has loaded it: in-process tests and other front ends have none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from comfy_execution.utils import get_executing_context
 
-from ...records import Report, message
+from ...records import Report
+from ...wording import message
 
 log = logging.getLogger("memguard")
 

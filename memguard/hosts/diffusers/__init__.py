@@ -1,10 +1,14 @@
-"""The diffusers host: ``attach`` watches a pipeline, ``scan`` scores lists of prompts, ``calibrate`` makes a profile.
+"""The diffusers host.
+
+``attach`` watches a pipeline, ``scan`` scores lists of prompts, ``calibrate`` makes a profile, ``explain`` says which
+words and places drive a score.
 
 Room: memguard.hosts. May import: the core of memguard, torch, einops. diffusers itself comes with the pipeline.
 """
 
 from .calibrating import calibrate
+from .explaining import explain
 from .scanning import scan
 from .watch import attach
 
-__all__ = ["attach", "calibrate", "scan"]
+__all__ = ["attach", "calibrate", "explain", "scan"]

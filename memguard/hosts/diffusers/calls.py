@@ -1,6 +1,6 @@
 """One call of a unet or transformer: its input, its text, its prediction as an image, and how to repeat it.
 
-Room: memguard.hosts, diffusers. May import: torch, einops and the standard library.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, torch, einops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .rows import Encoded, Unscored, own
+from ...attributions.moment import Encoded
+from .rows import Unscored, own
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -89,14 +90,14 @@ class Call:
         return cls(module, arguments, x[:, : prediction.shape[1]], prediction, torch.as_tensor(timestep).detach(), text)
 
     def repeat(self, rows: slice, prompt: Encoded) -> Tensor:
-        """Predict some rows again with another prompt: the one thing that costs rows.
+        """Predict some rows again with other prompts: the one thing that costs rows. Follows torch's gradient mode.
 
         Args:
-            rows: of this call.
-            prompt: as many rows.
+            rows: of this call, R of them.
+            prompt: V * R rows, variant by variant.
 
         Returns:
-            The prediction, [rows, C, h, w].
+            The prediction, [V * R, C, h, w].
 
         Raises:
             Unscored: if the call cannot be repeated without changing the picture or the meaning.
@@ -111,13 +112,17 @@ class Call:
         arguments = self.arguments
         if rows.indices(batch) != (0, batch, 1):
             arguments = {k: v if k.endswith("_ids") else _rows(v, rows, batch) for k, v in arguments.items()}
+        count = len(range(*rows.indices(batch)))
+        if len(prompt.text) != count:
+            times = len(prompt.text) // count
+            arguments = {k: v if k.endswith("_ids") else _tiled(v, times, count) for k, v in arguments.items()}
         arguments = arguments | {"encoder_hidden_states": prompt.text.to(self.text)}
         if prompt.pooled is not None:
             if "pooled_projections" in arguments:
                 arguments["pooled_projections"] = prompt.pooled.to(arguments["pooled_projections"])
             elif "text_embeds" in (added := arguments.get("added_cond_kwargs") or {}):
                 arguments["added_cond_kwargs"] = added | {"text_embeds": prompt.pooled.to(added["text_embeds"])}
-        with own(), torch.no_grad():
+        with own():
             return _image(_tensor(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
 
 
@@ -132,6 +137,16 @@ def _rows(value: Any, rows: slice, batch: int) -> Any:
         return {k: _rows(v, rows, batch) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_rows(v, rows, batch) for v in value)
+    return value
+
+
+def _tiled(value: Any, times: int, count: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat(times, *(1,) * (value.ndim - 1)) if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {k: _tiled(v, times, count) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_tiled(v, times, count) for v in value)
     return value
 
 

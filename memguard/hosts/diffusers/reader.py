@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, equal, nn
+from torch import Tensor, equal, nn, no_grad
 
 from ...records import Reference, StepEvidence
 from .calls import Call
@@ -175,7 +175,8 @@ class Reader:
         wished, count = self.prompts.wished, rows.stop - rows.start
         assert wished is not None
         self.run.extra_rows += count
-        return call.repeat(rows, wished.head(count))
+        with no_grad():
+            return call.repeat(rows, wished.head(count))
 
     def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
         here = level(self.pipe.scheduler, call.timestep)

@@ -1,12 +1,12 @@
 """Which rows of a denoiser call carry the prompt: they are compared with what the pipeline encoded, never counted.
 
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, torch and the standard library.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, equal
+
+from ...attributions import moment
 
 # True while memguard itself encodes or predicts, so that several guards on one pipeline do not watch each other.
 OWN: ContextVar[bool] = ContextVar("memguard_own", default=False)
@@ -34,11 +36,8 @@ class Unscored(Exception):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A prompt as the denoiser gets it: ``text`` [rows, tokens, d], ``pooled`` [rows, d] where the model has one."""
-
-    text: Tensor
-    pooled: Tensor | None = None
+class Encoded(moment.Encoded):
+    """A prompt as the denoiser gets it, and how two of them compare."""
 
     def head(self, rows: int) -> Encoded:
         """Return the first rows."""
@@ -69,7 +68,8 @@ class Prompts:
         self.wish = wish
         self.cond: Encoded | None = None
         self.uncond: Encoded | None = None
-        self._encode: Callable[[], Encoded] | None = None
+        self._encode: Callable[..., tuple[Encoded, Encoded | None]] | None = None
+        self._paired = False
         self._wished: Encoded | None = None
         self._confused = False
 
@@ -80,7 +80,8 @@ class Prompts:
         first, second = _split(result, paired)
         if self.cond is None:
             self.cond, self.uncond = first, second
-            self._encode = partial(self._again, encode, signature, signature.bind(*args, **kwargs), paired)
+            self._paired = paired
+            self._encode = partial(self._again, encode, signature, signature.bind(*args, **kwargs))
         elif self.uncond is None and not paired:
             self.uncond = first  # Flux and kin encode the negative prompt in a second call
         else:
@@ -89,15 +90,36 @@ class Prompts:
     @property
     def wished(self) -> Encoded | None:
         """The wish, encoded when it is first asked for, as many rows as ``cond``; None for no wish."""
-        if self._wished is None and self.wish is not None and self._encode is not None:
-            self._wished = self._encode()
+        if self._wished is None and self.wish is not None and self._encode is not None and self.cond is not None:
+            rows = len(self.cond.text)
+            if self._paired:
+                # "" as negative prompt is the pipeline's own way to have none (SDXL: zeros)
+                self._wished = self._encode([""], [self.wish] if self.wish else None, rows)[1]
+            else:
+                self._wished = self._encode([self.wish], None, rows)[0]
         return self._wished
 
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encode other prompts as the pipeline encoded its own, one row each.
+
+        Raises:
+            Unscored: if the pipeline has no encode_prompt.
+
+        """
+        if self._encode is None:
+            raise Unscored("this pipeline has no encode_prompt, so other prompts cannot be encoded")
+        return self._encode(list(texts), len(texts) * [""] if self._paired else None, 1)[0]
+
     def _again(
-        self, encode: Callable[..., Any], signature: inspect.Signature, bound: inspect.BoundArguments, paired: bool
-    ) -> Encoded:
-        """Encode the wish with the settings (device, clip_skip, LoRA scale, ...) of the pipeline's own call."""
-        assert self.cond is not None
+        self,
+        encode: Callable[..., Any],
+        signature: inspect.Signature,
+        bound: inspect.BoundArguments,
+        prompts: list[str],
+        negative: list[str] | None,
+        images: int,
+    ) -> tuple[Encoded, Encoded | None]:
+        """Encode with the settings (device, clip_skip, LoRA scale, ...) of the pipeline's own call."""
         texts = ("prompt", "negative_", "pooled_")
         settings = {
             name: None if parameter.default is parameter.empty else parameter.default
@@ -105,18 +127,13 @@ class Prompts:
             if name.startswith(texts)
         }
         settings = {k: v for k, v in bound.arguments.items() if not k.startswith(texts)} | settings
-        settings |= {"prompt": [""], "num_images_per_prompt": len(self.cond.text)}
-        if paired:
+        settings |= {"prompt": prompts, "num_images_per_prompt": images}
+        if self._paired:
             settings["do_classifier_free_guidance"] = True
-            if self.wish:
-                settings["negative_prompt"] = [self.wish]
-        else:
-            settings["prompt"] = [self.wish]
+            if negative is not None:
+                settings["negative_prompt"] = negative
         with own():
-            first, second = _split(encode(**settings), paired)
-        wished = second if paired else first
-        assert wished is not None
-        return wished
+            return _split(encode(**settings), self._paired)
 
     def roles(self, text: Tensor) -> list[str]:
         """Return "cond", "uncond" or "unknown" for each block of rows, in order.

@@ -1,0 +1,10 @@
+"""One file = one way to say which word, or which region of the picture, drives the noise gap.
+
+``words`` groups tokens to words, ``moment`` is a model call that can be made again with another prompt. ``gradient``,
+``ablation`` and ``attention`` weigh words; ``maps`` weighs places.
+
+May import: memguard.records, memguard.detectors, torch.
+"""
+
+METHODS = ("gradient", "ablation", "attention")
+MAPS = ("noise_gap", "bright_ending", "word")

@@ -1,0 +1,96 @@
+"""Token significance: how steeply the noise gap rises with each token's embedding (Wen et al., ICLR 2024, section 4.2).
+
+SS_i = || d d_j / d e_i ||_2 over the embedding axis, per image j, then the mean over images and over the scored steps
+of the guided trajectory. A word of several tokens, and a group such as the padding, is one variable: the norm is taken
+over all its columns. What differs from the official code, which ``parity="official"`` reproduces: its loss is the norm
+of the whole batch, its gradient is divided by 2 n (the rows of both halves, of which only one per image is not zero),
+and from the second step on it follows an anti-guided trajectory, because its two halves are swapped.
+
+May import: memguard.records, memguard.attributions, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..records import TokenSpan
+from .moment import Encoded, Moment
+
+UNIT = "L2 norm of d score / d embedding"
+PARITIES = (None, "official")
+SCALE = 2.0**12  # of the loss: half-precision gradients of single elements would fall below what float16 can hold
+
+Pullback = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def prompt_gradient(moment: Moment, parity: Literal["official"] | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of the score of each image with respect to what the model was conditioned on.
+
+    One forward and one backward over the images, whatever their number: rows do not depend on each other.
+
+    Returns:
+        float32 gradients [B, tokens, d] and, with a pooled vector, [B, p]. With ``parity`` [1, tokens, d], of the norm
+        of the whole batch with respect to the one embedding that all images share, divided by 2 B.
+
+    Raises:
+        FloatingPointError: if the gradient holds NaN or infinity, also without a scaled loss.
+
+    """
+    for scale in (SCALE, 1.0):
+        gradients = _scaled(moment, scale, parity)
+        if all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
+            return gradients
+    raise FloatingPointError("the gradient holds NaN or infinity; run the model in float32, or use method ablation")
+
+
+def _scaled(moment: Moment, scale: float, parity: str | None) -> tuple[Tensor, Tensor | None]:
+    with torch.enable_grad():
+        # float32 leaves: a host casts them to the model's own type, so gradients of all uses add up in float32
+        text = moment.prompt.text.detach().float().clone().requires_grad_(True)
+        pooled = moment.prompt.pooled
+        if pooled is not None:
+            pooled = pooled.detach().float().clone().requires_grad_(True)
+        norms = moment.norms(moment.predict(Encoded(text, pooled)))[0]
+        loss = torch.linalg.vector_norm(norms) if parity else norms.sum()
+        leaves = [text] if pooled is None else [text, pooled]
+        gradients = torch.autograd.grad(loss * scale, leaves, allow_unused=True)
+    found = [torch.zeros_like(leaf) if g is None else g / scale for leaf, g in zip(leaves, gradients, strict=True)]
+    if parity:
+        found = [g.sum(0, keepdim=True) / (2 * moment.images) for g in found]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def significance(
+    moments: Sequence[Moment], parity: Literal["official"] | None = None, pullback: Pullback | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the significance of every token column.
+
+    Args:
+        moments: the scored steps.
+        parity: "official" for the number of the official code.
+        pullback: from the gradient with respect to the encoded prompt ([B, tokens, d], [B, p] or None) to the squared
+            norms of that with respect to the input embeddings of the text encoders, [B, tokens].
+
+    Returns:
+        squared norms [steps, B, tokens] and, of the pooled vector, [steps, B]; roots are taken by ``by_span``.
+
+    """
+    tokens, vectors = [], []
+    for moment in moments:
+        text, pooled = prompt_gradient(moment, parity)
+        tokens.append(text.pow(2).sum(-1) if pullback is None else pullback(text, pooled))
+        vectors.append(torch.zeros(len(text)) if pooled is None else pooled.pow(2).sum(-1))
+    return torch.stack(tokens).cpu(), torch.stack(vectors).cpu()
+
+
+def by_span(tokens: Tensor, vector: Tensor, spans: Sequence[TokenSpan]) -> tuple[float, ...]:
+    """Return one weight per span: the norm over all its columns, mean over images and steps."""
+    weights = []
+    for span in spans:
+        squares = vector if span.group == "pooled" else tokens[..., list(span.columns)].sum(-1)
+        weights.append(float(squares.sqrt().mean()))
+    return tuple(weights)

@@ -1,0 +1,111 @@
+"""Where in the picture: float maps [B, h, w] over the latent.
+
+``noise_gap``: squared noise gap per pixel; at the last step it lies where the model copies. ``bright_ending``:
+attention of the EOS token at the last step in the two down layers of the highest resolution (Chen et al., ICLR 2025;
+the official code reads step 49 of 50, 64x64 latents and needs two generations, here any run and one). ``word``:
+attention of one word, summed over steps and layers (DAAM, Tang et al., ACL 2023; negative values of the upsampling are
+cut once, at the end, and not per layer and step).
+
+May import: memguard.attributions, torch, einops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .attention import Projected
+
+WINDOW = 13  # of the optional smoothing, in latent pixels of a 64 x 64 latent
+
+
+class MapTally:
+    """Collects what the maps need from the cross-attention of a run, one call at a time.
+
+    Memory: one map per token column and layer, and one per layer for the last step; nothing grows with the steps.
+
+    Args:
+        size: (h, w) of the latent.
+        eos: column of the EOS token.
+
+    """
+
+    def __init__(self, size: tuple[int, int], eos: int) -> None:
+        self.size, self.eos = size, eos
+        self.calls = 0
+        self._sums: dict[str, Tensor] = {}  # layer -> [B, tokens, h, w] at the layer's own resolution
+        self._last: dict[str, Tensor] = {}  # layer -> [B, h, w] of EOS at the last step
+
+    def add(self, layers: Mapping[str, Projected]) -> None:
+        """Take the cross-attention of one model call."""
+        self.calls += 1
+        self._last = {}
+        for name, projected in layers.items():
+            found = projected.probabilities()
+            height, width = grid(found.shape[1], self.size)
+            maps = rearrange(found, "b (h w) n -> b n h w", h=height, w=width)
+            self._sums[name] = self._sums[name] + maps if name in self._sums else maps
+            self._last[name] = maps[:, self.eos]
+
+    def word(self, columns: Sequence[int]) -> Tensor:
+        """Return the map of a word, [B, h, w]: mean over its columns, the layers and the steps.
+
+        Raises:
+            ValueError: if nothing was collected or the word has no columns.
+
+        """
+        if not self._sums or not columns:
+            raise ValueError("no attention was read for this word")
+        maps = [_resize(sums[:, list(columns)].mean(1), self.size, "bicubic") for sums in self._sums.values()]
+        return (torch.stack(maps).mean(0) / self.calls).clamp(min=0)
+
+    def bright_ending(self) -> Tensor:
+        """Return the map of EOS at the last step, [B, h, w].
+
+        Raises:
+            ValueError: if no down layer was read.
+
+        """
+        down = {name: found for name, found in self._last.items() if name.startswith("down")}
+        if not down:
+            raise ValueError("no down layer with cross-attention was read")
+        # largest first; sorted() keeps the order of execution among equals
+        largest = sorted(down.values(), key=lambda found: -found.shape[-1] * found.shape[-2])[:2]
+        return torch.stack([_resize(found, self.size, "bilinear") for found in largest]).mean(0)
+
+
+def grid(positions: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a layer from its number of positions and the size of the latent.
+
+    Raises:
+        ValueError: if the positions are no scaled-down copy of the latent.
+
+    """
+    height, width = size
+    for factor in range(1, 65):
+        rows, columns = math.ceil(height / factor), math.ceil(width / factor)
+        if rows * columns == positions:
+            return rows, columns
+    raise ValueError(f"{positions} positions are no scaled copy of a latent of {height} x {width}")
+
+
+def smooth(maps: Tensor, window: int = WINDOW) -> Tensor:
+    """Return maps [B, h, w] averaged over a window of odd size; the picture's edge counts only what lies inside."""
+    return F.avg_pool2d(maps.unsqueeze(1), window, 1, window // 2, count_include_pad=False).squeeze(1)
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Return maps [B, h, w] scaled to 0..1, each by its own range; a flat map becomes zeros."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def _resize(maps: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps.unsqueeze(1), size, mode=mode, align_corners=False, antialias=False).squeeze(1)

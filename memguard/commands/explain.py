@@ -1,0 +1,117 @@
+"""``memguard explain``: which words of a prompt drive its score, and where in the picture.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput
+from . import common
+
+SETTINGS = "num_images steps num_inference_steps guidance_scale height width seed negative_prompt".split()
+WIDTH = 24  # characters of the longest bar
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="say which words of a prompt drive its score, and where in the picture",
+        description="Weigh the words of a prompt. gradient: how steeply the score rises with the word's embedding; "
+        "ablation: how far the score falls without the word; attention: what cross-attention gives to the word.",
+    )
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="- reads it from stdin")
+    parser.add_argument("--method", choices=("gradient", "ablation", "attention"), default="gradient")
+    parser.add_argument(
+        "--respect-to",
+        choices=("input", "encoded"),
+        default="input",
+        help="of method gradient. input: which word do I change? encoded: which column does the model look at?",
+    )
+    parser.add_argument("--substitute", default="", metavar="WORD", help="of method ablation: in place of a word")
+    parser.add_argument("--parity", choices=("official",), help="reproduce the number of Wen et al.'s code")
+    parser.add_argument(
+        "--maps",
+        action="append",
+        choices=("noise_gap", "bright_ending", "word"),
+        help="also say where in the picture; runs all steps; may be repeated",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the coloured words and the maps")
+    parser.add_argument("--json", action="store_true", help="print the attribution as JSON")
+    common.add_model(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--num-images", type=int, default=1, metavar="N", help="images that are averaged over")
+    group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls that are averaged over")
+    group.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="steps of the whole schedule")
+    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help="does not act on the first step")
+    group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
+    group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--negative-prompt", metavar="TEXT", help="default: the model's own empty prompt")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain one prompt; return 0, also where the reason is all that there is to say."""
+    from ..hosts.diffusers import explain
+    from ..records import attribution_dict
+
+    prompt = sys.stdin.read().strip() if args.prompt == "-" else args.prompt
+    given = {name: getattr(args, name) for name in SETTINGS}
+    given |= {"method": args.method, "respect_to": args.respect_to, "substitute": args.substitute}
+    given |= {"parity": args.parity, "maps": tuple(dict.fromkeys(args.maps or ()))}
+    try:
+        found = explain(common.load_model(args), prompt, **given)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if args.html:
+        try:
+            args.html.write_text(_page(prompt, found), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{args.html}: cannot be written ({error.strerror})") from None
+    if args.json:
+        common.print_json({"prompt": prompt, **attribution_dict(found)})
+    else:
+        print("\n".join(_table(found)))
+    return 0
+
+
+def _table(found: Any) -> list[str]:
+    """Return the lines that a terminal shows."""
+    from ..overlay import NAMES
+
+    if found.status != "ok":
+        return [f"no attribution: {found.status}"]
+    score = "" if found.score is None else f", score {found.score:.3g}"
+    lines = [f"{found.method}: {found.unit}{score}"]
+    names = [span.text or NAMES[span.group] for span in found.spans]
+    wide, top = max(map(len, names)), max(map(abs, found.weights)) or 1.0
+    for name, weight in zip(names, found.weights, strict=True):
+        bar = round(WIDTH * abs(weight) / top) * ("-" if weight < 0 else "#")
+        lines.append(f"  {name:<{wide}}  {weight:>9.3g}  {bar}".rstrip())
+    return [*lines, *(f"note: {note}" for note in found.notes)]
+
+
+def _page(prompt: str, found: Any) -> str:
+    from ..overlay import NAMES, overlay
+    from ..report import Section, page
+
+    if found.status != "ok":
+        return page("MemGuard: why this score", prompt, [Section("No attribution", found.status)])
+    names = [span.text or NAMES[span.group] for span in found.spans]
+    ids = [" ".join(map(str, span.ids[:8])) + (" ..." if len(span.ids) > 8 else "") for span in found.spans]
+    rows = [(n, f"{w:.4g}", i) for n, w, i in zip(names, found.weights, ids, strict=True)]
+    lead = f"Method {found.method}: {found.unit}. " + " ".join(found.notes)
+    words = Section("Words", lead, ("word", "weight", "token ids"), rows, words=found)
+    pictures = [("picture", image) for image in found.images[:1]]
+    for name, heat in found.maps.items() if found.images else ():
+        kind, _, index = name.partition(" ")
+        title = f"word: {names[int(index)]}" if index else kind
+        pictures.append((title, overlay(found.images[0], heat.numpy(), legend=title)))
+    where = [Section("Where in the picture", pictures=pictures)] if found.maps else []
+    return page("MemGuard: why this score", prompt, [words, *where])

@@ -1,0 +1,232 @@
+"""``explain``: which words and which places of the picture drive the noise gap of a prompt.
+
+The pipeline itself runs, guided, up to the last step that is needed; the scored model calls are kept and made again
+with gradients, or with other prompts.
+
+Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.records, torch, numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...attributions import MAPS, METHODS, ablation, attention, gradient, lean, words
+from ...attributions.moment import Encoded, Moment
+from ...records import Attribution, TokenSpan
+from . import pipes
+from .attention import reading
+from .batch import Enough
+from .calls import listening
+from .inputs import input_gradients
+from .keeping import Keeping
+from .rows import Prompts, Unscored
+from .tokens import columns
+from .watch import encoding, methods
+
+Method = Literal["gradient", "ablation", "attention"]
+With = Literal["input", "encoded"]
+
+
+def explain(
+    pipe: Any,
+    prompt: str,
+    method: Method = "gradient",
+    num_images: int = 1,
+    steps: int = 1,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    parity: Literal["official"] | None = None,
+    *,
+    respect_to: With = "input",
+    substitute: str = "",
+    maps: Sequence[str] = (),
+    negative_prompt: str | None = None,
+) -> Attribution:
+    """Say which words of a prompt drive its noise gap, and where in the picture it lies.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline.
+        prompt: the text.
+        method: "gradient" (token significance, Wen et al., ICLR 2024), "ablation" (how far the score falls without the
+            word; forward only) or "attention" (what cross-attention gives to the word; UNets).
+        num_images: images that the weights are averaged over.
+        steps: model calls that the weights are averaged over, from the first on.
+        num_inference_steps: of the schedule.
+        guidance_scale: of the run; it does not act on the first step.
+        height: pixels; None is the pipeline's own default.
+        width: pixels.
+        seed: of the starting noise, ONE randn of [num_images, C, h, w].
+        parity: "official" reproduces the number of Wen et al.'s code; method "gradient" only.
+        respect_to: for method "gradient". "input": the word's own embedding before the text encoder, which answers
+            "which word do I change?". "encoded": the encoder's output, which answers "which column does the model look
+            at?"; a causal encoder writes each word into all later columns too.
+        substitute: for method "ablation", what stands in place of the word; "" drops it.
+        maps: of "noise_gap", "bright_ending" and "word"; they need the whole run. "word" gives one map per word, called
+            "word 0", "word 1", ... by the index of its span.
+        negative_prompt: None is the pipeline's own empty prompt.
+
+    Returns:
+        An Attribution; ``status`` says why where there is none.
+
+    Raises:
+        ValueError: for a setting out of range or a pipeline that does not make pictures from text alone.
+
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"prompt is {prompt!r}; give the text to explain")
+    for name, value, known in (
+        ("method", method, METHODS),
+        ("parity", parity, gradient.PARITIES),
+        ("respect_to", respect_to, ("input", "encoded")),
+        *(("maps", wanted, MAPS) for wanted in maps),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(str, known))}")
+    if num_images < 1 or not 1 <= steps <= num_inference_steps:
+        raise ValueError("num_images is at least 1, and steps between 1 and num_inference_steps")
+    if parity and method != "gradient":
+        raise ValueError(f"parity='official' is a number of method gradient, and method is {method!r}")
+    call = {
+        "prompt": prompt,
+        "num_images_per_prompt": num_images,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "negative_prompt": negative_prompt,
+        "generator": torch.Generator("cpu").manual_seed(seed),
+        "output_type": "np" if maps else "latent",
+    }
+    return _Explaining(pipe, prompt, method, steps, parity, respect_to, substitute, tuple(maps)).run(call)
+
+
+@dataclass
+class _Explaining:
+    pipe: Any
+    prompt: str
+    method: Method
+    steps: int
+    parity: Literal["official"] | None
+    respect_to: With
+    substitute: str
+    maps: tuple[str, ...]
+
+    def run(self, call: dict[str, Any]) -> Attribution:
+        module = pipes.denoiser(self.pipe)
+        if module is None:
+            raise ValueError(f"{type(self.pipe).__name__} has neither a unet nor a transformer")
+        if self.parity:  # the official code's halves are swapped: it follows the empty prompt, away from the prompt
+            call = call | {"prompt": call["negative_prompt"] or "", "negative_prompt": self.prompt}
+        # where guidance is off, the pipeline predicts nothing to compare with: a row per image is spent
+        prompts = Prompts(None if self.parity else call["negative_prompt"] or "")
+        try:
+            with contextlib.ExitStack() as stack:
+                wants_attention = self.method == "attention" or {"bright_ending", "word"} & set(self.maps)
+                read = stack.enter_context(reading(module)) if wants_attention else None
+                watch = Keeping(
+                    self.pipe, prompts, read, self.prompt, self.steps, self.maps, swapped=self.parity is not None
+                )
+                images = self._go(module, watch, prompts, call)
+            if not watch.moments:
+                return Attribution(self.method, status=watch.seen.reason or "the pipeline made no guided prediction")
+            with lean.lean(module) if self.method == "gradient" else contextlib.nullcontext():
+                return replace(self._weigh(watch, prompts), images=images)
+        except Unscored as reason:
+            return Attribution(self.method, status=str(reason))
+        finally:
+            self.pipe.maybe_free_model_hooks()
+
+    def _go(self, module: nn.Module, watch: Keeping, prompts: Prompts, call: dict[str, Any]) -> tuple[Any, ...]:
+        """Run the pipeline; return its pictures if it ran to its end."""
+        before = getattr(self.pipe, "_progress_bar_config", {})
+        self.pipe.set_progress_bar_config(disable=True)
+        try:
+            with methods(self.pipe, **encoding(self.pipe, prompts.learn)), listening(module, watch):
+                made = self.pipe(**{k: v for k, v in call.items() if v is not None}).images
+            return tuple((255 * np.asarray(picture)).round().astype(np.uint8) for picture in made)
+        except Enough:
+            return ()
+        finally:
+            self.pipe.set_progress_bar_config(**before)
+
+    def _weigh(self, watch: Keeping, prompts: Prompts) -> Attribution:
+        moments = watch.moments
+        spans = self._spans(moments[0].prompt)
+        found = Attribution(self.method, spans, score=float(torch.stack([m.scores for m in moments]).mean()))
+        found = replace(found, maps=watch.maps(spans), notes=_notes(spans))
+        if self.method == "attention":
+            return _by_attention(found, watch.layers)
+        if self.method == "gradient":
+            try:
+                return self._by_gradient(found, moments, prompts)
+            except torch.OutOfMemoryError:
+                note = "not enough memory for gradients; ablation stood in"
+                found = replace(found, method="ablation", notes=(*found.notes, note))
+        return self._by_ablation(found, moments, prompts)
+
+    def _by_gradient(self, found: Attribution, moments: Sequence[Moment], prompts: Prompts) -> Attribution:
+        pullback = input_gradients(self.pipe, prompts, self.prompt) if self.respect_to == "input" else None
+        tokens, vector = gradient.significance(moments, self.parity, pullback)
+        spans = [s for s in found.spans if s.group != "pooled" or pullback is None]
+        return replace(
+            found,
+            spans=tuple(spans),
+            weights=gradient.by_span(tokens, vector, spans),
+            token_scores=tuple(tokens.sqrt().mean((0, 1)).tolist()),
+            unit=gradient.UNIT,
+        )
+
+    def _by_ablation(self, found: Attribution, moments: Sequence[Moment], prompts: Prompts) -> Attribution:
+        falls = ablation.effects(moments, found.spans, self.prompt, prompts.encode, self.substitute).mean((0, 2))
+        # what has no column, or nothing to take its place, changes nothing
+        weights = falls.nan_to_num(nan=0.0).tolist()
+        return replace(
+            found,
+            weights=tuple(weights),
+            token_scores=_spread(found.spans, weights, moments[0].prompt.text.shape[1]),
+            unit=ablation.UNIT,
+        )
+
+    def _spans(self, prompt: Encoded) -> tuple[TokenSpan, ...]:
+        parts, text = columns(self.pipe, self.prompt, prompt.text.shape[1])
+        spans = words.merge([words.spans(part, text) for part in parts])
+        return spans if prompt.pooled is None else (*spans, TokenSpan("", (), "pooled"))
+
+
+def _by_attention(found: Attribution, layers: Sequence[dict[str, Tensor]]) -> Attribution:
+    mean = {name: torch.stack([step[name] for step in layers]).mean(0) for name in layers[0]}
+    spans = tuple(span for span in found.spans if span.group != "pooled")
+    shares = {name: attention.shares(values, spans) for name, values in mean.items()}
+    everywhere = torch.stack(list(mean.values())).mean(0)
+    return replace(
+        found,
+        spans=spans,
+        weights=attention.shares(everywhere, spans),
+        token_scores=tuple(everywhere.mean(0).tolist()),
+        unit=attention.UNIT,
+        layers=shares,
+    )
+
+
+def _spread(spans: Sequence[TokenSpan], weights: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return the weight of the span that each column belongs to."""
+    scores = [0.0] * count
+    for span, weight in zip(spans, weights, strict=True):
+        for column in span.columns:
+            scores[column] = weight
+    return tuple(scores)
+
+
+def _notes(spans: Sequence[TokenSpan]) -> tuple[str, ...]:
+    cut = [span.text for span in spans if span.group == "word" and not span.columns]
+    return (f"cut off, the model never sees: {' '.join(cut)}",) if cut else ()

@@ -1,0 +1,76 @@
+"""The way back through a pipeline's text encoders: from the encoded prompt to the words' own embeddings.
+
+Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rows import Prompts, Unscored
+from .tokens import columns
+
+
+def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Encode a prompt with its graph, and return the pullback for ``gradient.significance``.
+
+    Args:
+        pipe: the pipeline.
+        prompts: what it encoded in its run.
+        text: the prompt.
+
+    Raises:
+        Unscored: if no text encoder can be followed.
+
+    """
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    encoders: list[tuple[str, Any]] = [(name, getattr(pipe, name, None)) for name in names]
+    leaves: list[tuple[str, Tensor]] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for name, encoder in encoders:
+            if encoder is not None:
+
+                def hook(_module: Any, _inputs: Any, output: Tensor, name: str = name) -> Tensor:
+                    # a float32 leaf, as for the encoded prompt: contributions add up in float32
+                    leaf = output.detach().float().requires_grad_(True)
+                    leaves.append((name, leaf))
+                    return leaf.to(output.dtype)
+
+                stack.callback(encoder.get_input_embeddings().register_forward_hook(hook).remove)
+        encoded = prompts.encode([text])
+    if not leaves or encoded.text.grad_fn is None:
+        raise Unscored("the text encoder cannot be followed backwards; use respect_to='encoded' or method ablation")
+    count = encoded.text.shape[1]
+    starts = [part[0].column for part in columns(pipe, text, count)[0]]
+
+    def pullback(gradient: Tensor, pooled: Tensor | None) -> Tensor:
+        squares = gradient.new_zeros(len(gradient), count)
+        for image in range(len(gradient)):
+            outputs, seeds = [encoded.text], [gradient[image : image + 1].to(encoded.text)]
+            if pooled is not None and encoded.pooled is not None:
+                outputs, seeds = [*outputs, encoded.pooled], [*seeds, pooled[image : image + 1].to(encoded.pooled)]
+            inputs = [leaf for _, leaf in leaves]
+            found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
+            for (name, _), grad in zip(leaves, found, strict=True):
+                start = _start(pipe, name, starts)
+                if grad is not None and start is not None:
+                    part = grad[0].float().pow(2).sum(-1).to(squares)
+                    squares[image, start : start + len(part)] += part
+        return squares
+
+    return pullback
+
+
+def _start(pipe: Any, encoder: str, starts: list[int]) -> int | None:
+    """Return the first column of an encoder's tokens; None for Flux's CLIP, which gives the pooled vector only."""
+    if encoder == "text_encoder_3":
+        return starts[-1]
+    if "Flux" in type(pipe).__name__ and encoder == "text_encoder":
+        return None
+    return starts[0]

@@ -1,0 +1,114 @@
+"""Keep the scored model calls of a run so that they can be made again, and what the maps need of all calls.
+
+Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...attributions import attention, maps
+from ...attributions.moment import Encoded, Moment
+from ...detectors.text_noise_norm import gap_map
+from ...records import StepEvidence, TokenSpan
+from .attention import Reading
+from .batch import Seen
+from .calls import Call
+from .levels import level
+from .reader import Reader
+from .rows import Prompts
+from .tokens import columns
+
+EVERY = 10**9  # steps: the run goes to its end
+
+
+class Keeping(Reader):
+    """A Reader that keeps the scored calls as Moments, and the attention of every call.
+
+    Args:
+        pipe: the pipeline that runs.
+        prompts: what it encodes in this run.
+        read: its cross-attention, if that is wanted.
+        text: the prompt.
+        steps: calls to keep; the run ends there, unless maps are wanted.
+        wanted: names of the maps.
+        swapped: whether prompt and negative prompt have changed places.
+
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Prompts,
+        read: Reading | None,
+        text: str,
+        steps: int,
+        wanted: Sequence[str] = (),
+        swapped: bool = False,
+    ) -> None:
+        self.seen = Seen(EVERY if wanted else steps)
+        super().__init__(pipe, self.seen, prompts, "negative")
+        self.read, self.text, self.steps, self.wanted, self.swapped = read, text, steps, frozenset(wanted), swapped
+        self.moments: list[Moment] = []
+        self.layers: list[dict[str, Tensor]] = []  # mass by layer, of each scored step
+        self._tally: maps.MapTally | None = None
+        self._last: StepEvidence | None = None
+
+    def _pair(self, call: Call, roles: list[str]) -> StepEvidence:
+        if self.swapped:
+            roles = ["cond" if role == "uncond" else "uncond" for role in roles]
+        return super()._pair(call, roles)
+
+    def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
+        evidence = self._last = super()._evidence(call, rows, reference)
+        if self.read is not None:
+            self._attend(call, rows)
+        if len(self.moments) < self.steps:
+            prompt, other = self.prompts.cond, self.prompts.uncond or self.prompts.wished
+            if self.swapped:
+                prompt, other = other, prompt
+            assert prompt is not None
+            self.moments.append(Moment(evidence, prompt, other, _again(self.pipe, call, rows)))
+        return evidence
+
+    def _attend(self, call: Call, rows: slice) -> None:
+        assert self.read is not None
+        projected = self.read.take(rows)
+        if self.step < self.steps:
+            self.layers.append({name: attention.mass(found.probabilities()) for name, found in projected.items()})
+        if self.wanted & {"bright_ending", "word"}:
+            if self._tally is None:
+                size = (call.x.shape[-2], call.x.shape[-1])
+                self._tally = maps.MapTally(size, self._eos(call.text.shape[1]))
+            self._tally.add(projected)
+
+    def _eos(self, count: int) -> int:
+        parts, _ = columns(self.pipe, self.text, count)
+        return next((token.column for token in parts[0] if token.group == "eos"), count - 1)
+
+    def maps(self, spans: Sequence[TokenSpan]) -> dict[str, Tensor]:
+        """Return the wanted maps, [h, w], mean over the images."""
+        found: dict[str, Tensor] = {}
+        if "noise_gap" in self.wanted and self._last is not None:
+            found["noise_gap"] = gap_map(self._last)
+        if self._tally is not None and "bright_ending" in self.wanted:
+            found["bright_ending"] = self._tally.bright_ending()
+        if self._tally is not None and "word" in self.wanted:
+            for index, span in enumerate(spans):
+                if span.group == "word" and span.columns:
+                    found[f"word {index}"] = self._tally.word(span.columns)
+        return {name: values.mean(0).cpu() for name, values in found.items()}
+
+
+def _again(pipe: Any, call: Call, rows: slice) -> Callable[[Encoded], Tensor]:
+    here = level(pipe.scheduler, call.timestep)
+
+    def predict(prompt: Encoded) -> Tensor:
+        prediction = call.repeat(rows, prompt)
+        x = call.x[rows]
+        return here.convert(prediction, x.repeat(len(prediction) // len(x), 1, 1, 1))
+
+    return predict

@@ -1,0 +1,77 @@
+"""Which token stands in which column of a pipeline's encoded prompt.
+
+Room: memguard.hosts, diffusers. May import: memguard.attributions and the standard library.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ...attributions.words import Token
+
+COPY = re.compile(r"_\d+$")  # of a textual inversion of several vectors: <cat>, <cat>_1, <cat>_2
+
+
+def columns(pipe: Any, text: str, count: int) -> tuple[list[list[Token]], str]:
+    """Return the tokens of an encoded prompt, one list per text encoder, and the text as it was tokenized.
+
+    Args:
+        pipe: the pipeline.
+        text: the prompt.
+        count: number of columns of the encoded prompt.
+
+    """
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    parts = []
+    for tokenizer, start, length in _encoders(pipe, count):
+        said = convert(text, tokenizer) if convert is not None else text
+        ids = tokenizer(said, padding="max_length", max_length=length, truncation=True).input_ids
+        parts.append(_tokens(tokenizer, [int(i) for i in ids], start))
+    return parts, text
+
+
+def _encoders(pipe: Any, count: int) -> list[tuple[Any, int, int]]:
+    """Return tokenizer, first column and number of columns of each text encoder whose tokens the model sees."""
+    first: Any = getattr(pipe, "tokenizer", None)
+    second: Any = getattr(pipe, "tokenizer_2", None)
+    third: Any = getattr(pipe, "tokenizer_3", None)
+    if hasattr(pipe, "text_encoder_3"):  # SD3: CLIP's columns, then T5's
+        length = first.model_max_length
+        parts = [(first, 0, length)]
+        return parts if third is None else [*parts, (third, length, count - length)]
+    if second is not None and _t5(second):
+        return [(second, 0, count)]  # Flux: CLIP gives the pooled vector only
+    return [(first or second, 0, count)]  # SDXL: both encoders share the columns
+
+
+def _t5(tokenizer: Any) -> bool:
+    return getattr(tokenizer, "bos_token", None) is None
+
+
+def _tokens(tokenizer: Any, ids: list[int], start: int) -> list[Token]:
+    """Return one token per column; the first EOS after the words is EOS, what follows is padding."""
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    added = {v: k for k, v in tokenizer.get_added_vocab().items()}
+    special = set(tokenizer.all_special_ids)
+    found: list[Token] = []
+    over = False
+    ended = True  # whether the last piece closed its word
+    for offset, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
+        column = start + offset
+        if over:
+            found.append(Token(column, "", number, "padding"))
+        elif number == tokenizer.eos_token_id:
+            found.append(Token(column, "", number, "eos"))
+            over = True
+        elif offset == 0 and number == getattr(tokenizer, "bos_token_id", None):
+            found.append(Token(column, "", number, "bos"))
+        elif number in added and number not in special:
+            name = COPY.sub("", added[number])
+            found.append(Token(column, name, number, name=name, opens=name == added[number]))
+            ended = True
+        else:
+            text = tokenizer.decode([number]).strip()
+            found.append(Token(column, text, number, opens=ended or piece.startswith("▁")))
+            ended = piece.endswith("</w>")
+    return found
