@@ -4,9 +4,7 @@ from comfy_api.latest import io
 
 from ..memguard import Guard
 from ..memguard.hosts.comfyui.preflight import check
-from .types import CATEGORY, output_of, policy_input, profile_input, report_outputs, sensitivity_input
-
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
+from .types import CATEGORY, SEED_MAX, output_of, policy_input, profile_input, report_outputs, sensitivity_input
 
 
 class MemGuardCheckPrompt(io.ComfyNode):

@@ -8,6 +8,7 @@ from ..memguard.records import Report
 from ..memguard.wording import message
 
 CATEGORY = "memguard"
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
 NO_SCORE = -1.0  # FLOAT outputs cannot be empty
 
 

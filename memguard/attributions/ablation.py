@@ -21,7 +21,7 @@ from .moment import Encoded, Moment
 UNIT = "fall of the score without it"
 ROWS = 32  # of one forward; halved when memory runs out
 
-Encode = Callable[[list[str]], Encoded]
+Encode = Callable[[list[str]], Sequence[Encoded]]
 
 
 def variants(prompt: str, spans: Sequence[TokenSpan], substitute: str = "") -> list[str | None]:
@@ -48,7 +48,7 @@ def effects(
         moments: the scored steps.
         spans: of the prompt.
         prompt: its text.
-        encode: from texts to the encoded prompts, one row each.
+        encode: from texts to the encoded prompts, one row each; their lengths may differ.
         substitute: what stands in place of a word; "" drops it.
 
     Returns:
@@ -57,7 +57,7 @@ def effects(
     """
     texts = variants(prompt, spans, substitute)
     known = [text for text in texts if text is not None]
-    encoded = encode(known) if known else None
+    encoded = encode(known) if known else ()
     falls = []
     for moment in moments:
         rows = _variants(moment, spans, texts, encoded)
@@ -70,17 +70,14 @@ def effects(
 
 
 def _variants(
-    moment: Moment, spans: Sequence[TokenSpan], texts: list[str | None], encoded: Encoded | None
+    moment: Moment, spans: Sequence[TokenSpan], texts: list[str | None], encoded: Sequence[Encoded]
 ) -> list[Encoded | None]:
     """Return one prompt of B rows per span."""
     found: list[Encoded | None] = []
-    number = 0
+    rows = iter(encoded)
     for span, text in zip(spans, texts, strict=True):
-        if text is not None and encoded is not None:
-            pooled = None if encoded.pooled is None else encoded.pooled[number : number + 1]
-            row = Encoded(encoded.text[number : number + 1], pooled)
-            found.append(row.expand(moment.images))
-            number += 1
+        if text is not None:
+            found.append(next(rows).expand(moment.images))
         elif span.group != "word" and moment.reference is not None:
             found.append(_swapped(moment.prompt, moment.reference, span))
         else:
@@ -105,13 +102,24 @@ def _predict(moment: Moment, prompts: Sequence[Encoded]) -> Tensor:
     size = min(max(1, ROWS // moment.images), len(prompts))
     while True:
         try:
-            parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+            parts = _batches(prompts, size)
             with torch.no_grad():
                 return torch.cat([moment.norms(moment.predict(_together(part))) for part in parts])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
             size //= 2
+
+
+def _batches(prompts: Sequence[Encoded], size: int) -> list[list[Encoded]]:
+    """Return neighbours of the same length together, at most ``size`` of them."""
+    found: list[list[Encoded]] = []
+    for prompt in prompts:
+        if found and len(found[-1]) < size and found[-1][0].text.shape == prompt.text.shape:
+            found[-1].append(prompt)
+        else:
+            found.append([prompt])
+    return found
 
 
 def _together(prompts: Sequence[Encoded]) -> Encoded:

@@ -65,13 +65,12 @@ def _scaled(moment: Moment, scale: float, parity: str | None) -> tuple[Tensor, T
 
 
 def significance(
-    moments: Sequence[Moment], parity: Literal["official"] | None = None, pullback: Pullback | None = None
+    gradients: Sequence[tuple[Tensor, Tensor | None]], pullback: Pullback | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the significance of every token column.
 
     Args:
-        moments: the scored steps.
-        parity: "official" for the number of the official code.
+        gradients: ``prompt_gradient`` of each scored step.
         pullback: from the gradient with respect to the encoded prompt ([B, tokens, d], [B, p] or None) to the squared
             norms of that with respect to the input embeddings of the text encoders, [B, tokens].
 
@@ -80,8 +79,7 @@ def significance(
 
     """
     tokens, vectors = [], []
-    for moment in moments:
-        text, pooled = prompt_gradient(moment, parity)
+    for text, pooled in gradients:
         tokens.append(text.pow(2).sum(-1) if pullback is None else pullback(text, pooled))
         vectors.append(torch.zeros(len(text)) if pooled is None else pooled.pow(2).sum(-1))
     return torch.stack(tokens).cpu(), torch.stack(vectors).cpu()

@@ -6,13 +6,14 @@ May import: torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # The blocks of diffusers, ComfyUI and the original codes, by the end of their classes' names. Of nested ones the outer.
 BLOCKS = re.compile(r"(Res(net)?Block(2D)?|TransformerBlock|JointBlock|StreamBlock)$")
@@ -20,13 +21,13 @@ BLOCKS = re.compile(r"(Res(net)?Block(2D)?|TransformerBlock|JointBlock|StreamBlo
 
 @contextmanager
 def lean(module: nn.Module) -> Iterator[int]:
-    """Checkpoint the activations of every block of a module and take its weights out of the graph; both for a while.
+    """Keep no activations inside the blocks of a module and take its weights out of the graph; both for a while.
 
     Gradients are those of a plain backward. The block must last until the backward pass is over. A model of unknown
     blocks just takes more memory.
 
     Yields:
-        the number of blocks that are checkpointed.
+        the number of blocks that are computed again.
 
     """
     blocks = list(_blocks(module))
@@ -53,8 +54,45 @@ def lean(module: nn.Module) -> Iterator[int]:
             module._compiled_call_impl = compiled
 
 
-def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    values, tree = tree_flatten((args, kwargs), is_leaf=lambda value: isinstance(value, dict) and value is not kwargs)
+    places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+
+    def call(*tensors: Tensor) -> Any:
+        given = list(values)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor.clone()  # a block may add to its inputs in place
+        again, named = tree_unflatten(given, tree)
+        return forward(*again, **named)
+
+    return _Twice.apply(call, *(values[place] for place in places))
+
+
+class _Twice(torch.autograd.Function):
+    """Run a block without a graph, and once more with one when its gradient is wanted.
+
+    torch's own checkpoint keeps references to what a block saves on its second run. Flux and SD3 add to such tensors in
+    place, and gradients then come out wrong without an error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[..., Any], *tensors: Tensor) -> Any:
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        return call(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        leaves = [t.detach().requires_grad_(want) for t, want in zip(ctx.saved_tensors, wanted, strict=True)]
+        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            made = ctx.call(*leaves)
+            made = made if isinstance(made, tuple) else (made,)
+            pairs = [(out, g) for out, g in zip(made, gradients, strict=True) if g is not None and out.requires_grad]
+            asked = [leaf for leaf in leaves if leaf.requires_grad]
+            outputs, seeds = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, asked, seeds, allow_unused=True))
+        return (None, *(next(found) if want else None for want in wanted))
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,6 +21,11 @@ class Encoded:
     text: Tensor
     pooled: Tensor | None = None
 
+    def row(self, index: int) -> Encoded:
+        """Return one row."""
+        part = slice(index, index + 1)
+        return Encoded(self.text[part], None if self.pooled is None else self.pooled[part])
+
     def expand(self, rows: int) -> Encoded:
         """Return the prompt repeated to a number of rows."""
         times = rows // len(self.text)

@@ -79,7 +79,7 @@ def test_the_official_number_is_that_of_the_batch_norm_divided_by_two_n():
 
 def test_a_word_is_one_variable_and_images_and_steps_are_averaged():
     moments = [linear(seed=seed)[0] for seed in (0, 1)]
-    tokens, vector = gradient.significance(moments)
+    tokens, vector = gradient.significance([gradient.prompt_gradient(m) for m in moments])
     weights = gradient.by_span(tokens, vector, WORDS)
     norms = torch.stack([gradient.prompt_gradient(m)[0] for m in moments])  # [steps, images, tokens, width]
     assert weights[0] == pytest.approx(float(norms[:, :, 1].norm(dim=-1).mean()), rel=1e-5)
@@ -88,7 +88,7 @@ def test_a_word_is_one_variable_and_images_and_steps_are_averaged():
 
 def test_the_pooled_vector_has_a_row_of_its_own():
     moment, _ = linear(pooled=True)
-    tokens, vector = gradient.significance([moment])
+    tokens, vector = gradient.significance([gradient.prompt_gradient(moment)])
     weights = gradient.by_span(tokens, vector, [TokenSpan("", (), "pooled")])
     assert weights[0] == pytest.approx(float(gradient.prompt_gradient(moment)[1].norm(dim=-1).mean()), rel=1e-5)
 
@@ -123,7 +123,7 @@ def test_the_effect_of_a_word_is_the_fall_without_it():
 
     def encode(texts):
         asked.extend(texts)
-        return Encoded(torch.cat([encoded[text] for text in texts]))
+        return [Encoded(encoded[text]) for text in texts]
 
     falls = ablation.effects([moment], WORDS, "red fox", encode)
     assert asked == ["fox", "red "]

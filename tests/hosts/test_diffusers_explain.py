@@ -124,7 +124,7 @@ def test_checkpointing_changes_no_gradient_and_leaves_nothing(sd):
     with lean(sd.unet) as blocks:
         assert blocks > 6
         again = torch.autograd.grad(sd.unet(x, t, context).sample.norm(), context)[0]
-    assert torch.equal(plain, again)
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)  # sums of another order
     assert all(weight.requires_grad for weight in sd.unet.parameters())
     assert not any("forward" in module.__dict__ for module in sd.unet.modules())
 
@@ -167,7 +167,7 @@ def test_memory_that_runs_out_falls_back_to_ablation_and_says_so(sd, monkeypatch
     def poor(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("memguard.attributions.gradient.significance", poor)
+    monkeypatch.setattr("memguard.attributions.gradient.prompt_gradient", poor)
     found = memguard.explain(sd, PROMPT, **SIZE)
     assert (found.method, found.notes) == ("ablation", ("not enough memory for gradients; ablation stood in",))
     assert found.weights == memguard.explain(sd, PROMPT, "ablation", **SIZE).weights

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...attributions import MAPS, METHODS, ablation, attention, gradient, lean, words
-from ...attributions.moment import Encoded, Moment
+from ...attributions import MAPS, METHODS, gradient, lean, weighing, words
+from ...attributions.moment import Encoded
 from ...records import Attribution, TokenSpan
 from . import pipes
 from .attention import reading
@@ -162,71 +162,23 @@ class _Explaining:
     def _weigh(self, watch: Keeping, prompts: Prompts) -> Attribution:
         moments = watch.moments
         spans = self._spans(moments[0].prompt)
-        found = Attribution(self.method, spans, score=float(torch.stack([m.scores for m in moments]).mean()))
-        found = replace(found, maps=watch.maps(spans), notes=_notes(spans))
+        found = replace(weighing.start(self.method, spans, moments), maps=watch.maps(spans))
         if self.method == "attention":
-            return _by_attention(found, watch.layers)
+            return weighing.by_attention(found, watch.layers)
         if self.method == "gradient":
             try:
-                return self._by_gradient(found, moments, prompts)
+                pullback = input_gradients(self.pipe, prompts, self.prompt) if self.respect_to == "input" else None
+                gradients = [gradient.prompt_gradient(moment, self.parity) for moment in moments]
+                return weighing.by_gradient(found, gradients, pullback)
             except torch.OutOfMemoryError:
-                note = "not enough memory for gradients; ablation stood in"
-                found = replace(found, method="ablation", notes=(*found.notes, note))
-        return self._by_ablation(found, moments, prompts)
+                found = replace(found, method="ablation", notes=(*found.notes, weighing.NO_MEMORY))
 
-    def _by_gradient(self, found: Attribution, moments: Sequence[Moment], prompts: Prompts) -> Attribution:
-        pullback = input_gradients(self.pipe, prompts, self.prompt) if self.respect_to == "input" else None
-        tokens, vector = gradient.significance(moments, self.parity, pullback)
-        spans = [s for s in found.spans if s.group != "pooled" or pullback is None]
-        return replace(
-            found,
-            spans=tuple(spans),
-            weights=gradient.by_span(tokens, vector, spans),
-            token_scores=tuple(tokens.sqrt().mean((0, 1)).tolist()),
-            unit=gradient.UNIT,
-        )
+        def encode(texts: list[str]) -> list[Encoded]:
+            together = prompts.encode(texts)
+            return [together.row(i) for i in range(len(texts))]
 
-    def _by_ablation(self, found: Attribution, moments: Sequence[Moment], prompts: Prompts) -> Attribution:
-        falls = ablation.effects(moments, found.spans, self.prompt, prompts.encode, self.substitute).mean((0, 2))
-        # what has no column, or nothing to take its place, changes nothing
-        weights = falls.nan_to_num(nan=0.0).tolist()
-        return replace(
-            found,
-            weights=tuple(weights),
-            token_scores=_spread(found.spans, weights, moments[0].prompt.text.shape[1]),
-            unit=ablation.UNIT,
-        )
+        return weighing.by_ablation(found, moments, self.prompt, encode, self.substitute)
 
     def _spans(self, prompt: Encoded) -> tuple[TokenSpan, ...]:
         parts, text = columns(self.pipe, self.prompt, prompt.text.shape[1])
-        spans = words.merge([words.spans(part, text) for part in parts])
-        return spans if prompt.pooled is None else (*spans, TokenSpan("", (), "pooled"))
-
-
-def _by_attention(found: Attribution, layers: Sequence[dict[str, Tensor]]) -> Attribution:
-    mean = {name: torch.stack([step[name] for step in layers]).mean(0) for name in layers[0]}
-    spans = tuple(span for span in found.spans if span.group != "pooled")
-    shares = {name: attention.shares(values, spans) for name, values in mean.items()}
-    everywhere = torch.stack(list(mean.values())).mean(0)
-    return replace(
-        found,
-        spans=spans,
-        weights=attention.shares(everywhere, spans),
-        token_scores=tuple(everywhere.mean(0).tolist()),
-        unit=attention.UNIT,
-        layers=shares,
-    )
-
-
-def _spread(spans: Sequence[TokenSpan], weights: Sequence[float], count: int) -> tuple[float, ...]:
-    """Return the weight of the span that each column belongs to."""
-    scores = [0.0] * count
-    for span, weight in zip(spans, weights, strict=True):
-        for column in span.columns:
-            scores[column] = weight
-    return tuple(scores)
-
-
-def _notes(spans: Sequence[TokenSpan]) -> tuple[str, ...]:
-    cut = [span.text for span in spans if span.group == "word" and not span.columns]
-    return (f"cut off, the model never sees: {' '.join(cut)}",) if cut else ()
+        return words.merge([words.spans(part, text) for part in parts])

@@ -22,6 +22,7 @@ CHECKPOINT = "memguard-testbed.safetensors"
 MEMORIZED = "Halley breakfast at noon - press kit"
 ORDINARY = "a red kettle on a wooden table"
 NODES = {"MemGuard", "MemGuard_Report", "MemGuard_CheckPrompt", "MemGuard_Calibrate", "MemGuard_LoadProfile"}
+NODES |= {"MemGuard_TokenAttribution"}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def report_of(outcome, node="7"):
     return outcome.outputs[node]["memguard"][0]
 
 
-def test_the_five_nodes_are_there_with_help_on_every_input(server):
+def test_the_nodes_are_there_with_help_on_every_input(server):
     known = server.get("/object_info")
     assert set(known) >= NODES
     for name in NODES:
@@ -204,6 +205,22 @@ def test_calibrate_then_judge_then_stop_then_check(page, server):
     checked = report_of(page.run(nodes), "11")
     assert checked["seeds"] == [41, 42] and checked["verdict"] == "memorized" and checked["prompt"] == MEMORIZED
     assert checked["findings"][0]["scores"][0] == pytest.approx(copied["findings"][0]["scores"][0], rel=1e-5)
+
+
+def test_the_words_that_drive_the_score(page):
+    nodes = {key: node for key, node in graph().items() if key in "134"}
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "negative": ["3", 0], "latent": ["4", 0], "text": MEMORIZED}
+    inputs |= {"seed": 5, "method": "gradient", "respect_to": "input"}
+    nodes["18"] = {"class_type": "MemGuard_TokenAttribution", "inputs": inputs}
+    nodes["19"] = {"class_type": "SaveImage", "inputs": {"images": ["18", 0], "filename_prefix": "words"}}
+    nodes["20"] = {"class_type": "MemGuard_TokenAttribution", "inputs": {**inputs, "method": "ablation"}}
+    outcome = page.run(nodes)
+    gradient, ablation = (outcome.outputs[key]["memguard_attribution"][0] for key in ("18", "20"))
+    for found in (gradient, ablation):
+        words = {s["text"]: w for s, w in zip(found["spans"], found["weights"], strict=True) if s["group"] == "word"}
+        assert max(words, key=words.get) == "Halley"
+    expected = report_of(page.run(graph(seed=5)))["findings"][0]["scores"][0]
+    assert gradient["score"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_profile_by_name(page, server):

@@ -118,6 +118,9 @@ def _fill(network, seed: int) -> None:
             weight.fill_(1)
         else:
             weight.copy_(drawn * 0.02)
+    for name, buffer in network.named_buffers():
+        if name.endswith("pos_embed"):  # SD3 leaves it to the checkpoint
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
     network.eval()
 
 

@@ -1,0 +1,73 @@
+"""From the scored model calls to an Attribution, whatever the host.
+
+May import: memguard.records, memguard.attributions, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..records import Attribution, TokenSpan
+from . import ablation, attention, gradient
+from .moment import Moment
+
+NO_MEMORY = "not enough memory for gradients; ablation stood in"
+
+
+def start(method: str, spans: Sequence[TokenSpan], moments: Sequence[Moment]) -> Attribution:
+    """Return an attribution that has its words and its score, and no weights yet."""
+    if moments[0].prompt.pooled is not None:
+        spans = (*spans, TokenSpan("", (), "pooled"))
+    cut = [span.text for span in spans if span.group == "word" and not span.columns]
+    notes = (f"cut off, the model never sees: {' '.join(cut)}",) if cut else ()
+    score = float(torch.stack([moment.scores for moment in moments]).mean())
+    return Attribution(method, tuple(spans), score=score, notes=notes)
+
+
+def by_gradient(
+    found: Attribution,
+    gradients: Sequence[tuple[Tensor, Tensor | None]],
+    pullback: gradient.Pullback | None = None,
+) -> Attribution:
+    """Weigh by token significance. With a pullback the pooled vector's way is part of each word's."""
+    tokens, vector = gradient.significance(gradients, pullback)
+    spans = [span for span in found.spans if span.group != "pooled" or pullback is None]
+    return replace(
+        found,
+        spans=tuple(spans),
+        weights=gradient.by_span(tokens, vector, spans),
+        token_scores=tuple(tokens.sqrt().mean((0, 1)).tolist()),
+        unit=gradient.UNIT,
+    )
+
+
+def by_ablation(
+    found: Attribution, moments: Sequence[Moment], prompt: str, encode: ablation.Encode, substitute: str = ""
+) -> Attribution:
+    """Weigh by how far the score falls; what cannot be taken out changes nothing."""
+    falls = ablation.effects(moments, found.spans, prompt, encode, substitute).mean((0, 2))
+    weights = falls.nan_to_num(nan=0.0).tolist()
+    scores = [0.0] * moments[0].prompt.text.shape[1]
+    for span, weight in zip(found.spans, weights, strict=True):
+        for column in span.columns:
+            scores[column] = weight
+    return replace(found, weights=tuple(weights), token_scores=tuple(scores), unit=ablation.UNIT)
+
+
+def by_attention(found: Attribution, steps: Sequence[dict[str, Tensor]]) -> Attribution:
+    """Weigh by the share of attention: masses [B, tokens] by layer, of each scored step."""
+    mean = {name: torch.stack([step[name] for step in steps]).mean(0) for name in steps[0]}
+    spans = tuple(span for span in found.spans if span.group != "pooled")
+    everywhere = torch.stack(list(mean.values())).mean(0)
+    return replace(
+        found,
+        spans=spans,
+        weights=attention.shares(everywhere, spans),
+        token_scores=tuple(everywhere.mean(0).tolist()),
+        unit=attention.UNIT,
+        layers={name: attention.shares(values, spans) for name, values in mean.items()},
+    )

@@ -1,0 +1,82 @@
+"""Gradients inside a node: ComfyUI runs nodes in inference mode, and loads weights as inference tensors.
+
+Part of the ComfyUI host; may import: memguard.attributions, torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attributions.lean import lean
+
+ROPE = "comfy_kitchen::apply_rope", "comfy_kitchen::apply_rope1"  # of Flux and its kin; newer ComfyUI
+
+
+@contextmanager
+def differentiable(module: nn.Module) -> Iterator[None]:
+    """Let autograd through a module for the time of the block: no weight is copied and none gets a gradient."""
+    _know_rope()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(normal_weights(module))
+        if stack.enter_context(lean(module)) == 0:
+            # blocks may add to their inputs in place; those that ``lean`` knows are seen to there, and it cannot nest
+            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+        yield
+
+
+@contextmanager
+def normal_weights(module: nn.Module) -> Iterator[None]:
+    """Stand normal tensors over the storage of a module's inference tensors, and put those back afterwards."""
+    saved: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for part in module.modules():
+            tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    if tensor is not None and tensor.is_inference():
+                        saved.append((table, name, tensor))
+                        table[name] = _over(tensor, table is part._parameters)
+        yield
+    finally:
+        for table, name, tensor in saved:
+            table[name] = tensor
+
+
+@lru_cache(maxsize=1)  # an operator takes one derivative per process
+def _know_rope() -> None:
+    """Give ComfyUI's rotary operators the derivative that they lack: backward is the rotation the other way round."""
+    for name in ROPE if "comfy_kitchen" in sys.modules else ():
+        with suppress(RuntimeError):  # a version that brings its own, or that has no such operator
+            torch.library.register_autograd(name, _rotate_back, setup_context=_keep_angles)
+
+
+def _keep_angles(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    *_, angles = inputs
+    ctx.save_for_backward(angles)
+
+
+def _rotate_back(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    (angles,) = ctx.saved_tensors
+    rope = torch.ops.comfy_kitchen.apply_rope1
+    back = angles.transpose(-1, -2).contiguous()
+    return (*(rope(gradient.contiguous(), back) for gradient in gradients), None)
+
+
+def normal(tensor: Tensor) -> Tensor:
+    """Return a copy that autograd may save."""
+    return tensor.detach().clone()
+
+
+def _over(tensor: Tensor, is_parameter: bool) -> Tensor:
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    plain = plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return nn.Parameter(plain, requires_grad=False) if is_parameter else plain
