@@ -64,7 +64,7 @@ def explain(
     if not prompt.strip():
         raise ValueError("text is empty; give the prompt to explain")
     positive = _encode(clip, prompt)
-    others = _variants(clip, prompt, substitute)  # also for gradients, which memory may not allow
+    others = _variants(clip, prompt, substitute) if method == "ablation" else []
     guider = comfy.samplers.CFGGuider(patcher)
     roles = {"positive": positive, "negative": negative}
     guider.inner_set_conds(roles | {f"variant {i}": cond for i, (_, cond) in enumerate(others)})
@@ -74,6 +74,9 @@ def explain(
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     sampler = _Explaining(patcher, clip, prompt, method, [text for text, _ in others])
     guider.sample(noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    if sampler.lacks_memory:
+        found = explain(patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute)
+        return replace(found, notes=(*found.notes, weighing.NO_MEMORY))
     if sampler.gradient is None:
         return sampler.found
     # after the sampler: network and text encoder need not share the GPU's memory
@@ -101,6 +104,7 @@ class _Explaining(comfy.samplers.Sampler):
     def __init__(self, patcher: Any, clip: Any, prompt: str, method: Method, variants: Sequence[str]) -> None:
         self.patcher, self.clip, self.prompt, self.method, self.variants = patcher, clip, prompt, method, variants
         self.gradient: tuple[Tensor, Tensor | None] | None = None
+        self.lacks_memory = False
         self.found = Attribution(method, status="the sampler made no model call")
 
     def sample(
@@ -135,10 +139,9 @@ class _Explaining(comfy.samplers.Sampler):
         if self.method == "gradient":
             try:
                 self.gradient = self._gradient(model_wrap, conds["positive"][0], moment, call)
-                return x
             except torch.OutOfMemoryError:
-                notes = (*self.found.notes, weighing.NO_MEMORY)
-                self.found = replace(self.found, method="ablation", notes=notes)
+                self.lacks_memory = True
+            return x
         encoded = [call.encoded(conds[f"variant {i}"][0]).row(0) for i in range(len(self.variants))]
         known = dict(zip(self.variants, encoded, strict=True))
         self.found = weighing.by_ablation(self.found, [moment], self.prompt, lambda texts: [known[t] for t in texts])
