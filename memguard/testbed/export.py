@@ -99,6 +99,7 @@ def to_checkpoint(file: Path, stage: str = "final", dtype: torch.dtype = torch.f
     tensors = checkpoint(stage, dtype, vae)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(file), metadata={"format": "pt", "model": f"memguard test bed, {stage}"})
+    file.chmod(0o644)  # safetensors writes 0600; a host that runs as another user must read it
     again = load_file(str(file))
     wrong = [key for key, value in tensors.items() if not torch.equal(value, again[key])]
     if wrong:
