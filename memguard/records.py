@@ -218,6 +218,7 @@ class Report:
     seconds: float = 0.0
     extra_rows: int = 0
     created: str = ""
+    # squared noise gap per pixel, [B, h, w]: of the run's last step where the host can tell it, else of the last scored
     noise_gap_map: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property

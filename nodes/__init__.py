@@ -6,11 +6,11 @@ Imported relatively by the pack's entry point; may import: comfy_api, memguard.h
 from comfy_api.latest import ComfyExtension, io
 
 from ..memguard.hosts.comfyui import profiles
-from . import calibrate, check_prompt, guard, load_profile, report, token_attribution
+from . import calibrate, check_prompt, guard, load_profile, overlay, report, token_attribution
 
 
 class MemGuardExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         profiles.register()
-        files = (guard, report, check_prompt, token_attribution, calibrate, load_profile)
+        files = (guard, report, check_prompt, token_attribution, overlay, calibrate, load_profile)
         return [node for file in files for node in file.NODES]

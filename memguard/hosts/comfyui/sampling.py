@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
 from torch import Tensor
 
+from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
-from ...records import Reference, StepEvidence
+from ...records import Reference, Report, StepEvidence
 from . import model, roles
 from .coverage import both, coverage
 
@@ -27,9 +29,11 @@ HANDLER = "context_handler"
 class Sampling:
     """A run of the core and the guider that it belongs to."""
 
-    def __init__(self, run: Run, guider: Any) -> None:
+    def __init__(self, run: Run, guider: Any, sigmas: Any = None) -> None:
         self.run = run
         self.guider = guider
+        self.sigmas = sigmas if isinstance(sigmas, Tensor) and len(sigmas) > 1 else None
+        self._ending: Tensor | None = None  # the noise gap of the last step, per pixel
         self.calls = 0
         self.armed = False  # whether predictions are being collected now
         self.negative_is_empty = False
@@ -40,7 +44,8 @@ class Sampling:
         """Make one model call and score it if it is one of the first."""
         step = self.calls
         self.calls += 1
-        if not self.run.wants(step):
+        wanted, ends = self.run.wants(step), self._ends(step, args)
+        if not wanted and not ends:
             return executor(*args, **kwargs)
         self.predictions = {}
         watched = self._past_windows(args)
@@ -50,10 +55,25 @@ class Sampling:
         finally:
             self.armed = False
         with self._careful():
-            evidence = self._evidence(step, *watched, **kwargs)
-            if evidence is not None:
+            evidence = self._evidence(step, wanted, *watched, **kwargs)
+            if ends and evidence is not None:
+                self._ending = gap_map(evidence).cpu()
+            if wanted and evidence is not None:
                 self.run.observe(evidence)
         return out
+
+    def finish(self) -> Report:
+        """Close the run; its map is that of the last step, where the copied places stand out."""
+        report = self.run.finish()
+        return report if self._ending is None else replace(report, noise_gap_map=self._ending)
+
+    def _ends(self, step: int, args: tuple[Any, ...]) -> bool:
+        """Whether this is a call of the last step; second-order samplers make several, the last below its sigma."""
+        sigma = args[1] if len(args) > 1 else None
+        if self.run.reason is not None or self.sigmas is None or not isinstance(sigma, Tensor):
+            return False
+        # steps before could only be asked at the cost of waiting for the device
+        return step >= len(self.sigmas) - 2 and float(sigma.flatten()[0]) <= float(self.sigmas[-2]) * (1 + 1e-4)
 
     def capture(self, predictions: list[Tensor], bare: Any, conds: Any, x: Tensor, sigma: Tensor, *rest: Any) -> None:
         """Keep the first prediction of each role; later ones come from perturbed passes (PAG, SAG)."""
@@ -66,9 +86,10 @@ class Sampling:
                 noise = (x.float() - denoised.float()) / sigma.float().reshape(-1, *[1] * (x.ndim - 1))
                 self.predictions[role] = (noise, coverage(role_conds, x, sigma))
 
-    def _evidence(self, step: int, x: Tensor, sigma: Tensor, options: Any = None, seed: Any = None) -> Any:
+    def _evidence(self, step: int, spend: bool, x: Tensor, sigma: Tensor, options: Any = None, seed: Any = None) -> Any:
         want = self.run.guard.reference
-        self._spend_extra_rows(want, x, sigma, options or {})
+        if spend:
+            self._spend_extra_rows(want, x, sigma, options or {})
         if roles.PROMPT not in self.predictions:
             self.run.unavailable(
                 "the sampler made a call without the positive prompt"

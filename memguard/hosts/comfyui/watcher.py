@@ -80,7 +80,7 @@ class Watcher:
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, _ = screen.place()
         run = self.guard.begin(host="comfyui")
-        sampling = Sampling(run, executor.class_obj)
+        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None)
         try:
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
@@ -98,7 +98,7 @@ class Watcher:
             _running.reset(token)
             if sampling.calls == 0:
                 run.unavailable("the run ended before the model's first prediction")
-            report = run.finish()
+            report = sampling.finish()
             if not self.silent:
                 store.put(self.settings, latent, prompt_id, report)
         return latent

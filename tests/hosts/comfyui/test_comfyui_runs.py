@@ -41,8 +41,20 @@ FLAGS, PASSES = profile_at(0.001), profile_at(0.1)
 def shown(monkeypatch):
     """What a person would see: the reports that go to the screen."""
     seen = []
-    monkeypatch.setattr(screen, "show", seen.append)
+    monkeypatch.setattr(screen, "show", lambda report, home=None: seen.append(report))
     return seen
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "lcm", "ddim"])
+def test_the_map_is_that_of_the_last_step(sampler, watch):
+    """Scored at every call, the last call's score is the root of the map's sum."""
+    settings = {"sampler": sampler, "steps": 4, "cfg": 5.0}
+    all_watched, every = watch(SD15, steps=50)
+    scores = every.report_of(go(all_watched, **settings)).findings[0].per_step
+    watched, made = watch(SD15)
+    heat = made.report_of(go(watched, **settings)).noise_gap_map
+    assert float(heat.sum() * 4) ** 0.5 == pytest.approx(scores[-1][0], rel=1e-4)
+    assert scores[-1][0] != pytest.approx(scores[0][0], rel=1e-3)
 
 
 # --- policies ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from memguard.calibration import Conditions, Profile, fit
+from memguard.overlay import BAR
 from memguard.testbed import loader
 from memguard_pack.tests.e2e.comfyui import Server
 from memguard_pack.tests.hosts.comfyui import client, host
@@ -22,7 +24,7 @@ CHECKPOINT = "memguard-testbed.safetensors"
 MEMORIZED = "Halley breakfast at noon - press kit"
 ORDINARY = "a red kettle on a wooden table"
 NODES = {"MemGuard", "MemGuard_Report", "MemGuard_CheckPrompt", "MemGuard_Calibrate", "MemGuard_LoadProfile"}
-NODES |= {"MemGuard_TokenAttribution"}
+NODES |= {"MemGuard_TokenAttribution", "MemGuard_Overlay"}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +223,23 @@ def test_the_words_that_drive_the_score(page):
         assert max(words, key=words.get) == "Halley"
     expected = report_of(page.run(graph(seed=5)))["findings"][0]["scores"][0]
     assert gradient["score"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_where_the_model_copies(page, server):
+    nodes = graph(seed=6)
+    inputs = {"image": ["8", 0], "latent": ["7", 0], "memguard": ["5", 1], "opacity": 0.6, "smooth": True}
+    nodes["21"] = {"class_type": "MemGuard_Overlay", "inputs": inputs}
+    nodes["22"] = {"class_type": "SaveImage", "inputs": {"images": ["21", 0], "filename_prefix": "where"}}
+    nodes["23"] = {"class_type": "MaskToImage", "inputs": {"mask": ["21", 1]}}
+    nodes["24"] = {"class_type": "SaveImage", "inputs": {"images": ["23", 0], "filename_prefix": "mask"}}
+    outcome = page.run(nodes)
+    drawn, mask = (
+        Image.open(server.base / "output" / outcome.outputs[key]["images"][0]["filename"]) for key in ("22", "24")
+    )
+    assert (drawn.size, mask.size) == ((128, 128 + BAR), (128, 128))
+    assert mask.convert("L").getextrema() == (0, 255)
+    (reason,) = page.run(nodes | {"6": graph(seed=7, cfg=1.0)["6"]}).of("execution_error")
+    assert reason["exception_message"].startswith("no map, because cfg is 1")
 
 
 def test_a_profile_by_name(page, server):

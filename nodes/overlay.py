@@ -1,0 +1,71 @@
+"""MemGuard Overlay: where in the picture the model copies."""
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..memguard.attributions.maps import normalize, smooth
+from ..memguard.overlay import overlay
+from ..memguard.records import Report
+from .types import CATEGORY, Handle
+
+WINDOW = 64  # latent pixels that a smoothing of 13 is meant for
+
+
+class MemGuardOverlay(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MemGuard_Overlay",
+            display_name="MemGuard Overlay",
+            category=CATEGORY,
+            description="Shows where in the picture the prompt pulls hardest at the last step: there the model copies.",
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded picture."),
+                io.Latent.Input("latent", tooltip="The sampler's latent: it tells which run made the picture."),
+                Handle.Input("memguard", tooltip="The handle of the MemGuard node that watched the sampler's model."),
+                io.Float.Input(
+                    "opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="Of the map where it is highest."
+                ),
+                io.Boolean.Input(
+                    "smooth", default=True, tooltip="Average over a neighbourhood; single pixels are noise."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The picture in grey below its map, with a legend."),
+                io.Mask.Output(display_name="mask", tooltip="The map, 0 to 1, at the picture's size."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, latent, memguard, opacity, smooth):
+        heat = _map(memguard.report_of(latent["samples"]), len(image), smooth)
+        pictures = (image * 255).round().to(torch.uint8).cpu().numpy()
+        drawn = [overlay(one, each, opacity, "noise gap, last step") for one, each in zip(pictures, heat, strict=True)]
+        shown = torch.from_numpy(np.stack(drawn)).float() / 255
+        scaled = torch.nn.functional.interpolate(
+            normalize(torch.from_numpy(heat)).unsqueeze(1), image.shape[1:3], mode="bilinear", align_corners=False
+        )
+        return io.NodeOutput(shown, scaled.squeeze(1))
+
+
+def _map(report: Report, images: int, smoothed: bool) -> np.ndarray:
+    """Return the run's map, float32 [images, h, w].
+
+    Raises:
+        ValueError: if there is none, with the reason.
+
+    """
+    found = report.noise_gap_map
+    if found is None:
+        reason = next((f.status for f in report.findings if f.status != "ok"), report.error or "nothing was measured")
+        raise ValueError(f"no map, because {reason}")
+    if len(found) != images:
+        raise ValueError(f"the run made {len(found)} pictures, and image holds {images}; connect the run's own picture")
+    if smoothed:
+        side = max(3, round(13 * min(found.shape[-2:]) / WINDOW) // 2 * 2 + 1)
+        found = smooth(found.float(), side)
+    return found.float().numpy()
+
+
+NODES = [MemGuardOverlay]
