@@ -1,5 +1,6 @@
-// The badge: one small element per node. Plain DOM, so that the classic canvas and Nodes 2.0 both show it.
+// The badge and the panel of words: one small element per node. Plain DOM, so that the classic canvas and Nodes 2.0 both show it.
 
+import { chips, lines } from "./chips.js";
 import { describe } from "./words.js";
 
 const STYLE = new URL("../memguard.css", import.meta.url);
@@ -17,6 +18,35 @@ export function loadStyle() {
 
 /** Add a badge to a node. Its state is a result, so it is saved neither in the workflow nor in the prompt. */
 export function addBadge(node) {
+  const widget = addPanel(node, "memguard_verdict");
+  fill(widget.element, { tone: "none", mark: "–", text: IDLE, lines: [], sentence: `MemGuard: ${IDLE}` });
+  return widget;
+}
+
+/** Add a panel for the words of an attribution. */
+export function addWords(node) {
+  const widget = addPanel(node, "memguard_words");
+  widget.element.firstChild.append(part("div", "memguard-line", IDLE));
+  return widget;
+}
+
+/** Show an attribution in a node's panel: each word on its colour, with its weight; both are text. */
+export function showWords(node, widget, attribution) {
+  const row = part("div", "memguard-chips", "");
+  for (const chip of attribution.status === "ok" ? chips(attribution) : []) {
+    const element = part("span", "memguard-chip", chip.word);
+    element.append(part("small", "memguard-weight", chip.weight));
+    Object.assign(element.style, { background: chip.background, color: chip.colour });
+    element.title = chip.title;
+    element.tabIndex = 0;
+    element.setAttribute("aria-label", chip.title);
+    row.append(element);
+  }
+  widget.element.firstChild.replaceChildren(row, ...lines(attribution).map((line) => part("div", "memguard-line", line)));
+  makeRoom(node);
+}
+
+function addPanel(node, name) {
   const element = document.createElement("div");
   element.className = "memguard-badge";
   element.tabIndex = 0; // reading it must not need a mouse
@@ -24,7 +54,7 @@ export function addBadge(node) {
   element.append(document.createElement("div"));
   // as high as its text, also in a node with room to spare; offsetHeight is 0 until the element is on screen
   const height = () => Math.max(element.firstChild.offsetHeight, 40) + 2 * MARGIN + BORDER;
-  const widget = node.addDOMWidget("memguard_verdict", "memguard_badge", element, {
+  const widget = node.addDOMWidget(name, "memguard_badge", element, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: height,
@@ -32,13 +62,16 @@ export function addBadge(node) {
     margin: MARGIN,
   });
   widget.serialize = false;
-  fill(element, { tone: "none", mark: "–", text: IDLE, lines: [], sentence: `MemGuard: ${IDLE}` });
   return widget;
 }
 
 /** Show a report in a node's badge, and make room for it. */
 export function showReport(node, widget, report) {
   fill(widget.element, describe(report));
+  makeRoom(node);
+}
+
+function makeRoom(node) {
   // after the browser has laid the new text out
   requestAnimationFrame(() => {
     const [width, height] = node.size;

@@ -2,7 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addBadge, loadStyle, showReport } from "./badge.js";
+import { addBadge, addWords, loadStyle, showReport, showWords } from "./badge.js";
 import { nodeAt } from "./places.js";
 import { toast, warns } from "./words.js";
 
@@ -24,6 +24,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (node.comfyClass === "MemGuard_TokenAttribution") addExplanation(node);
     if (!SHOWING.has(node.comfyClass)) return;
     badges.set(node, addBadge(node));
     const before = node.onExecuted;
@@ -43,6 +44,16 @@ app.registerExtension({
     if (report) showReport(node, badges.get(node), report);
   },
 });
+
+function addExplanation(node) {
+  const panel = addWords(node);
+  const before = node.onExecuted;
+  node.onExecuted = function (output) {
+    before?.call(this, output);
+    const [attribution] = output?.memguard_attribution ?? [];
+    if (attribution) showWords(this, panel, attribution);
+  };
+}
 
 function showAt(executionId, report) {
   const node = nodeAt(app.rootGraph ?? app.graph, executionId);
