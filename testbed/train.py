@@ -224,7 +224,7 @@ def schedule(step: int, options: Options) -> float:
     if done < options.constant:
         return min(1.0, (step + 1) / 100)
     phase = min(1.0, (done - options.constant) / (1 - options.constant))
-    return max(0.02, 0.5 * (1 + np.cos(np.pi * phase)))
+    return max(0.02, 0.5 * (1 + float(np.cos(np.pi * phase))))  # numpy's own float would not load with weights_only
 
 
 def train(work: Path, options: Options, resume: bool = False) -> Trainer:

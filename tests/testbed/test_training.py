@@ -49,16 +49,17 @@ def test_the_loss_falls(work):
     assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:3])
 
 
-def test_resuming_is_exact(work):
-    straight = train.Trainer(work, options(4))
-    for _ in range(2):
+@pytest.mark.parametrize("done", [2, 4])  # before and after the learning rate began to fall
+def test_resuming_is_exact(work, done):
+    straight = train.Trainer(work, options(5))
+    for _ in range(done):
         straight.step()
     straight.save()
-    expected = [straight.step() for _ in range(2)]
-    again = train.Trainer(work, options(4))
+    expected = [straight.step() for _ in range(5 - done)]
+    again = train.Trainer(work, options(5))
     again.resume()
-    assert again.step_index == 2
-    assert [again.step() for _ in range(2)] == expected
+    assert again.step_index == done
+    assert [again.step() for _ in range(5 - done)] == expected
     for ours, theirs in zip(again.parameters, straight.parameters, strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(again.average, straight.average, strict=True):
