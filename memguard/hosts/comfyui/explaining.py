@@ -24,6 +24,7 @@ from . import model, tokens
 from .gradients import differentiable, normal
 from .inputs import input_gradients, is_open
 from .preflight import GUIDANCE
+from .watcher import unwatched
 
 Method = Literal["gradient", "ablation"]
 NO_INPUT = "a textual inversion has no embedding of its own words; weights are of the encoded prompt"
@@ -65,6 +66,7 @@ def explain(
         raise ValueError("text is empty; give the prompt to explain")
     positive = _encode(clip, prompt)
     others = _variants(clip, prompt, substitute) if method == "ablation" else []
+    patcher = unwatched(patcher)  # this is no run, and no badge should say so
     guider = comfy.samplers.CFGGuider(patcher)
     roles = {"positive": positive, "negative": negative}
     guider.inner_set_conds(roles | {f"variant {i}": cond for i, (_, cond) in enumerate(others)})

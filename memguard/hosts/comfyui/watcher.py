@@ -21,9 +21,18 @@ from .latents import store
 from .sampling import Sampling
 
 KEY = "memguard"
+KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
 
 # The runs in progress, innermost last. A context variable belongs to one thread; a run inside a run stacks.
 _running: ContextVar[tuple[Sampling, ...]] = ContextVar("memguard_running", default=())
+
+
+def unwatched(patcher: Any) -> Any:
+    """Return a clone of a model that no guard watches."""
+    clone = patcher.clone()
+    for kind in KINDS:
+        clone.remove_wrappers_with_key(kind, KEY)
+    return clone
 
 
 class Watcher:
@@ -62,14 +71,8 @@ class Watcher:
 
     def install(self, patcher: Any) -> Any:
         """Return a clone of the model that is watched; a guard that watched it before is replaced."""
-        clone = patcher.clone()
-        wrappers = (
-            (WrappersMP.OUTER_SAMPLE, self._outer),
-            (WrappersMP.PREDICT_NOISE, self._predict),
-            (WrappersMP.CALC_COND_BATCH, self._calc),
-        )
-        for kind, wrapper in wrappers:
-            clone.remove_wrappers_with_key(kind, KEY)
+        clone = unwatched(patcher)
+        for kind, wrapper in zip(KINDS, (self._outer, self._predict, self._calc), strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
 

@@ -158,6 +158,13 @@ def test_nothing_is_left_behind(parts):
     assert all(weight.is_inference() for weight in network.parameters())
 
 
+def test_a_guard_on_the_model_sees_no_run(parts, watch):
+    model, clip, negative = parts()
+    watched, made = watch(model)
+    assert explain(watched, clip, negative).weights == explain(model, clip, negative).weights
+    assert made.guard.report is None
+
+
 def test_memory_that_runs_out_falls_back_to_ablation_and_says_so(parts, monkeypatch):
     def poor(*_):
         raise torch.OutOfMemoryError
