@@ -44,9 +44,9 @@ class MemGuardOverlay(io.ComfyNode):
         drawn = [overlay(one, each, opacity, "noise gap, last step") for one, each in zip(pictures, heat, strict=True)]
         shown = torch.from_numpy(np.stack(drawn)).float() / 255
         scaled = torch.nn.functional.interpolate(
-            normalize(torch.from_numpy(heat)).unsqueeze(1), image.shape[1:3], mode="bilinear", align_corners=False
+            torch.from_numpy(heat).unsqueeze(1), image.shape[1:3], mode="bilinear", align_corners=False
         )
-        return io.NodeOutput(shown, scaled.squeeze(1))
+        return io.NodeOutput(shown, normalize(scaled.squeeze(1)))
 
 
 def _map(report: Report, images: int, smoothed: bool) -> np.ndarray:
