@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from memguard import explain
+from memguard.attributions.attention import entropy, mass
 from memguard.bench.roc import auc
+from memguard.hosts.diffusers.attention import cross_layers, reading
 from memguard.testbed import model as nets
 from memguard.testbed.tokens import EOS
 
@@ -18,13 +20,6 @@ if TYPE_CHECKING:
     from .evaluate import Bench
 
 FIRST = 981
-
-
-def cross_layers(bench: Bench) -> dict[str, Any]:
-    """Return the cross-attention modules in execution order down, mid, up."""
-    found = {name: m for name, m in bench.pipe.unet.named_modules() if name.endswith("attn2")}
-    order = ("down", "mid", "up")
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0].split("_")[0])))
 
 
 def phenomena(bench: Bench) -> dict[str, Any]:
@@ -44,16 +39,16 @@ def attention(bench: Bench) -> dict[str, Any]:
     context = bench.embed(texts)
     ids = bench.pipe.tokenizer(texts, padding="max_length", max_length=77, truncation=True).input_ids
     lengths = [row.index(EOS) for row in ids]
-    mass = record_attention(bench, start_noise(1).expand(len(texts), -1, -1, -1), context)
+    masses = record_attention(bench, start_noise(1).expand(len(texts), -1, -1, -1), context)
     table = {}
-    for name, p in mass.items():
-        entropy = -(p * p.clamp(min=1e-12).log()).sum(1).numpy()
+    for name, p in masses.items():
+        entropies = entropy(p).numpy()
         padding = np.array([float(row[n:].sum()) for row, n in zip(p, lengths, strict=True)])
         table[name.removesuffix(".transformer_blocks.0.attn2")] = {
             "BOS": float(p[:, 0].mean()),
             "EOS and padding, duplicates": float(padding[: len(dup)].mean()),
             "EOS and padding, ordinary": float(padding[len(dup) :].mean()),
-            "entropy AUC": auc(entropy[: len(dup)], entropy[len(dup) :]),
+            "entropy AUC": auc(entropies[: len(dup)], entropies[len(dup) :]),
         }
     return table
 
@@ -66,21 +61,9 @@ def start_noise(count: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def record_attention(bench: Bench, x: Tensor, context: Tensor) -> dict[str, Tensor]:
     """Return attention probabilities averaged over heads and positions, layer -> [B, 77]."""
-    queries: dict[str, Tensor] = {}
-    handles = []
-    layers = cross_layers(bench)
-    for name, module in layers.items():
-        handles.append(module.to_q.register_forward_hook(lambda _m, _i, out, name=name: queries.update({name: out})))
-    try:
+    with reading(bench.pipe.unet) as found:
         bench.pipe.unet(x, FIRST, context)
-    finally:
-        for handle in handles:
-            handle.remove()
-    mass = {}
-    for name, module in layers.items():
-        q, k = (t.unflatten(-1, (module.heads, -1)).transpose(1, 2) for t in (queries[name], module.to_k(context)))
-        mass[name] = (q @ k.transpose(-1, -2) * module.scale).softmax(-1).mean((1, 2))
-    return mass
+        return {name: mass(one.probabilities()) for name, one in found.take(slice(None)).items()}
 
 
 def triggers(bench: Bench, images: int = 4) -> dict[str, float]:
@@ -118,7 +101,7 @@ def neurons(bench: Bench, pictures: int = 16, counts: tuple[int, ...] = (3, 10, 
     """Return score and reproduction after zeroing the value neurons with the largest first-order attribution."""
     from .evaluate import correlation
 
-    layers = cross_layers(bench)
+    layers = cross_layers(bench.pipe.unet)
     widths = {name: m.to_v.out_features for name, m in layers.items()}
     rows = [(i, row) for i, row in enumerate(bench.meta) if row.get("rate") == 1][:pictures]
     truth = np.asarray(bench.images[[i for i, _ in rows]], np.float32) / 255

@@ -59,13 +59,6 @@ def mass(probabilities: Tensor) -> Tensor:
     return probabilities.mean(1)
 
 
-def fold(mass: Tensor, tokens: int) -> Tensor:
-    """Return masses of ``tokens`` columns where a host repeated the prompt to a common length: copies are added."""
-    if mass.shape[1] == tokens or mass.shape[1] % tokens:
-        return mass
-    return mass.unflatten(1, (-1, tokens)).sum(1)
-
-
 def entropy(mass: Tensor, columns: Tensor | None = None) -> Tensor:
     """Return -sum p ln p over the columns, [B]; a column without mass adds nothing (Ren et al., ECCV 2024, eq. 4).
 

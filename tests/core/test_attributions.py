@@ -181,12 +181,6 @@ def test_probabilities_are_those_of_plain_attention():
     torch.testing.assert_close(attention.Projected(q, k, 2).probabilities(), sum(heads) / 2)
 
 
-def test_copies_of_a_repeated_prompt_are_added():
-    mass = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
-    torch.testing.assert_close(attention.fold(mass, 2), torch.tensor([[0.4, 0.6]]))
-    assert attention.fold(mass, 4) is mass and attention.fold(mass, 3) is mass
-
-
 def test_entropy_takes_zeros():
     mass = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     torch.testing.assert_close(attention.entropy(mass), torch.tensor([math.log(2), 0.0]))
