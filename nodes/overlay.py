@@ -1,4 +1,4 @@
-"""MemGuard Overlay: where in the picture the model copies."""
+"""MemGuard Overlay: where in the picture the prompt pulls hardest."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class MemGuardOverlay(io.ComfyNode):
             node_id="MemGuard_Overlay",
             display_name="MemGuard Overlay",
             category=CATEGORY,
-            description="Shows where in the picture the prompt pulls hardest at the last step: there the model copies.",
+            description="Shows where in the picture the prompt pulls hardest at the last step.",
             inputs=[
                 io.Image.Input("image", tooltip="The decoded picture."),
                 io.Latent.Input("latent", tooltip="The sampler's latent: it tells which run made the picture."),
