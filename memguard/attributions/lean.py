@@ -71,8 +71,8 @@ def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 class _Twice(torch.autograd.Function):
     """Run a block without a graph, and once more with one when its gradient is wanted.
 
-    torch's own checkpoint keeps references to what a block saves on its second run. Flux and SD3 add to such tensors in
-    place, and gradients then come out wrong without an error.
+    torch's own checkpoint keeps references to what a block saves on its second run. Flux adds to such tensors in place,
+    and gradients then come out wrong without an error.
     """
 
     @staticmethod
