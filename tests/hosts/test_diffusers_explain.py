@@ -151,6 +151,16 @@ def test_maps_come_with_the_picture_and_watching_changes_nothing(sd):
     assert not any(module._forward_hooks for module in sd.unet.modules())
 
 
+def test_one_side_and_guidance_1(sd):
+    settings = {"num_inference_steps": 4, "num_images": 3}
+    wide = memguard.explain(sd, PROMPT, "attention", width=32, maps=("word", "bright_ending"), **settings)
+    assert {heat.shape for heat in wide.maps.values()} == {(8, 16)}
+    free = memguard.explain(sd, PROMPT, guidance_scale=1.0, **settings)
+    assert free.weights == pytest.approx(memguard.explain(sd, PROMPT, **settings).weights, rel=1e-4)
+    with pytest.raises(ValueError, match="give multiples of 8"):
+        memguard.explain(sd, PROMPT, width=33)
+
+
 def test_textual_inversion_and_a_long_prompt(sd):
     pipe = StableDiffusionPipeline(**tiny.sd_parts())
     pipe.set_progress_bar_config(disable=True)

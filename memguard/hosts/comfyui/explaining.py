@@ -23,7 +23,7 @@ from ...records import Attribution, StepEvidence
 from . import model, tokens
 from .gradients import differentiable, normal
 from .inputs import input_gradients, is_open
-from .preflight import GUIDANCE
+from .preflight import GUIDANCE, FirstCall
 from .watcher import unwatched
 
 Method = Literal["gradient", "ablation"]
@@ -100,7 +100,7 @@ def _variants(clip: Any, prompt: str, substitute: str) -> list[tuple[str, Any]]:
     return [(text, _encode(clip, text)) for text in texts]
 
 
-class _Explaining(comfy.samplers.Sampler):
+class _Explaining(FirstCall):
     """Makes the first model call of a sampler, explains it and ends there."""
 
     def __init__(self, patcher: Any, clip: Any, prompt: str, method: Method, variants: Sequence[str]) -> None:
@@ -109,29 +109,18 @@ class _Explaining(comfy.samplers.Sampler):
         self.lacks_memory = False
         self.found = Attribution(method, status="the sampler made no model call")
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Any = None,
-        denoise_mask: Any = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """Explain the first model call; return its noisy latents."""
-        scaling = model_wrap.inner_model.model_sampling.noise_scaling
-        x = scaling(sigmas[0], noise, latent_image, self.max_denoise(model_wrap, sigmas))
-        call = _Call(model_wrap, x, sigmas[0] * x.new_ones([len(x)]), extra_args["model_options"])
-        conds = model_wrap.conds
+    def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
+        """Explain the first model call."""
+        guider = model.inner_model
+        call = _Call(guider, x, sigma, extra_args["model_options"])
+        conds = guider.conds
         if len(conds["positive"]) != 1:
             count = len(conds["positive"])
             self.found = Attribution(self.method, status=f"the prompt is encoded in {count} parts of the run")
-            return x
+            return
         cond, uncond = call.predict([conds["positive"], conds["negative"]])
         moment = Moment(
-            self._evidence(model_wrap, sigmas, cond, uncond),
+            self._evidence(guider, sigma, cond, uncond),
             call.encoded(conds["positive"][0]),
             call.encoded(conds["negative"][0]),
             call.again(conds["positive"][0]),
@@ -140,14 +129,13 @@ class _Explaining(comfy.samplers.Sampler):
         self.found = weighing.start(self.method, spans, [moment])
         if self.method == "gradient":
             try:
-                self.gradient = self._gradient(model_wrap, conds["positive"][0], moment, call)
+                self.gradient = self._gradient(guider, conds["positive"][0], moment, call)
             except torch.OutOfMemoryError:
                 self.lacks_memory = True
-            return x
+            return
         encoded = [call.encoded(conds[f"variant {i}"][0]).row(0) for i in range(len(self.variants))]
         known = dict(zip(self.variants, encoded, strict=True))
         self.found = weighing.by_ablation(self.found, [moment], self.prompt, lambda texts: [known[t] for t in texts])
-        return x
 
     def _gradient(self, guider: Any, cond: dict[str, Any], moment: Moment, call: _Call) -> tuple[Tensor, Tensor | None]:
         with differentiable(guider.inner_model.diffusion_model):
@@ -162,14 +150,14 @@ class _Explaining(comfy.samplers.Sampler):
             again = Moment(evidence, prompt, None, own.again(_normal_cond(cond)))
             return gradient.prompt_gradient(again)
 
-    def _evidence(self, guider: Any, sigmas: Tensor, cond: Tensor, uncond: Tensor) -> StepEvidence:
+    def _evidence(self, guider: Any, sigma: Tensor, cond: Tensor, uncond: Tensor) -> StepEvidence:
         sampling = guider.inner_model.model_sampling
         return StepEvidence(
             step=0,
             num_steps=1,
-            sigma=float(sigmas[0]),
+            sigma=float(sigma[0]),
             sigma_max=float(sampling.sigma_max),
-            timestep=model.timestep(sampling, sigmas),
+            timestep=model.timestep(sampling, sigma),
             noise_cond=cond,
             noise_uncond=uncond,
             parameterization=model.parameterization(sampling),

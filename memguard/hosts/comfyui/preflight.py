@@ -49,8 +49,12 @@ class FirstCall(comfy.samplers.Sampler):
         call.latent_image, call.noise = latent_image, noise
         scaling = model_wrap.inner_model.model_sampling.noise_scaling
         x = scaling(sigmas[0], noise, latent_image, self.max_denoise(model_wrap, sigmas))
-        call(x, sigmas[0] * x.new_ones([len(x)]), **{**extra_args, "denoise_mask": denoise_mask})
+        self.call(call, x, sigmas[0] * x.new_ones([len(x)]), {**extra_args, "denoise_mask": denoise_mask})
         return x
+
+    def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
+        """Make the model call; ``model`` knows the guider as ``inner_model``."""
+        model(x, sigma, **extra_args)
 
 
 class _Collecting(Guard):

@@ -107,6 +107,7 @@ def explain(
         "generator": torch.Generator("cpu").manual_seed(seed),
         "output_type": "np" if maps else "latent",
     }
+    call |= pipes.size(pipe, pipes.text_to_image(pipe), height, width)
     return _Explaining(pipe, prompt, method, steps, parity, respect_to, substitute, tuple(maps)).run(call)
 
 
@@ -122,9 +123,7 @@ class _Explaining:
     maps: tuple[str, ...]
 
     def run(self, call: dict[str, Any]) -> Attribution:
-        module = pipes.denoiser(self.pipe)
-        if module is None:
-            raise ValueError(f"{type(self.pipe).__name__} has neither a unet nor a transformer")
+        module = pipes.text_to_image(self.pipe)
         if self.parity:  # the official code's halves are swapped: it follows the empty prompt, away from the prompt
             call = call | {"prompt": call["negative_prompt"] or "", "negative_prompt": self.prompt}
         # where guidance is off, the pipeline predicts nothing to compare with: a row per image is spent

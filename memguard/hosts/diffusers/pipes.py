@@ -29,6 +29,43 @@ def denoiser(pipe: Any) -> nn.Module | None:
     return None
 
 
+def text_to_image(pipe: Any) -> nn.Module:
+    """Return the denoiser of a pipeline that makes pictures from text alone.
+
+    Raises:
+        ValueError: for any other pipeline, naming what it has or lacks.
+
+    """
+    module = denoiser(pipe)
+    known = inspect.signature(type(pipe).__call__).parameters
+    lacks = [f"no {name}" for name in ("prompt", "num_images_per_prompt") if name not in known]
+    lacks += [f"no {name}" for name in ("encode_prompt", "prepare_latents") if not hasattr(pipe, name)]
+    lacks += ["no unet or transformer"] if module is None else []
+    lacks += ["a picture to start from"] if "image" in known else []
+    if module is None or lacks:
+        raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone: it has {lacks[0]}")
+    return module
+
+
+def size(pipe: Any, module: nn.Module, height: int | None, width: int | None) -> dict[str, int | None]:
+    """Return both sides where one is given: StableDiffusionPipeline drops a height without a width, silently.
+
+    Raises:
+        ValueError: for a side that is no multiple of 8, or that cannot be filled in.
+
+    """
+    for side in (height, width):
+        if side is not None and (side < 8 or side % 8):
+            raise ValueError(f"a picture of {height} x {width} (height x width): give multiples of 8")
+    if (height is None) == (width is None):
+        return {}
+    latents = getattr(module, "config", {}).get("sample_size") or getattr(pipe, "default_sample_size", None)
+    if not isinstance(latents, int):
+        raise ValueError("give height and width together: the model has no size of its own to fill in")
+    own = latents * latent_pixels(pipe)
+    return {"height": height or own, "width": width or own}
+
+
 def family(module: nn.Module) -> str:
     """Return the family of a denoiser as StepEvidence names it."""
     plain = getattr(module, "_orig_mod", module)

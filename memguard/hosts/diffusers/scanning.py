@@ -87,9 +87,6 @@ def scan(
     guard = Guard(detectors, "observe", None, profile, steps, sensitivity, reference)
     if num_images < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("num_images and batch_size are at least 1")
-    for side in (height, width):
-        if side is not None and (side < 8 or side % 8):
-            raise ValueError(f"a picture of {height} x {width} (height x width): give multiples of 8")
     if steps > num_inference_steps:
         raise ValueError(f"steps is {steps}, but a run has only {num_inference_steps} (num_inference_steps)")
     given = {
@@ -109,20 +106,13 @@ class _Scan:
     def __init__(self, pipe: Any, guard: Guard, given: dict[str, Any], seed: int, batch_size: int | None) -> None:
         self.pipe, self.guard, self.seed = pipe, guard, seed
         self.images: int = given["num_images_per_prompt"]
-        module = pipes.denoiser(pipe)
+        module = self.module = pipes.text_to_image(pipe)
         known = inspect.signature(type(pipe).__call__).parameters
-        lacks = [f"no {name}" for name in ("prompt", "num_images_per_prompt") if name not in known]
-        lacks += [f"no {name}" for name in ("encode_prompt", "prepare_latents") if not hasattr(pipe, name)]
-        lacks += ["no unet or transformer"] if module is None else []
-        lacks += ["a picture to start from"] if "image" in known else []
-        if module is None or lacks:
-            raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone: it has {lacks[0]}")
-        self.module = module
         config = getattr(module, "config", {})
         self.built_in = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         self.facts = pipes.host_facts() | pipes.run_facts(pipe, given)
         self.facts |= {"model": pipes.name_of(module), "seeds": (seed,)}
-        call = given | self._size(given["height"], given["width"])
+        call = given | pipes.size(pipe, module, given["height"], given["width"])
         # one step needs no guided trajectory: rows with the prompt alone, and the reference once
         self.single = guard.steps == 1 and not self.built_in
         if self.single:
@@ -133,17 +123,6 @@ class _Scan:
         rows = self.images if self.single else 2 * self.images
         self.batch_size = (batch_size or max(1, ROWS // rows)) if mixes else 1
         self.shared: Shared | None = None
-
-    def _size(self, height: int | None, width: int | None) -> dict[str, int | None]:
-        """Fill in the other side: StableDiffusionPipeline drops a height that comes without a width, silently."""
-        if (height is None) == (width is None):
-            return {}
-        config = getattr(self.module, "config", {})
-        latents = config.get("sample_size") or getattr(self.pipe, "default_sample_size", None)
-        if not isinstance(latents, int):
-            raise ValueError("give height and width together: the model has no size of its own to fill in")
-        own = latents * pipes.latent_pixels(self.pipe)
-        return {"height": height or own, "width": width or own}
 
     def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:
         source = iter(prompts)

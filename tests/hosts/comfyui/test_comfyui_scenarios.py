@@ -255,6 +255,14 @@ def test_a_batch_has_a_score_per_image_and_pictures_need_not_be_square(finding):
     assert len(set(found.scores)) == 3 and (report.width, report.height) == (96, 64)
 
 
+def test_a_prompt_of_three_chunks_against_one_of_one(finding):
+    image = torch.zeros((3, 4, 8, 12))
+    long, short = tiny.prompt(seed=4, tokens=231), tiny.prompt(seed=5, tokens=77)
+    found, _ = finding(simple(long, short, image))
+    x, sigma = tiny.start(SD15, image)
+    assert found.scores == pytest.approx(tiny.norms(tiny.gap(SD15, long, short, x, sigma)), rel=1e-4)
+
+
 def test_context_windows_are_scored_after_they_were_fused(finding):
     contexts = comfy.context_windows
     model = SD15.clone()
