@@ -29,8 +29,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16 on cuda, else float32")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of a run; the defaults are those of the Python functions."""
+def add_run(parser: argparse.ArgumentParser) -> Any:
+    """Add the settings that every run has, and return their group; the defaults are those of the Python functions."""
     group = parser.add_argument_group("run")
     group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt")
     group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
@@ -39,8 +39,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--reference", choices=("negative", "empty"), default="negative", help="what to compare with")
     group.add_argument("--negative-prompt", metavar="TEXT", help="default: the model's own empty prompt")
+    return group
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a run that scores lists of prompts."""
+    group = add_run(parser)
+    group.add_argument("--reference", choices=("negative", "empty"), default="negative", help="what to compare with")
     group.add_argument("--batch-size", type=int, metavar="N", help="prompts per forward")
     group.add_argument("--detector", action="append", metavar="NAME", help="may be repeated; default text_noise_norm")
 

@@ -44,15 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the coloured words and the maps")
     parser.add_argument("--json", action="store_true", help="print the attribution as JSON")
     common.add_model(parser)
-    group = parser.add_argument_group("run")
-    group.add_argument("--num-images", type=int, default=1, metavar="N", help="images that are averaged over")
-    group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls that are averaged over")
-    group.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="steps of the whole schedule")
-    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help="does not act on the first step")
-    group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
-    group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--negative-prompt", metavar="TEXT", help="default: the model's own empty prompt")
+    common.add_run(parser)
     parser.set_defaults(run=run)
 
 
