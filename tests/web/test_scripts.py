@@ -1,22 +1,18 @@
 """The page's scripts: they parse, they load nothing from elsewhere, and their words are right."""
 
-import json
 import re
-import shutil
 import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from memguard.overlay import ink, ramp
-from memguard.records import Attribution, Finding, Report, TokenSpan, attribution_dict
+from memguard.records import Finding, Report
 
-WEB = Path(__file__).resolve().parents[2] / "web"
+from . import javascript
+from .javascript import WEB, needs_node
+
 SCRIPTS = sorted(WEB.rglob("*.js"))
-LINKS = {"https://github.com/memguard/memguard"}  # shown in the about page, never loaded
-
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+# shown in the about page, and the name of a kind of element; neither is ever loaded
+LINKS = {"https://github.com/memguard/memguard", "http://www.w3.org/2000/svg"}
 
 
 def test_there_are_scripts():
@@ -42,50 +38,7 @@ def test_words_of_others_cannot_become_markup(script):
 
 def ask(expression: str, report: Report):
     """Return what words.js answers about a report."""
-    words = (WEB / "js/words.js").as_uri()
-    code = f"import * as words from {json.dumps(words)}; const report = {report.to_json()};"
-    code += f"console.log(JSON.stringify({expression}))"
-    command = ["node", "--input-type=module", "--eval", code]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout)
-
-
-def ask_chips(expression: str, values=None):
-    """Return what chips.js answers about an attribution."""
-    chips = (WEB / "js/chips.js").as_uri()
-    code = f"import * as chips from {json.dumps(chips)}; const attribution = {json.dumps(values)};"
-    code += f"console.log(JSON.stringify({expression}))"
-    command = ["node", "--input-type=module", "--eval", code]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout)
-
-
-@needs_node
-def test_the_colours_are_those_of_the_pictures():
-    found = np.array(ask_chips("[...Array(256).keys()].map((i) => chips.ramp(i / 255))"))
-    assert np.abs(found - ramp().astype(int)).max() <= 1
-    assert ask_chips("[...Array(256).keys()].map((i) => chips.ink(chips.ramp(i / 255)))") == [ink(c) for c in ramp()]
-
-
-@needs_node
-def test_a_chip_says_its_word_its_weight_and_its_tokens():
-    spans = (
-        TokenSpan("Halley", (1, 2), ids=(5, 6), emphasis=1.3),
-        TokenSpan("gone", ()),
-        TokenSpan("", tuple(range(3, 77)), "padding", ids=(9,) * 74),
-    )
-    values = attribution_dict(Attribution("gradient", spans, (1.23456, 0.0, -0.5), unit="slope", notes=("a note",)))
-    first, gone, padding = ask_chips("chips.chips(attribution)", values)
-    assert (first["word"], first["weight"]) == ("Halley", "1.23")
-    assert first["title"] == "Halley: 1.23, token 5 6, emphasis 1.3"
-    assert gone["title"] == "gone: 0, cut off, the model never sees it"
-    assert padding["title"] == "[padding]: -0.5, token 9 9 9 9 9 9 9 9 …"
-    assert first["background"] == f"rgb({','.join(map(str, ramp()[-1]))})" and first["colour"] == "black"
-    assert ask_chips("chips.lines(attribution)", values) == ["gradient: slope", "a note"]
-
-
-@needs_node
-def test_no_attribution_has_a_reason():
-    values = attribution_dict(Attribution("attention", status="no cross-attention"))
-    assert ask_chips("chips.lines(attribution)", values) == ["No attribution: no cross-attention"]
+    return javascript.ask("words", expression, report=report.to_dict())
 
 
 def scored(verdict="memorized", percentile=99.2, policy="warn", source="profile of 60 ordinary prompts"):

@@ -1,100 +1,183 @@
-// The badge and the panel of words: one small element per node. Plain DOM, so that the classic canvas and Nodes 2.0 both show it.
+// The panel on a node that shows a report: verdict, curve, words, maps, and what can be done with them.
 
-import { chips, lines } from "./chips.js";
+import { chartOf } from "./chart.js";
+import { copyButton } from "./copy.js";
+import { button, part } from "./dom.js";
+import { buttonsOf, titleOf } from "./maps.js";
+import { MapView } from "./mapview.js";
+import { addPanel, makeRoom } from "./panel.js";
+import { mapsOf } from "./server.js";
+import { setting } from "./settings.js";
+import { wordRows } from "./wordrows.js";
 import { describe } from "./words.js";
 
-const STYLE = new URL("../memguard.css", import.meta.url);
-const IDLE = "No run yet";
-const MARGIN = 8; // around a widget, in the canvas's own units
-const BORDER = 2;
+const IDLE = { tone: "none", mark: "–", text: "No run yet", lines: [], sentence: "MemGuard: No run yet" };
+const ORIGINS = {
+  saved: "From the saved workflow, until the next run.",
+  check: "Prompt check, not a run: scored before any sampling.",
+};
 
-/** Load the colours once per page; ComfyUI loads scripts only. */
-export function loadStyle() {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = STYLE.href;
-  document.head.append(link);
-}
+/** What a node shows. `check` is what its button "Check prompt" does; null leaves the button out. */
+export class Badge {
+  #node;
+  #panel;
+  #pictureOf;
+  #entry = null;
+  #selected = null; // name of the map that is open
+  #atlas = null; // maps of the shown run, fetched on first use
+  #verdict = part("div", "memguard-section");
+  #known = part("div", "memguard-section");
+  #details = part("div", "memguard-section");
+  #map = part("div", "memguard-section");
+  #said = part("div", "memguard-line");
+  #copy = copyButton(() => JSON.stringify(this.#entry.report, null, 2));
 
-/** Add a badge to a node. Its state is a result, so it is saved neither in the workflow nor in the prompt. */
-export function addBadge(node) {
-  const widget = addPanel(node, "memguard_verdict");
-  fill(widget.element, { tone: "none", mark: "–", text: IDLE, lines: [], sentence: `MemGuard: ${IDLE}` });
-  return widget;
-}
-
-/** Add a panel for the words of an attribution. */
-export function addWords(node) {
-  const widget = addPanel(node, "memguard_words");
-  widget.element.firstChild.append(part("div", "memguard-line", IDLE));
-  return widget;
-}
-
-/** Show an attribution in a node's panel: each word on its colour, with its weight; both are text. */
-export function showWords(node, widget, attribution) {
-  const row = part("div", "memguard-chips", "");
-  for (const chip of attribution.status === "ok" ? chips(attribution) : []) {
-    const element = part("span", "memguard-chip", chip.word);
-    element.append(part("small", "memguard-weight", chip.weight));
-    Object.assign(element.style, { background: chip.background, color: chip.colour });
-    element.title = chip.title;
-    element.tabIndex = 0;
-    element.setAttribute("aria-label", chip.title);
-    row.append(element);
+  constructor(node, pictureOf, check = null) {
+    this.#node = node;
+    this.#pictureOf = pictureOf;
+    this.#panel = addPanel(node, "memguard_verdict", "MemGuard");
+    for (const section of [this.#verdict, this.#known, this.#said]) section.setAttribute("role", "status");
+    const actions = part("div", "memguard-actions");
+    if (check) actions.append(button("Check prompt", check));
+    actions.append(this.#copy);
+    this.#panel.element.firstChild.append(this.#verdict, this.#known, this.#details, this.#map, actions, this.#said);
+    this.repaint();
   }
-  widget.element.firstChild.replaceChildren(row, ...lines(attribution).map((line) => part("div", "memguard-line", line)));
-  makeRoom(node);
+
+  get entry() {
+    return this.#entry;
+  }
+
+  /** Show an entry {report, prompt, check, saved}. */
+  show(entry) {
+    if (entry.report.run !== this.#entry?.report.run || !entry.report.maps?.includes(this.#selected)) {
+      this.#selected = null;
+      this.#atlas = null;
+    }
+    this.#entry = entry;
+    this.say("");
+    this.repaint();
+  }
+
+  /** Say one line at the foot; an empty one takes it back. */
+  say(text) {
+    this.#said.textContent = text;
+    makeRoom(this.#node);
+  }
+
+  /** Show what is known of the prompt that is being typed: lines, none to take them back. */
+  warn(lines) {
+    this.#known.replaceChildren(...lines.map((line) => part("div", "memguard-known", `▲ ${line}`)));
+    makeRoom(this.#node);
+  }
+
+  /** Show everything again, in the colours of the settings. */
+  repaint() {
+    const { report } = this.#entry ?? {};
+    this.#paintVerdict(report ? describe(report) : IDLE);
+    this.#copy.hidden = !report;
+    this.#details.replaceChildren(...(report ? this.#paintDetails(report) : []));
+    this.#paintMap();
+    makeRoom(this.#node);
+  }
+
+  #paintVerdict({ tone, mark, text, lines, sentence }) {
+    const bar = part("div", "memguard-verdict");
+    const sign = part("span", "memguard-mark", mark);
+    sign.setAttribute("aria-hidden", "true");
+    bar.append(sign, part("span", "memguard-words", text));
+    const { check, saved } = this.#entry ?? {};
+    const origins = [check && ORIGINS.check, saved && ORIGINS.saved].filter(Boolean);
+    this.#panel.element.dataset.tone = tone;
+    this.#verdict.title = sentence;
+    this.#verdict.replaceChildren(
+      bar,
+      ...origins.map((line) => part("div", "memguard-origin", line)),
+      ...lines.map((line) => part("div", "memguard-line", line)),
+    );
+  }
+
+  #paintDetails(report) {
+    const chart = chartOf(report.curve);
+    const open = (name) => this.#open(name);
+    const selection = { maps: report.maps ?? [], selected: this.#selected, open };
+    const buttons = part("div", "memguard-actions");
+    for (const name of buttonsOf(report)) {
+      const element = button(titleOf(name), () => open(name));
+      element.setAttribute("aria-pressed", String(name === this.#selected));
+      element.dataset.map = name;
+      buttons.append(element);
+    }
+    return [
+      ...(chart ? [chart] : []),
+      ...(report.attribution ? wordRows(report.attribution, setting("Colours"), selection) : []),
+      ...(buttons.childElementCount > 0 ? [buttons] : []),
+    ];
+  }
+
+  async #open(name) {
+    const { report } = this.#entry;
+    this.#selected = this.#selected === name ? null : name;
+    this.#press();
+    try {
+      if (this.#selected && !this.#atlas) {
+        this.say("Fetching the maps …");
+        const atlas = await mapsOf(report.run);
+        const picture = (await this.#pictureOf(this.#entry)) ?? previewOf(atlas);
+        if (this.#entry.report.run !== report.run) return; // a new run came meanwhile
+        this.#atlas = { ...atlas, picture };
+      }
+      this.say("");
+    } catch (error) {
+      this.#selected = null;
+      this.#press();
+      this.say(error.message);
+    }
+    this.#paintMap();
+    makeRoom(this.#node);
+  }
+
+  // in place: the button that was pressed keeps the focus
+  #press() {
+    for (const element of this.#details.querySelectorAll("[data-map]")) {
+      element.setAttribute("aria-pressed", String(element.dataset.map === this.#selected));
+    }
+  }
+
+  #paintMap() {
+    if (!this.#selected || !this.#atlas?.maps.has(this.#selected)) return this.#map.replaceChildren();
+    const spans = this.#entry.report.attribution?.spans ?? [];
+    const view = new MapView(this.#atlas, spans, this.#atlas.picture, setting("Colours"), () => makeRoom(this.#node));
+    view.show(this.#selected);
+    this.#map.replaceChildren(view.element);
+  }
 }
 
-function addPanel(node, name) {
-  const element = document.createElement("div");
-  element.className = "memguard-badge";
-  element.tabIndex = 0; // reading it must not need a mouse
-  element.setAttribute("role", "status"); // a screen reader says each new verdict
-  element.append(document.createElement("div"));
-  // as high as its text, also in a node with room to spare; offsetHeight is 0 until the element is on screen
-  const height = () => Math.max(element.firstChild.offsetHeight, 40) + 2 * MARGIN + BORDER;
-  const widget = node.addDOMWidget(name, "memguard_badge", element, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: height,
-    getMaxHeight: height,
-    margin: MARGIN,
-  });
-  widget.serialize = false;
-  return widget;
+/** The panel of Token Attribution: the words alone. */
+export class Words {
+  #node;
+  #panel;
+  #attribution = null;
+
+  constructor(node) {
+    this.#node = node;
+    this.#panel = addPanel(node, "memguard_words", "MemGuard: words");
+    this.#panel.element.setAttribute("role", "status");
+    this.#panel.element.firstChild.append(part("div", "memguard-line", IDLE.text));
+  }
+
+  show(attribution) {
+    this.#attribution = attribution;
+    this.repaint();
+  }
+
+  repaint() {
+    if (!this.#attribution) return;
+    this.#panel.element.firstChild.replaceChildren(...wordRows(this.#attribution, setting("Colours")));
+    makeRoom(this.#node);
+  }
 }
 
-/** Show a report in a node's badge, and make room for it. */
-export function showReport(node, widget, report) {
-  fill(widget.element, describe(report));
-  makeRoom(node);
-}
-
-function makeRoom(node) {
-  // after the browser has laid the new text out
-  requestAnimationFrame(() => {
-    const [width, height] = node.size;
-    const needed = node.computeSize()[1];
-    if (height < needed) node.setSize([width, needed]);
-    node.setDirtyCanvas(true, true);
-  });
-}
-
-function fill(element, { tone, mark, text, lines, sentence }) {
-  const verdict = part("div", "memguard-verdict", "");
-  const sign = part("span", "memguard-mark", mark);
-  sign.setAttribute("aria-hidden", "true");
-  verdict.append(sign, part("span", "memguard-words", text));
-  element.dataset.tone = tone;
-  element.title = sentence;
-  element.firstChild.replaceChildren(verdict, ...lines.map((line) => part("div", "memguard-line", line)));
-}
-
-// textContent only: prompts and file names of others pass through here
-function part(tag, name, text) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  return element;
+function previewOf({ preview }) {
+  return preview && `data:image/png;base64,${preview}`;
 }

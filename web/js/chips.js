@@ -1,46 +1,45 @@
 // The words of an attribution as the page shows them: one chip each. No DOM, no ComfyUI, so that node can test it.
 
-// the ramp of memguard/overlay.py: even steps of lightness and hue in OKLab
-const LIGHTNESS = [0.28, 0.96];
-const HUE = [285, 95];
-const CHROMA = 0.11;
+import { ink, ramp } from "./colours.js";
+
 const NAMES = { bos: "[BOS]", eos: "[EOS]", padding: "[padding]", pooled: "[pooled]" };
 const IDS = 8; // token ids that a title names; padding has dozens
 
-/** The colour of a share 0..1, [r, g, b] in 0..255. */
-export function ramp(share) {
-  const t = Math.min(1, Math.max(0, share));
-  const lightness = LIGHTNESS[0] + (LIGHTNESS[1] - LIGHTNESS[0]) * t;
-  const angle = ((HUE[0] + (HUE[1] - HUE[0]) * t) * Math.PI) / 180;
-  const a = CHROMA * Math.cos(angle);
-  const b = CHROMA * Math.sin(angle);
-  const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
-  const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
-  const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
-  return [
-    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
-  ].map(encode);
-}
-
-/** The colour of letters that can be read on a background. */
-export function ink([r, g, b]) {
-  const linear = [r, g, b].map((value) => (value / 255) ** 2.2);
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 ? "black" : "white";
+/** The word of a span as the page writes it. */
+export function wordOf(span) {
+  return span.text || NAMES[span.group];
 }
 
 /** One chip per span: its word, its weight as text, its colours, and a title that says everything. */
-export function chips(attribution) {
+export function chips(attribution, palette) {
   const { spans, weights } = attribution;
   const low = Math.min(0, ...weights);
   const range = Math.max(...weights) - low || 1;
   return spans.map((span, index) => {
-    const background = ramp((weights[index] - low) / range);
-    const word = span.text || NAMES[span.group];
-    const weight = Number(weights[index].toPrecision(3));
-    return { word, weight: String(weight), background: `rgb(${background})`, colour: ink(background), title: title(span, word, weight) };
+    const background = ramp((weights[index] - low) / range, palette);
+    const weight = String(Number(weights[index].toPrecision(3)));
+    const share = shareOf(attribution, index);
+    return {
+      index,
+      part: span.part ?? 0,
+      word: wordOf(span),
+      // what is no word shows its share too: a heavy [EOS] says that the words do not explain the score
+      weight: span.group === "word" || share === null ? weight : `${weight} (${share} %)`,
+      background: `rgb(${background})`,
+      colour: ink(background),
+      title: title(span, weight, share),
+    };
   });
+}
+
+/** The chips in rows, one per part of a combined prompt. */
+export function rows(attribution, palette) {
+  const found = new Map();
+  for (const chip of chips(attribution, palette)) {
+    if (!found.has(chip.part)) found.set(chip.part, []);
+    found.get(chip.part).push(chip);
+  }
+  return [...found.values()];
 }
 
 /** What stands below the chips: what the weights are, or why there are none, and the notes. */
@@ -49,16 +48,20 @@ export function lines(attribution) {
   return [`${attribution.method}: ${attribution.unit}`, ...attribution.notes];
 }
 
-function title(span, word, weight) {
-  const parts = [`${word}: ${weight}`];
+// in percent of the sum of the part's weights; null where a negative weight leaves no whole to have a share of
+function shareOf({ spans, weights }, index) {
+  const part = spans[index].part ?? 0;
+  const own = weights.filter((_, other) => (spans[other].part ?? 0) === part);
+  const sum = own.reduce((total, weight) => total + weight, 0);
+  return own.some((weight) => weight < 0) || sum <= 0 ? null : Math.round((100 * weights[index]) / sum);
+}
+
+function title(span, weight, share) {
+  const parts = [`${wordOf(span)}: ${weight}`];
+  if (share !== null) parts.push(`${share} % of the sum`);
   const more = span.ids.length > IDS ? " …" : "";
   if (span.ids.length > 0) parts.push(`token ${span.ids.slice(0, IDS).join(" ")}${more}`);
   if (span.emphasis !== 1) parts.push(`emphasis ${span.emphasis}`);
   if (span.group === "word" && span.columns.length === 0) parts.push("cut off, the model never sees it");
   return parts.join(", ");
-}
-
-function encode(linear) {
-  const value = Math.min(1, Math.max(0, linear));
-  return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
 }

@@ -1,68 +1,118 @@
-// MemGuard's page: a verdict on its nodes, and a toast when a warning was asked for and a run looks memorized.
+// MemGuard's page: reports on its nodes, a toast when a warning was asked for, warnings while typing, settings.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addBadge, addWords, loadStyle, showReport, showWords } from "./badge.js";
-import { nodeAt } from "./places.js";
+import { Badge, Words } from "./badge.js";
+import { check, listenToChecks } from "./checking.js";
+import { compact, replaces, restored } from "./kept.js";
+import { loadStyle } from "./panel.js";
+import { Pictures } from "./pictures.js";
+import { everyNode, nodeAt } from "./places.js";
+import { guardOf } from "./precheck.js";
+import { addressOf, pastPicture, reportsOf } from "./server.js";
+import { onChange, setting, settings } from "./settings.js";
+import { watchTyping } from "./typing.js";
 import { toast, warns } from "./words.js";
 
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
-const badges = new WeakMap(); // node -> its widget; gone with the node
-const remembered = new Map(); // place -> report; a workflow tab rebuilds its nodes whenever it is opened
-const warned = new Set(); // runs; the server may report a run when it is judged and again when it has ended
+const badges = new WeakMap(); // node -> Badge; gone with the node
+const words = new WeakMap(); // node -> Words
+const remembered = new Map(); // place -> entry; a workflow tab rebuilds its nodes whenever it is opened
+const warned = new Set(); // runs; the server reports a run when it is judged and again when it has ended
+const pictures = new Pictures();
+let lookAgain = () => {};
 
 app.registerExtension({
   name: "MemGuard",
   aboutPageBadges: [{ label: "MemGuard", url: "https://github.com/memguard/memguard", icon: "pi pi-shield" }],
+  settings,
 
   setup() {
     loadStyle();
     api.addEventListener("memguard.report", ({ detail }) => {
-      showAt(detail.home, detail.report);
+      receive(detail);
       warnOnce(detail.report); // also where no node of the open workflow is its home
     });
+    api.addEventListener("executed", ({ detail }) => executed(detail));
+    api.addEventListener("reconnected", catchUp);
+    listenToChecks();
+    lookAgain = watchTyping((node) => badges.get(node));
+    onChange(() => everyNode(root()).forEach((node) => (badges.get(node) ?? words.get(node))?.repaint()));
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === "MemGuard_TokenAttribution") addExplanation(node);
-    if (!SHOWING.has(node.comfyClass)) return;
-    badges.set(node, addBadge(node));
-    const before = node.onExecuted;
-    node.onExecuted = function (output) {
-      before?.call(this, output);
-      // comes from the cache as well, with no sampler running and so without an event
-      for (const report of output?.memguard ?? []) {
-        show(this, report);
-        for (const home of output.memguard_home ?? []) showAt(home, report);
-        warnOnce(report);
-      }
-    };
+    if (node.comfyClass === "MemGuard_TokenAttribution") words.set(node, new Words(node));
+    if (SHOWING.has(node.comfyClass)) addBadge(node);
   },
 
   loadedGraphNode(node) {
-    const report = badges.has(node) && remembered.get(place(node));
-    if (report) showReport(node, badges.get(node), report);
+    const entry = badges.has(node) && remembered.get(place(node));
+    if (entry) badges.get(node).show(entry);
+  },
+
+  async afterConfigureGraph() {
+    lookAgain();
+    await catchUp();
   },
 });
 
-function addExplanation(node) {
-  const panel = addWords(node);
-  const before = node.onExecuted;
-  node.onExecuted = function (output) {
-    before?.call(this, output);
-    const [attribution] = output?.memguard_attribution ?? [];
-    if (attribution) showWords(this, panel, attribution);
+function addBadge(node) {
+  const act = node.comfyClass === "MemGuard" ? () => check(node, badges.get(node)) : null;
+  badges.set(node, new Badge(node, pictureOf, act));
+  const sensitivity = node.widgets?.find((widget) => widget.name === "sensitivity");
+  if (sensitivity) sensitivity.value = setting("Sensitivity") ?? sensitivity.value; // a loaded node gets its own afterwards
+  const before = node.onConfigure;
+  node.onConfigure = function (...values) {
+    before?.apply(this, values);
+    const entry = restored(this.properties);
+    if (entry) badges.get(this)?.show(entry);
   };
 }
 
-function showAt(executionId, report) {
-  const node = nodeAt(app.rootGraph ?? app.graph, executionId);
-  if (badges.has(node)) show(node, report); // the same id may be another node's in the workflow that is open now
+// what arrived while the page was away; a report of now is never replaced by an older one
+async function catchUp() {
+  const { id } = root();
+  for (const payload of await reportsOf(id)) receive(payload, true);
 }
 
-function show(node, report) {
-  remembered.set(place(node), report);
-  showReport(node, badges.get(node), report);
+function receive({ home, prompt_id: prompt, workflow, report }, late = false) {
+  if (workflow && workflow !== root().id) return; // of another tab; fetched when that is opened
+  const guard = guardOf(home);
+  showAt(guard ?? home, { report, prompt, check: guard !== null }, late);
+}
+
+// outputs come from the cache as well, with no sampler running and so without a report
+function executed({ node, display_node: display, output, prompt_id: prompt }) {
+  pictures.add(prompt, output);
+  const [attribution] = output?.memguard_attribution ?? [];
+  if (attribution) words.get(nodeAt(root(), display ?? node))?.show(attribution);
+  for (const report of output?.memguard ?? []) {
+    const guard = guardOf(node);
+    const homes = guard === null ? [display ?? node, ...(output.memguard_home ?? [])] : [guard];
+    for (const home of homes) showAt(home, { report, prompt, check: guard !== null });
+    warnOnce(report);
+  }
+}
+
+function showAt(executionId, entry, late = false) {
+  const node = nodeAt(root(), executionId);
+  const badge = badges.get(node); // the same id may be another node's in the workflow that is open now
+  if (!badge || (late && !replaces(entry, badge.entry))) return;
+  remembered.set(place(node), entry);
+  node.properties.memguard = compact(entry);
+  badge.show(entry);
+  lookAgain();
+}
+
+// the picture of the same prompt, the preview of the run where it made none
+async function pictureOf({ prompt }) {
+  if (!prompt) return null;
+  const picture = pictures.of(prompt);
+  return picture ? addressOf(picture) : pastPicture(prompt);
+}
+
+function root() {
+  return app.rootGraph ?? app.graph;
 }
 
 function place(node) {
@@ -70,7 +120,7 @@ function place(node) {
 }
 
 function warnOnce(report) {
-  if (!warns(report) || warned.has(report.run)) return;
+  if (!setting("Toast") || !warns(report) || warned.has(report.run)) return;
   warned.add(report.run);
   app.extensionManager.toast.add(toast(report));
 }

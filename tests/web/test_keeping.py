@@ -1,0 +1,98 @@
+"""What the page keeps and what it says of the past."""
+
+import pytest
+
+from memguard.records import Attribution, Finding, Report, TokenSpan
+
+from .javascript import ask, needs_node
+
+pytestmark = needs_node
+
+WARNING = {
+    "kind": "prompt",
+    "words": [],
+    "verdict": "memorized",
+    "score": 2.5891,
+    "percentile": 99.876,
+    "checkpoint": "a.safetensors",
+    "seed": 0,
+    "created": "2026-01-02T03:04:05+00:00",
+}
+
+
+def report(run="r", created="2026-01-02T00:00:00"):
+    finding = Finding("x", (5.0,), (0.1,), per_step=((5.0,),), verdict="memorized", percentile=99.2)
+    words = Attribution("gradient", (TokenSpan("cup", (1,)),), (1.0,), token_scores=(1.0,), layers={"down": (1.0,)})
+    return Report(run=run, findings=(finding,), attribution=words, created=created).to_dict()
+
+
+def test_a_known_prompt_is_said_with_its_evidence():
+    assert ask("past", "past.sentence(values)", values=WARNING) == (
+        "This prompt looked memorized before (score 2.59, higher than 99.87 % of ordinary prompts, a.safetensors, "
+        "seed 0, 2026-01-02). Nothing was computed now."
+    )
+
+
+def test_known_words_are_named():
+    words = ["a", "b", "c", "d", "e", "f"]
+    values = {**WARNING, "kind": "words", "words": words, "percentile": None, "checkpoint": None, "seed": None}
+    assert ask("past", "past.sentence(values)", values=values) == (
+        "These words drove a memorized run before: a, b, c, d, e, … (score 2.59, 2026-01-02). Nothing was computed now."
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ({"enabled": True, "status": "ok", "runs": 1, "bytes": 500}, "1 run remembered, 500 B"),
+        (
+            {"enabled": False, "status": "ok", "runs": 12, "bytes": 40960},
+            "12 runs remembered, 40 KiB; new runs are not",
+        ),
+        ({"status": "the file is damaged"}, "The memory is off: the file is damaged"),
+    ],
+)
+def test_the_settings_say_what_is_remembered(state, line):
+    assert ask("past", "past.memoryLine(state)", state=state) == line
+
+
+def test_what_is_saved_shows_the_same_badge_and_holds_no_more_than_is_shown():
+    values = {"report": report(), "prompt": "p", "check": True, "saved": True}
+    kept = ask("kept", "kept.restored({memguard: kept.compact(values)})", values=values)
+    assert (kept["prompt"], kept["check"], kept["saved"]) == ("p", True, True)
+    assert "per_step" not in kept["report"]["findings"][0]
+    assert not {"layers", "token_scores"} & set(kept["report"]["attribution"])
+    assert ask("words", "words.describe(report)", report=kept["report"]) == ask(
+        "words", "words.describe(report)", report=report()
+    )
+
+
+@pytest.mark.parametrize("properties", [None, {}, {"memguard": 3}, {"memguard": {"report": {"run": "r"}}}])
+def test_properties_of_another_making_are_left_alone(properties):
+    assert ask("kept", "kept.restored(properties)", properties=properties) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "created", "replaced"),
+    [("r", "2026-01-01", True), ("s", "2026-01-01", False), ("s", "2026-01-03", True)],
+)
+def test_a_fetched_report_replaces_the_same_run_and_older_ones(run, created, replaced):
+    entries = {"next": {"report": report(run, created)}, "shown": {"report": report()}}
+    assert ask("kept", "kept.replaces(e.next, e.shown)", e=entries) is replaced
+    assert ask("kept", "kept.replaces(e.next, null)", e=entries) is True
+
+
+def test_the_newest_picture_of_a_prompt_is_found():
+    code = """((store) => {
+        store.add("p", {images: [{filename: "a.png"}, {filename: "b.png", subfolder: "x", type: "temp"}]});
+        store.add("p", {text: ["no picture"]});
+        store.add("q", {images: [{filename: "c.png"}]});
+        return [pictures.viewPath(store.of("p")), store.of("q").filename, store.of("r")];
+    })(new pictures.Pictures())"""
+    assert ask("pictures", code) == ["/view?filename=b.png&subfolder=x&type=temp", "c.png", None]
+
+
+def test_a_picture_is_found_in_the_history_of_a_prompt():
+    outputs = {"8": {"text": ["t"]}, "10": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
+    assert ask("pictures", "pictures.pictureIn(outputs)", outputs=outputs)["filename"] == "a.png"
+    assert ask("pictures", "pictures.pictureIn(undefined)") is None

@@ -1,0 +1,44 @@
+// The colours of numbers, for chips and maps alike. No DOM, no ComfyUI, so that node can test it.
+// Lightness rises evenly with the number in every palette, so order never hangs on hue alone.
+
+// OKLab; "colour" is the ramp of memguard/overlay.py
+const LIGHTNESS = [0.28, 0.96];
+const HUE = [285, 95];
+const CHROMA = { colour: 0.11, grey: 0 };
+
+export const PALETTES = Object.keys(CHROMA);
+
+/** The colour of a share 0..1, [r, g, b] in 0..255. */
+export function ramp(share, palette = "colour") {
+  const t = Math.min(1, Math.max(0, share));
+  const chroma = CHROMA[palette] ?? CHROMA.colour;
+  const lightness = LIGHTNESS[0] + (LIGHTNESS[1] - LIGHTNESS[0]) * t;
+  const angle = ((HUE[0] + (HUE[1] - HUE[0]) * t) * Math.PI) / 180;
+  const a = chroma * Math.cos(angle);
+  const b = chroma * Math.sin(angle);
+  const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
+  const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
+  const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
+  return [
+    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
+    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
+  ].map(encode);
+}
+
+/** The colour of letters that can be read on a background. */
+export function ink([r, g, b]) {
+  const linear = [r, g, b].map((value) => (value / 255) ** 2.2);
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 ? "black" : "white";
+}
+
+/** The ramp as a CSS background, low on the left. */
+export function gradient(palette) {
+  const stops = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
+  return `linear-gradient(to right, ${stops.map((share) => `rgb(${ramp(share, palette)})`).join(", ")})`;
+}
+
+function encode(linear) {
+  const value = Math.min(1, Math.max(0, linear));
+  return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
+}

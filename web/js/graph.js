@@ -1,0 +1,89 @@
+// The open workflow as a prompt, read and not run: app.graphToPrompt asks widgets to serialize themselves, and some of
+// them upload a picture or draw a number for that. Same ids and links; also knows the inputs' types and the text boxes.
+// No DOM and no imports: LiteGraph's nodes are only read, in the two generations of its API that frontends have.
+
+const SUBGRAPH_INPUT = -10; // LiteGraph's id of the node through which links enter a subgraph
+const MUTED = 2;
+const BYPASSED = 4;
+
+/** {id: {class_type, inputs, types, boxes}}; `boxes` are the names of inputs that are boxes for text of several lines. */
+export function plainPrompt(root) {
+  const found = {};
+  collect({ graph: root, path: [], outer: null }, found);
+  return found;
+}
+
+function collect(place, found) {
+  for (const node of place.graph.nodes) {
+    if (node.mode === MUTED || node.mode === BYPASSED || node.isVirtualNode) continue;
+    if (node.isSubgraphNode?.()) collect(inside(place, node), found);
+    else found[idOf(place, node)] = read(place, node);
+  }
+}
+
+function read(place, node) {
+  const inputs = {};
+  const boxes = [];
+  for (const widget of node.widgets ?? []) {
+    if (!widget.name || widget.options?.serialize === false) continue;
+    inputs[widget.name] = widget.value;
+    if (widget.type === "customtext") boxes.push(widget.name);
+  }
+  const types = {};
+  (node.inputs ?? []).forEach((input, slot) => {
+    types[input.name] = String(input.type);
+    const source = sourceOf(place, node, slot, input.type, new Set());
+    if (source) inputs[input.name] = "value" in source ? source.value : source.link;
+  });
+  return { class_type: node.comfyClass, inputs, types, boxes };
+}
+
+// {link} or {value} for an input; undefined where nothing is connected
+function sourceOf(place, node, slot, type, seen) {
+  const key = `${idOf(place, node)}/${slot}`;
+  const link = seen.has(key) || place.graph.getLink?.(node.inputs[slot]?.link);
+  if (!link || link === true) return undefined;
+  seen.add(key);
+  if (link.origin_id === SUBGRAPH_INPUT && place.outer) return entering(place.outer, link.origin_slot, type, seen);
+  const origin = place.graph.getNodeById(link.origin_id);
+  return origin ? outputOf(place, origin, link.origin_slot, type, seen) : undefined;
+}
+
+function entering({ place, node }, slot, type, seen) {
+  const source = sourceOf(place, node, slot, type, seen);
+  if (source) return source;
+  const name = node.inputs[slot]?.widget?.name ?? node.inputs[slot]?.name;
+  const widget = node.widgets?.find((other) => other.name === name); // a widget that the subgraph shows outside
+  return widget ? { value: widget.value } : undefined;
+}
+
+function outputOf(place, node, slot, type, seen) {
+  if (node.mode === MUTED) return undefined;
+  if (node.mode === BYPASSED) {
+    const through = (node.inputs ?? []).findIndex((input) => input.type === type);
+    return through < 0 ? undefined : sourceOf(place, node, through, type, seen);
+  }
+  if (node.isSubgraphNode?.()) {
+    const { outputNode, link } = node.resolveSubgraphOutputLink(slot) ?? {};
+    return outputNode ? outputOf(inside(place, node), outputNode, link.origin_slot, type, seen) : undefined;
+  }
+  if (node.isVirtualNode) return throughVirtual(place, node, slot, type, seen);
+  return { link: [idOf(place, node), slot] };
+}
+
+// reroutes have an input; primitive nodes a widget; get nodes know the link of their set node
+function throughVirtual(place, node, slot, type, seen) {
+  if (node.inputs?.[slot]) return sourceOf(place, node, slot, type, seen);
+  const link = node.getInputLink?.(slot);
+  const origin = link && place.graph.getNodeById(link.origin_id);
+  if (origin) return outputOf(place, origin, link.origin_slot, type, seen);
+  return node.widgets?.length ? { value: node.widgets[0].value } : undefined;
+}
+
+function inside(place, node) {
+  return { graph: node.subgraph, path: [...place.path, node.id], outer: { place, node } };
+}
+
+function idOf(place, node) {
+  return [...place.path, node.id].join(":");
+}

@@ -1,0 +1,55 @@
+// A panel of MemGuard in a node: one DOM widget, so that the classic canvas and Nodes 2.0 both show it, as high as its text.
+
+const STYLE = new URL("../memguard.css", import.meta.url);
+const MARGIN = 8; // around a widget, in the canvas's own units
+const BORDER = 2;
+const KEYS = new Set(["Enter", " ", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"]);
+const grown = new WeakMap(); // node -> its height before a panel needed more, and the height it was given
+
+/** Load the colours once per page; ComfyUI loads scripts only. */
+export function loadStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = STYLE.href;
+  document.head.append(link);
+}
+
+/** Add an empty panel to a node. It is a result, so it is no value of the workflow nor of the prompt. */
+export function addPanel(node, name, label, least = 40) {
+  const element = document.createElement("div");
+  element.className = "memguard-badge";
+  element.tabIndex = 0; // reading it must not need a mouse
+  element.setAttribute("role", "group");
+  element.setAttribute("aria-label", label);
+  element.append(document.createElement("div"));
+  // the canvas has keys of its own: space moves it, arrows move nodes
+  element.addEventListener("keydown", (event) => {
+    if (KEYS.has(event.key) && !event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
+  // as high as its text, also in a node with room to spare; offsetHeight is 0 until the element is on screen
+  const height = () => Math.max(element.firstChild.offsetHeight, least) + 2 * MARGIN + BORDER;
+  const widget = node.addDOMWidget(name, "memguard_badge", element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: height,
+    getMaxHeight: height,
+    margin: MARGIN,
+  });
+  widget.serialize = false;
+  return widget;
+}
+
+/** Fit a node to its panels after the browser has laid them out; what a panel no longer needs is given back. */
+export function makeRoom(node) {
+  requestAnimationFrame(() => {
+    const [width, height] = node.size;
+    const needed = node.computeSize()[1];
+    const before = grown.get(node);
+    const own = before && Math.abs(height - before.given) < 1 ? before.own : height; // a person may have resized it
+    const given = Math.max(own, needed);
+    if (Math.abs(given - height) >= 1) node.setSize([width, given]);
+    if (given > own) grown.set(node, { own, given: node.size[1] });
+    else grown.delete(node);
+    node.setDirtyCanvas(true, true);
+  });
+}
