@@ -5,7 +5,7 @@ import { copyButton } from "./copy.js";
 import { button, part } from "./dom.js";
 import { buttonsOf, titleOf } from "./maps.js";
 import { MapView } from "./mapview.js";
-import { addPanel, makeRoom } from "./panel.js";
+import { addPanel } from "./panel.js";
 import { mapsOf } from "./server.js";
 import { setting } from "./settings.js";
 import { wordRows } from "./wordrows.js";
@@ -19,7 +19,6 @@ const ORIGINS = {
 
 /** What a node shows. `check` is what its button "Check prompt" does; null leaves the button out. */
 export class Badge {
-  #node;
   #panel;
   #pictureOf;
   #entry = null;
@@ -33,7 +32,6 @@ export class Badge {
   #copy = copyButton(() => JSON.stringify(this.#entry.report, null, 2));
 
   constructor(node, pictureOf, check = null) {
-    this.#node = node;
     this.#pictureOf = pictureOf;
     this.#panel = addPanel(node, "memguard_verdict", "MemGuard");
     for (const section of [this.#verdict, this.#known, this.#said]) section.setAttribute("role", "status");
@@ -62,13 +60,11 @@ export class Badge {
   /** Say one line at the foot; an empty one takes it back. */
   say(text) {
     this.#said.textContent = text;
-    makeRoom(this.#node);
   }
 
   /** Show what is known of the prompt that is being typed: lines, none to take them back. */
   warn(lines) {
     this.#known.replaceChildren(...lines.map((line) => part("div", "memguard-known", `▲ ${line}`)));
-    makeRoom(this.#node);
   }
 
   /** Show everything again, in the colours of the settings. */
@@ -78,7 +74,6 @@ export class Badge {
     this.#copy.hidden = !report;
     this.#details.replaceChildren(...(report ? this.#paintDetails(report) : []));
     this.#paintMap();
-    makeRoom(this.#node);
   }
 
   #paintVerdict({ tone, mark, text, lines, sentence }) {
@@ -134,7 +129,6 @@ export class Badge {
       this.say(error.message);
     }
     this.#paintMap();
-    makeRoom(this.#node);
   }
 
   // in place: the button that was pressed keeps the focus
@@ -147,7 +141,7 @@ export class Badge {
   #paintMap() {
     if (!this.#selected || !this.#atlas?.maps.has(this.#selected)) return this.#map.replaceChildren();
     const spans = this.#entry.report.attribution?.spans ?? [];
-    const view = new MapView(this.#atlas, spans, this.#atlas.picture, setting("Colours"), () => makeRoom(this.#node));
+    const view = new MapView(this.#atlas, spans, this.#atlas.picture, setting("Colours"));
     view.show(this.#selected);
     this.#map.replaceChildren(view.element);
   }
@@ -155,12 +149,10 @@ export class Badge {
 
 /** The panel of Token Attribution: the words alone. */
 export class Words {
-  #node;
   #panel;
   #attribution = null;
 
   constructor(node) {
-    this.#node = node;
     this.#panel = addPanel(node, "memguard_words", "MemGuard: words");
     this.#panel.element.setAttribute("role", "status");
     this.#panel.element.firstChild.append(part("div", "memguard-line", IDLE.text));
@@ -174,7 +166,6 @@ export class Words {
   repaint() {
     if (!this.#attribution) return;
     this.#panel.element.firstChild.replaceChildren(...wordRows(this.#attribution, setting("Colours")));
-    makeRoom(this.#node);
   }
 }
 

@@ -41,8 +41,8 @@ function read(place, node) {
 // {link} or {value} for an input; undefined where nothing is connected
 function sourceOf(place, node, slot, type, seen) {
   const key = `${idOf(place, node)}/${slot}`;
-  const link = seen.has(key) || place.graph.getLink?.(node.inputs[slot]?.link);
-  if (!link || link === true) return undefined;
+  const link = seen.has(key) ? null : node.getInputLink(slot);
+  if (!link) return undefined;
   seen.add(key);
   if (link.origin_id === SUBGRAPH_INPUT && place.outer) return entering(place.outer, link.origin_slot, type, seen);
   const origin = place.graph.getNodeById(link.origin_id);

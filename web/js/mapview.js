@@ -11,7 +11,7 @@ const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowD
 
 /**
  * One map view. `atlas` is what maps.js unpacked, `spans` those of the attribution, `source` the picture's address or
- * null, `resized` is called when its height has changed.
+ * null.
  */
 export class MapView {
   #atlas;
@@ -25,14 +25,12 @@ export class MapView {
   #marker = part("div", "memguard-spot");
   #legend = part("div", "memguard-legend");
   #words = part("div", "memguard-ranked");
-  #resized;
   element = part("div", "memguard-map");
 
-  constructor(atlas, spans, source, palette, resized) {
+  constructor(atlas, spans, source, palette) {
     this.#atlas = atlas;
     this.#spans = spans;
     this.#palette = palette;
-    this.#resized = resized;
     [this.#canvas.height, this.#canvas.width] = atlas.size;
     this.#ground.append(...(source ? [this.#picture(source)] : []), this.#canvas, this.#marker);
     this.#ground.style.aspectRatio = `${atlas.size[1]} / ${atlas.size[0]}`;
@@ -62,8 +60,7 @@ export class MapView {
     image.draggable = false;
     image.addEventListener("load", () => {
       this.#ground.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
-      this.#resized();
-    });
+      });
     image.addEventListener("error", () => image.remove()); // a deleted picture; the map is shown on plain ground
     image.src = source;
     return image;
@@ -127,7 +124,6 @@ export class MapView {
 
   #rank() {
     this.#words.replaceChildren(...(this.#spot === null ? [part("div", "memguard-line", HINT)] : this.#list()));
-    this.#resized();
   }
 
   #list() {

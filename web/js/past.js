@@ -2,13 +2,13 @@
 
 const NAMED = 5; // words that a sentence lists
 
-/** The warning of the server's memory as one sentence. */
+/** The warning of the server's memory with its evidence. */
 export function sentence(warning) {
-  const before = `${cause(warning)} (${evidence(warning).join(", ")})`;
-  return `${before}. Nothing was computed now.`;
+  return `${cause(warning)} (${evidence(warning).join(", ")}). Nothing was computed now.`;
 }
 
-function cause({ kind, words }) {
+/** The same in a few words. */
+export function cause({ kind, words }) {
   if (kind === "prompt" || words.length === 0) return "This prompt looked memorized before";
   const more = words.length > NAMED ? ", …" : "";
   return `These words drove a memorized run before: ${words.slice(0, NAMED).join(", ")}${more}`;

@@ -5,8 +5,8 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { plainPrompt } from "./graph.js";
-import { flag } from "./flags.js";
-import { sentence } from "./past.js";
+import { flag, unflag } from "./flags.js";
+import { cause, sentence } from "./past.js";
 import { nodeAt } from "./places.js";
 import { known } from "./server.js";
 import { onChange, setting } from "./settings.js";
@@ -29,7 +29,7 @@ class Watch {
   #timer = null;
   #asked = ""; // what was asked last, as text
   #turn = 0;
-  #flagged = new Map(); // node -> its line
+  #flagged = new Set(); // nodes
   #warned = new Set(); // badges
 
   constructor(badgeOf) {
@@ -66,13 +66,13 @@ class Watch {
       const badge = this.#badgeOf(nodeAt(root, guard));
       badge?.warn(found.map(([, warning]) => sentence(warning)));
       if (badge && found.length > 0) warned.add(badge);
-      for (const [id, warning] of found) flags.set(nodeAt(root, id), sentence(warning));
+      for (const [id, warning] of found) if (nodeAt(root, id)) flags.set(nodeAt(root, id), warning);
     });
     for (const badge of this.#warned) if (!warned.has(badge)) badge.warn([]);
-    for (const node of this.#flagged.keys()) if (!flags.has(node)) flag(node, null);
-    for (const [node, line] of flags) flag(node, line);
+    for (const node of this.#flagged) if (!flags.has(node)) unflag(node);
+    for (const [node, warning] of flags) flag(node, cause(warning), sentence(warning));
     this.#warned = warned;
-    this.#flagged = flags;
+    this.#flagged = new Set(flags.keys());
   }
 }
 
