@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 
+from memguard import calibration
+from memguard.calibration import Conditions, Profile
+
 from .browser import Browser, executable
 from .comfyui import CHECKPOINT, Server
+from .driving import open_page
 
 RENDERERS = {"classic": False, "nodes2": True}
+SEEDS = itertools.count(1)  # a new one for each run, or it would come from the cache
 
 
 def frontends() -> list[str]:
@@ -53,3 +59,26 @@ def browser(request, tmp_path):
     page = Browser(tmp_path / "chromium")
     yield page
     page.close()
+
+
+@pytest.fixture(params=RENDERERS)
+def page(request, browser, server):
+    """The page with one of the two renderers."""
+    server.setting("Comfy.VueNodes.Enabled", RENDERERS[request.param])
+    open_page(browser, server)
+    return browser
+
+
+@pytest.fixture
+def flagging(browser, server: Server, checkpoint):
+    """A profile by which every prompt is flagged: these tests are of the page, not of the detection."""
+    from safetensors import safe_open
+
+    prefix = "model.diffusion_model."
+    with safe_open(checkpoint, "pt") as file:
+        model = calibration.fingerprint(file.get_tensor(key) for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
+    conditions = Conditions(model, "sd15", (16, 16), 14.6146, 999.0, 1, 1, "test", "negative", "float16", 1.0)
+    tiny = calibration.fit([1e-6 * (1 + i / 100) for i in range(60)])
+    path = calibration.save(Profile(conditions, {"text_noise_norm": tiny}), server.base / "models/memguard")
+    yield
+    path.unlink()
