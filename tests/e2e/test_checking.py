@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from .conftest import SEEDS
 from .driving import badge_of, errors_of_memguard, needs_badges, open_example, press
 
 GUARD = badge_of("MemGuard")
@@ -11,7 +12,7 @@ GUARD = badge_of("MemGuard")
 
 @pytest.mark.slow
 def test_a_prompt_is_checked_without_sampling(page, flagging):
-    open_example(page, "watch_a_run_and_warn")
+    open_example(page, "watch_a_run_and_warn", seed=next(SEEDS))
     needs_badges(page, 2)
     page.run(
         """window.ran = [];

@@ -15,9 +15,9 @@ export function plainPrompt(root) {
 
 function collect(place, found) {
   for (const node of place.graph.nodes) {
-    if (node.mode === MUTED || node.mode === BYPASSED || node.isVirtualNode) continue;
+    if (node.mode === MUTED || node.mode === BYPASSED) continue;
     if (node.isSubgraphNode?.()) collect(inside(place, node), found);
-    else found[idOf(place, node)] = read(place, node);
+    else if (!node.isVirtualNode) found[idOf(place, node)] = read(place, node);
   }
 }
 
