@@ -59,9 +59,13 @@ def driving_words(attribution: Attribution | None) -> tuple[str, ...]:
     return () if any(len(word) > LONGEST for word in kept) else tuple(sorted(kept))
 
 
-def telling(words: Iterable[str]) -> bool:
-    """Whether one of the words says something: no stop word and of three letters, or in a script without spaces."""
-    return any(word not in STOP_WORDS and (len(word) >= SHORT or min(word) >= "\u2e80") for word in words)
+def clue(words: Iterable[str]) -> str | None:
+    """Return the longest word that says something, or None: no stop word and of three letters or more.
+
+    In scripts that are written without spaces, shorter words say something, too.
+    """
+    telling = [word for word in words if word not in STOP_WORDS and (len(word) >= SHORT or min(word) >= "\u2e80")]
+    return max(telling, key=len, default=None)
 
 
 def _part(character: str) -> str:

@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .database import OK, Database
-from .matching import digest, driving_words, normal, telling
+from .matching import clue, digest, driving_words, normal
 from .records import FLAGGED, VERDICTS, Report, Verdict
 
 VERSION = 1
 TABLES = (
     "CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
     "CREATE TABLE runs (id INTEGER PRIMARY KEY, model TEXT NOT NULL, checkpoint TEXT NOT NULL, prompt BLOB NOT NULL, "
-    "words TEXT NOT NULL, verdict TEXT NOT NULL, score REAL, rms REAL, percentile REAL, seed TEXT, created TEXT)",
+    "words TEXT NOT NULL, clue TEXT, verdict TEXT NOT NULL, score REAL, rms REAL, percentile REAL, seed TEXT, "
+    "created TEXT)",
     "CREATE INDEX runs_prompt ON runs (prompt, model)",
     "CREATE INDEX runs_checkpoint ON runs (checkpoint)",
+    "CREATE INDEX runs_clue ON runs (clue)",
 )
-COLUMNS = "model, checkpoint, prompt, words, verdict, score, rms, percentile, seed, created"
+# clue: the driving word by which a row is found; none where the words tell nothing
+COLUMNS = "model, checkpoint, prompt, words, clue, verdict, score, rms, percentile, seed, created"
 # an ordinary verdict clears the same prompt's earlier ones on the same model
 STANDING = f"""SELECT id, {COLUMNS} FROM runs AS run WHERE verdict IN ('suspicious', 'memorized') AND NOT EXISTS (
     SELECT 1 FROM runs AS later WHERE later.prompt = run.prompt AND later.model = run.model
@@ -98,9 +101,9 @@ class PromptMemory:
             return status
         finding = next(f for f in report.findings if f.verdict == report.verdict)
         seed = str(report.seeds[0]) if report.seeds else None  # may be larger than SQLite's integers
-        words = " ".join(driving_words(report.attribution)) if report.flagged else ""
+        words = driving_words(report.attribution) if report.flagged else ()
         values = (
-            *(report.model, _storable(checkpoint), digest(text), words, report.verdict),
+            *(report.model, _storable(checkpoint), digest(text), " ".join(words), clue(words), report.verdict),
             *(_finite(finding.score), _finite(finding.mean_rms), finding.percentile, seed, report.created),
         )
 
@@ -114,9 +117,9 @@ class PromptMemory:
         """Compare texts with the flagged runs on some checkpoints, given by file name; none means on any.
 
         A text is flagged if it is a prompt whose latest verdict is not ordinary, or if it contains all driving words of
-        such a prompt as whole words, in any order, one of which must be ``matching.telling``. A text whose own latest
-        verdict is ordinary is not flagged for its words: measured beats guessed. A file name stands for the model that
-        was last seen under it.
+        such a prompt as whole words, in any order, one of which must tell something (``matching.clue``). A text whose
+        own latest verdict is ordinary is not flagged for its words: measured beats guessed. A file name stands for the
+        model that was last seen under it.
 
         Returns:
             "ok" or the reason why nothing could be looked up, and one entry per text.
@@ -128,9 +131,7 @@ class PromptMemory:
             if not _enabled(db):
                 return nothing
             models = _models(db, checkpoints)
-            rows = [row for row in _standing(db, "words <> ''", ()) if models is None or row["model"] in models]
-            by_words = [(frozenset(row["words"].split()), row) for row in rows if telling(row["words"].split())]
-            return [_warning(db, normal(text), models, by_words) for text in texts]
+            return [_warning(db, normal(text), models) for text in texts]
 
         return self._file.read(compare, nothing)
 
@@ -164,8 +165,8 @@ def _storable(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def _standing(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
-    cursor = db.execute(STANDING + where, values)
+def _standing(db: sqlite3.Connection, where: str, value: Any) -> list[sqlite3.Row]:
+    cursor = db.execute(STANDING + where, (value,))
     cursor.row_factory = sqlite3.Row
     return cursor.fetchall()
 
@@ -177,21 +178,19 @@ def _models(db: sqlite3.Connection, checkpoints: Sequence[str]) -> set[str] | No
     return {row[0] for row in rows if row} if checkpoints else None
 
 
-def _warning(
-    db: sqlite3.Connection,
-    text: str,
-    models: set[str] | None,
-    by_words: list[tuple[frozenset[str], sqlite3.Row]],
-) -> PromptWarning | None:
+def _warning(db: sqlite3.Connection, text: str, models: set[str] | None) -> PromptWarning | None:
     own = db.execute("SELECT model, verdict FROM runs WHERE prompt = ? ORDER BY id", (digest(text),)).fetchall()
     latest = {model: verdict for model, verdict in own if models is None or model in models}
     if any(verdict in FLAGGED for verdict in latest.values()):
-        same = [row for row in _standing(db, "prompt = ?", (digest(text),)) if row["model"] in latest]
+        same = [row for row in _standing(db, "prompt = ?", digest(text)) if row["model"] in latest]
         row = _gravest(same)
         words = [other["words"] for other in same if other["model"] == row["model"] and other["words"]]
         return _as_warning("prompt", row, words[-1] if words else "")
     inside = set(text.split())
-    alike = [row for words, row in by_words if row["model"] not in latest and words <= inside]
+    rows = [
+        row for word in inside for row in _standing(db, "clue = ?", word) if inside.issuperset(row["words"].split())
+    ]
+    alike = [row for row in rows if row["model"] not in latest and (models is None or row["model"] in models)]
     return _as_warning("words", _gravest(alike), _gravest(alike)["words"]) if alike else None
 
 

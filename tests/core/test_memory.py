@@ -115,11 +115,17 @@ def test_no_attribution_no_words():
 
 
 @pytest.mark.parametrize(
-    ("words", "telling"),
-    [(["the", "with"], False), (["at", "xy"], False), (["the", "cup"], True), ([], False), (["\u732b"], True)],
+    ("words", "clue"),
+    [
+        (["the", "with"], None),
+        (["at", "xy"], None),
+        ([], None),
+        (["cup", "press", "through"], "press"),
+        (["\u732b"], "\u732b"),
+    ],
 )
-def test_stop_words_and_short_words_tell_nothing(words, telling):
-    assert matching.telling(words) is telling
+def test_stop_words_and_short_words_are_no_clue(words, clue):
+    assert matching.clue(words) == clue
 
 
 # --- what is flagged -----------------------------------------------------------------------------------------------
@@ -231,10 +237,10 @@ def test_the_oldest_runs_go(path):
 
 
 def test_clearing_forgets_the_bytes_too_and_shrinks_the_file(memory, path):
-    for i in range(200):
+    for i in range(60):
         memory.remember(report(f"prompt number {i}", words={f"zanzibar{i}": 1}))
     full = memory.facts()
-    assert (full.rows, memory.clear()) == (200, "ok")
+    assert (full.rows, memory.clear()) == (60, "ok")
     empty = memory.facts()
     assert (empty.rows, empty.bytes) == (0, path.stat().st_size) and empty.bytes < full.bytes / 2
     assert b"zanzibar" not in path.read_bytes()
@@ -391,7 +397,7 @@ def test_eight_threads_lose_nothing(memory):
 def write_many(path, name, start, outcomes):
     memory = PromptMemory(path)
     start.wait()
-    outcomes.put([memory.remember(report(f"{name} prompt {i}")) for i in range(60)])
+    outcomes.put([memory.remember(report(f"{name} prompt {i}")) for i in range(30)])
 
 
 def test_two_programs_write_at_once(path):
@@ -405,7 +411,6 @@ def test_two_programs_write_at_once(path):
         program.join()
     busy = f"{path} is in use by another program; the next run tries again"
     assert set(statuses) <= {"ok", busy}
-    remembered = statuses.count("ok")
-    assert remembered > 60 and number(path) == remembered  # what was answered with "ok" is there, and nothing else
+    assert number(path) == statuses.count("ok") > 30  # what was answered with "ok" is there, and nothing else
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
