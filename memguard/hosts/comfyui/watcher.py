@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...guard import Guard
 from ...records import Report
-from . import graph, model, roles, screen
+from . import graph, known, model, roles, screen
 from .latents import store
 from .sampling import Sampling
 
@@ -103,6 +103,7 @@ class Watcher:
                 run.unavailable("the run ended before the model's first prediction")
             report = sampling.finish()
             if not self.silent:
+                report = known.noted(report, self.home)
                 store.put(self.settings, latent, prompt_id, report)
         return latent
 
