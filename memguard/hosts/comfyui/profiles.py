@@ -18,6 +18,7 @@ from ...calibration.profile import MINIMUM
 from ...records import Reference
 from . import model
 from .preflight import GUIDANCE, first_calls
+from .tokens import encode
 
 FOLDER = "memguard"
 
@@ -116,8 +117,3 @@ def calibrate(
         path = calibration.save(profile, folder_paths.get_folder_paths(FOLDER)[0])
         saved.append(Profile.read(path))
     return saved
-
-
-def encode(clip: Any, text: str) -> Any:
-    """Return the CONDITIONING of a text."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))

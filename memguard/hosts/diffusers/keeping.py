@@ -19,7 +19,7 @@ from .batch import Seen
 from .calls import Call
 from .levels import level
 from .reader import Reader
-from .rows import Prompts
+from .rows import Prompts, Unscored
 from .tokens import columns
 
 EVERY = 10**9  # steps: the run goes to its end
@@ -50,8 +50,8 @@ class Keeping(Reader):
         swapped: bool = False,
     ) -> None:
         self.seen = Seen(EVERY if wanted else steps)
-        super().__init__(pipe, self.seen, prompts, "negative")
-        self.read, self.text, self.steps, self.wanted, self.swapped = read, text, steps, frozenset(wanted), swapped
+        super().__init__(pipe, self.seen, prompts, "negative", read=read)
+        self.text, self.steps, self.wanted, self.swapped = text, steps, frozenset(wanted), swapped
         self.moments: list[Moment] = []
         self.layers: list[dict[str, Tensor]] = []  # mass by layer, of each scored step
         self._tally: maps.MapTally | None = None
@@ -64,8 +64,10 @@ class Keeping(Reader):
 
     def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
         evidence = self._last = super()._evidence(call, rows, reference)
-        if self.read is not None:
-            self._attend(call, rows)
+        if self.read is not None and evidence.attention is None:
+            raise Unscored(evidence.unread)
+        if evidence.attention is not None and self.step < self.steps:
+            self.layers.append(dict(evidence.attention))
         if len(self.moments) < self.steps:
             prompt, other = self.prompts.cond, self.prompts.uncond or self.prompts.wished
             if self.swapped:
@@ -74,16 +76,14 @@ class Keeping(Reader):
             self.moments.append(Moment(evidence, prompt, other, _again(self.pipe, call, rows)))
         return evidence
 
-    def _attend(self, call: Call, rows: slice) -> None:
-        assert self.read is not None
-        projected = self.read.take(rows)
-        if self.step < self.steps:
-            self.layers.append({name: attention.mass(found.probabilities()) for name, found in projected.items()})
+    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, attention.Projected]:
+        projected = super()._read_attention(read, call, rows)
         if self.wanted & {"bright_ending", "word"}:
             if self._tally is None:
                 size = (call.x.shape[-2], call.x.shape[-1])
                 self._tally = maps.MapTally(size, self._eos(call.text.shape[1]))
             self._tally.add(projected)
+        return projected
 
     def _eos(self, count: int) -> int:
         parts, _ = columns(self.pipe, self.text, count)
