@@ -85,4 +85,6 @@ def without(name: str, unit: str, evidence: Sequence[StepEvidence], status: str)
     if not evidence:
         return Finding(name, unit=unit, status=status)
     first = evidence[0]
-    return Finding(name, unit=unit, status=status, reference=first.reference, sigma=first.sigma, timestep=first.timestep)
+    return Finding(
+        name, unit=unit, status=status, reference=first.reference, sigma=first.sigma, timestep=first.timestep
+    )

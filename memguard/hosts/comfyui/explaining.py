@@ -20,6 +20,7 @@ from torch import Tensor
 from ...attributions import ablation, weighing
 from ...records import Attribution, StepEvidence
 from . import graph, model, screen, tokens
+from .attention import AttentionReader, Unreadable, eager
 from .calls import Call
 from .coverage import both, coverage
 from .naming import Namer
@@ -49,7 +50,7 @@ def explain(
         negative: CONDITIONING to compare with.
         latent: LATENT; its batch size is the number of images that are averaged over.
         seed: of the starting noise, the sampler's own.
-        method: "gradient" or "ablation".
+        method: "gradient", "ablation", or "attention" (UNets).
         respect_to: of method "gradient": the words' own embeddings, or the encoded prompt.
         substitute: of method "ablation": in place of a word; "" drops it.
         positive: CONDITIONING that the sampler gets, of several parts, with areas or time limits; its texts are looked
@@ -80,7 +81,11 @@ def explain(
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     weigh = Weighing(namer, method, respect_to, substitute)
     sampler = _Explaining(patcher, weigh, list(others))
-    guider.sample(noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)
+    mask = latent.get("noise_mask")
+    try:
+        guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    except Unreadable as reason:
+        return Attribution(method, status=str(reason))
     if weigh.lacks_memory:
         found = explain(
             patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute, positive=positive
@@ -120,15 +125,23 @@ class _Explaining(FirstCall):
     def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
         """Explain the first model call."""
         guider = model.inner_model
-        call = Call(guider, x, sigma, extra_args["model_options"])
+        options = eager(extra_args["model_options"])
+        call = Call(guider, x, sigma, options)
         conds: Mapping[str, Any] = guider.conds
         positive, negative = conds["positive"], conds["negative"]
+        reader = AttentionReader(guider.inner_model) if self.weigh.method == "attention" else None
+        if reader is not None:
+            reader.expect(positive, [0])
+            call = Call(guider, x, sigma, reader.options(options))
         cond, uncond = call.predict([positive, negative])
+        if reader is not None and reader.reason:
+            raise Unreadable(reader.reason)
         evidence = self._evidence(guider, sigma, cond, uncond)
         evidence = replace(evidence, coverage=both(coverage(positive, x, sigma), coverage(negative, x, sigma)))
         encoded = [call.encoded(conds[f"variant {i}"][0]).row(0) for i in range(len(self.variants))]
         known = dict(zip(self.variants, encoded, strict=True)) if self.weigh.method == "ablation" else None
-        self.weigh.take(call, positive, negative[0], evidence, variants=known)
+        masses = None if reader is None else reader.masses
+        self.weigh.take(call, positive, negative[0], evidence, masses, known)
 
     def _evidence(self, guider: Any, sigma: Tensor, cond: Tensor, uncond: Tensor) -> StepEvidence:
         sampling = guider.inner_model.model_sampling

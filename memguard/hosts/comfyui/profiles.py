@@ -87,17 +87,22 @@ def calibrate(
     negative = negative if negative is not None else encode(clip, "")
     # every text before the first call: text encoder and network need not take turns in the GPU's memory
     prompts = [(encode(clip, text), seed + i) for i, text in enumerate(texts)]
-    scores: dict[str, list[float]] = {detector: [] for detector in detectors.available()}
-    for number, run in enumerate(first_calls(patcher, prompts, negative, latent)):
+    asked = [name for name, detector in detectors.available().items() if "late" not in detector.NEEDS]
+    scores: dict[str, list[float]] = {name: [] for name in asked}
+    for number, run in enumerate(first_calls(patcher, prompts, negative, latent, detectors=asked)):
         if not run.evidence:
             raise ProfileError(f"ordinary prompt {number + 1} has no score, because {run.reason}")
-        for detector in scores:
-            finding = detectors.get(detector).detect(run.evidence)
-            if finding.mean_rms is None:
+        for name in list(scores):
+            detector = detectors.get(name)
+            finding = detector.detect(run.evidence)
+            if finding.mean_rms is not None:
+                scores[name].append(finding.mean_rms)
+            elif "attention" in detector.NEEDS:
+                del scores[name]  # a model without cross-attention
+            else:
                 raise ProfileError(f"ordinary prompt {number + 1} has no score, because {finding.status}")
-            scores[detector].append(finding.mean_rms)
     first = run.evidence[0]
-    fitted = {detector: calibration.fit(rms) for detector, rms in scores.items()}
+    fitted = {name: calibration.fit(rms) for name, rms in scores.items()}
     saved = []
     for reference in references:
         conditions = Conditions(

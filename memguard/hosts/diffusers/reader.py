@@ -210,16 +210,16 @@ class Reader:
         if not isinstance(self.read, Reading):
             return {"unread": self.read or ""}
         try:
-            projected = self._read_attention(self.read, call, rows)
+            probabilities = self._read_attention(self.read, call, rows)
         except Unscored as reason:
             return {"unread": str(reason)}
-        masses = {name: attention.mass(found.probabilities()) for name, found in projected.items()}
+        masses = {name: attention.mass(found) for name, found in probabilities.items()}
         last = summary(self.pipe, self.prompts.texts, call.text.shape[1], rows.stop - rows.start)
         return {"attention": masses, "summary": None if last is None else last.to(call.text.device)}
 
-    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, attention.Projected]:
-        """Return queries and keys of these rows, layer by layer."""
-        return read.take(rows)
+    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
+        """Return the attention of these rows, layer -> [B, positions, tokens]."""
+        return {name: found.probabilities() for name, found in read.take(rows).items()}
 
     def _guidance_off(self, module: nn.Module) -> str:
         config = getattr(module, "config", {})
