@@ -24,12 +24,17 @@ Graph = dict[str, dict[str, Any]]
 
 def prompt_text(graph: Graph, node_id: str | None, role: str) -> str | None:
     """Return the text of a sampler's positive or negative prompt; several texts are joined by " | "."""
+    found = prompt_texts(graph, node_id, role)
+    return " | ".join(found) if found else None
+
+
+def prompt_texts(graph: Graph, node_id: str | None, role: str) -> list[str]:
+    """Return the texts of a node's positive or negative prompt, each once."""
     start = _start(graph, node_id, role, DEPTH)
-    if start is None:
-        return None
     found: list[str] = []
-    _collect(graph, start, role, found, set())
-    return " | ".join(dict.fromkeys(found)) if found else None
+    if start is not None:
+        _collect(graph, start, role, found, set())
+    return list(dict.fromkeys(found))
 
 
 def sampler_name(graph: Graph, node_id: str | None) -> str | None:

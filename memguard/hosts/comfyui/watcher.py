@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from ...guard import Guard
 from ...records import Report
 from . import graph, known, model, roles, screen
+from .explanation import Explanation, When
 from .latents import store
 from .sampling import Sampling
 
@@ -43,13 +44,24 @@ class Watcher:
         empty: CONDITIONING of the empty prompt, for reference "empty".
         silent: whether runs are neither shown nor filed.
         home: id of the node whose badge shows the reports; None is the sampler.
+        clip: CLIP that encodes the prompt, for the words and maps of a run; None explains nothing.
+        explain: which runs to explain.
 
     """
 
-    def __init__(self, guard: Guard, empty: Any = None, silent: bool = False, home: str | None = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        empty: Any = None,
+        silent: bool = False,
+        home: str | None = None,
+        clip: Any = None,
+        explain: When = "flagged",
+    ) -> None:
         self.guard = guard
         self.empty = empty
         self.home = home
+        self.clip, self.explain = clip, explain
         self.settings = repr(
             (
                 guard.detectors,
@@ -59,6 +71,7 @@ class Watcher:
                 guard.reference,
                 guard.profile,
                 empty is None,
+                explain if clip is not None else "never",
             )
         )
         self.silent = silent
@@ -83,7 +96,7 @@ class Watcher:
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, _ = screen.place()
         run = self.guard.begin(host="comfyui")
-        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None)
+        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None, self._explanation())
         try:
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
@@ -107,6 +120,13 @@ class Watcher:
                 store.put(self.settings, latent, prompt_id, report)
         return latent
 
+    def _explanation(self) -> Explanation | None:
+        if self.clip is None or self.explain == "never":
+            return None
+        prompt_id, node_id = screen.place()
+        nodes = screen.running_prompt(prompt_id)
+        return Explanation(self.clip, lambda: graph.prompt_texts(nodes, node_id, roles.PROMPT), self.explain)
+
     def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         stack = _running.get()
         if not stack or stack[-1].guider is not executor.class_obj:
@@ -114,8 +134,10 @@ class Watcher:
         return stack[-1].predict(executor, *args, **kwargs)
 
     def _calc(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        predictions = executor(*args, **kwargs)
         stack = _running.get()
+        if stack and stack[-1].armed:
+            stack[-1].reading.expect(args[1])
+        predictions = executor(*args, **kwargs)
         if stack and stack[-1].armed:
             stack[-1].capture(predictions, *args, **kwargs)
         return predictions

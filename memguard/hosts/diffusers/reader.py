@@ -3,7 +3,7 @@
 A call may carry both prompts (rows told apart by ``Prompts.roles``), or the pipeline makes one call for each, or only
 the prompt is there (guidance off); then a row per image is spent if that was asked for.
 
-Room: memguard.hosts, diffusers. May import: memguard.records, torch.
+Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attributions, torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, equal, nn, no_grad
 
+from ...attributions import attention
 from ...records import Reference, StepEvidence
+from .attention import Reading
 from .calls import Call
 from .levels import level
 from .pipes import family, latent_pixels, model_calls
 from .rows import OWN, Prompts, Unscored
+from .tokens import summary
 
 
 class Listener(Protocol):
@@ -65,6 +68,8 @@ class Reader:
         cfg: guidance scale, for the reason where guidance is off.
         images: rows per prompt, if every prompt starts from the same latents; their first reference prediction is then
             made once and kept in ``shared``.
+        shared: that prediction, of an earlier batch.
+        read: the model's cross-attention, or why it cannot be read; None where nobody asks for it.
 
     """
 
@@ -77,7 +82,9 @@ class Reader:
         cfg: float | None = None,
         images: int | None = None,
         shared: Shared | None = None,
+        read: Reading | str | None = None,
     ) -> None:
+        self.read = read
         self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
         self.images, self.shared = images, shared
         self.step = 0
@@ -195,7 +202,24 @@ class Reader:
             family=family(call.module),
             reference=self.reference,
             full_noise=self._full_noise,
+            **self._attention(call, rows),
         )
+
+    def _attention(self, call: Call, rows: slice) -> dict[str, Any]:
+        """Return what StepEvidence holds of the attention of these rows."""
+        if not isinstance(self.read, Reading):
+            return {"unread": self.read or ""}
+        try:
+            probabilities = self._read_attention(self.read, call, rows)
+        except Unscored as reason:
+            return {"unread": str(reason)}
+        masses = {name: attention.mass(found) for name, found in probabilities.items()}
+        last = summary(self.pipe, self.prompts.texts, call.text.shape[1], rows.stop - rows.start)
+        return {"attention": masses, "summary": None if last is None else last.to(call.text.device)}
+
+    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
+        """Return the attention of these rows, layer -> [B, positions, tokens]."""
+        return {name: found.probabilities() for name, found in read.take(rows).items()}
 
     def _guidance_off(self, module: nn.Module) -> str:
         config = getattr(module, "config", {})
