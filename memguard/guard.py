@@ -18,6 +18,7 @@ from typing import Any
 
 from .calibration import Profile, Sensitivity, judge
 from .detectors import get as get_detector
+from .detectors.attention_entropy_late import is_late
 from .detectors.text_noise_norm import gap_map
 from .records import POLICIES, REFERENCES, Finding, Policy, Reference, Report, StepEvidence
 from .version import VERSION
@@ -79,6 +80,9 @@ class Guard:
             raise ValueError("detectors is empty; name at least one, for example text_noise_norm")
         self.detectors = (detectors,) if isinstance(detectors, str) else tuple(detectors)
         self._asked = [get_detector(name) for name in self.detectors]
+        needs = frozenset().union(*(detector.NEEDS for detector in self._asked))
+        self.attention = "attention" in needs  # whether a host must read cross-attention at the scored steps
+        self.late = "late" in needs  # whether the last fifth of the steps is scored too
         self.policy: Policy = policy
         self.profile = profile
         self.steps = steps
@@ -119,9 +123,11 @@ class Run:
 
     def wants(self, step: int) -> bool:
         """Whether the model call with this index is still to be scored."""
-        if self.reason is not None or self._judged is not None:
+        if self.reason is not None or any(e.step == step for e in self.evidence):
             return False
-        return step < self.guard.steps and all(e.step != step for e in self.evidence)
+        if self.guard.late and is_late(step, self.report.steps or 0):
+            return True
+        return step < self.guard.steps and self._judged is None
 
     def learn(self, **facts: Any) -> None:
         """Add facts that the host came to know during the run."""
@@ -142,7 +148,8 @@ class Run:
         """
         self.evidence.append(evidence)
         # a run of fewer steps than were asked for must be judged before it is over, or "stop" could not stop it
-        if len(self.evidence) < min(self.guard.steps, evidence.num_steps or self.guard.steps):
+        asked = min(self.guard.steps, evidence.num_steps or self.guard.steps)
+        if len(self.evidence) < asked or self._judged is not None:
             return
         error = self._judge()
         if error is not None:
@@ -201,8 +208,9 @@ class Run:
         if not self.evidence:
             reason = self.reason or "the run ended before its first step was complete"
             return Finding(detector.NAME, status=reason, reference=self.guard.reference, threshold_source="")
-        finding = detector.detect(self.evidence)
-        return judge(finding, self.report, self.evidence, self.guard.profile, self.guard.sensitivity)
+        first = self.evidence[: self.guard.steps]
+        finding = detector.detect(self.evidence if "late" in detector.NEEDS else first)
+        return judge(finding, self.report, first, self.guard.profile, self.guard.sensitivity)
 
     def _publish(self) -> None:
         self.guard.report = self.report

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -47,6 +47,10 @@ class StepEvidence:
         roles: the host's names of the two conditionings.
         full_noise: whether the run started from pure noise, where the host knows; None lets ``sigma`` tell. Schedules
             of few steps start well below ``sigma_max`` and from pure noise all the same.
+        attention: cross-attention of the prompt's rows: layer -> mass of each token column, float32 [B, tokens], mean
+            over heads and positions, in the order of execution; None where it was not read.
+        summary: columns of EOS and padding, bool [B or 1, tokens]; None where the tokens are not known.
+        unread: why attention was not read, where a detector asked for it.
 
     """
 
@@ -63,6 +67,25 @@ class StepEvidence:
     reference: Reference = "negative"
     roles: tuple[str, str] = ("positive", "negative")
     full_noise: bool | None = None
+    attention: Mapping[str, Tensor] | None = None
+    summary: Tensor | None = None
+    unread: str = ""
+
+    def rows(self, rows: slice) -> StepEvidence:
+        """Return the evidence of some images."""
+
+        def part(values: Tensor | None) -> Tensor | None:
+            return values if values is None or len(values) == 1 else values[rows]
+
+        masses = None if self.attention is None else {name: mass[rows] for name, mass in self.attention.items()}
+        return replace(
+            self,
+            noise_cond=self.noise_cond[rows],
+            noise_uncond=self.noise_uncond[rows],
+            coverage=part(self.coverage),
+            attention=masses,
+            summary=part(self.summary),
+        )
 
 
 @dataclass(frozen=True)
@@ -218,6 +241,8 @@ class Report:
     seconds: float = 0.0
     extra_rows: int = 0
     created: str = ""
+    curve: tuple[tuple[float, float], ...] = ()  # sigma and RMS of the noise gap, mean over images, of each model call
+    maps: tuple[str, ...] = ()  # names of the maps that the host keeps for this run
     # squared noise gap per pixel, [B, h, w]: of the run's last step where the host can tell it, else of the last scored
     noise_gap_map: Tensor | None = field(default=None, repr=False, compare=False)
 

@@ -6,7 +6,7 @@ the official code reads step 49 of 50, 64x64 latents and needs two generations, 
 attention of one word, summed over steps and layers (DAAM, Tang et al., ACL 2023; negative values of the upsampling are
 cut once, at the end, and not per layer and step).
 
-May import: memguard.attributions, torch, einops.
+May import: torch, einops.
 """
 
 from __future__ import annotations
@@ -19,38 +19,43 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .attention import Projected
-
 WINDOW = 13  # of the optional smoothing, in latent pixels of a 64 x 64 latent
 
 
 class MapTally:
     """Collects what the maps need from the cross-attention of a run, one call at a time.
 
-    Memory: one map per token column and layer, and one per layer for the last step; nothing grows with the steps.
+    Memory: one map per token column and layer, and one per column of two layers for the last step; nothing grows with
+    the steps.
 
     Args:
         size: (h, w) of the latent.
-        eos: column of the EOS token.
 
     """
 
-    def __init__(self, size: tuple[int, int], eos: int) -> None:
-        self.size, self.eos = size, eos
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
         self.calls = 0
         self._sums: dict[str, Tensor] = {}  # layer -> [B, tokens, h, w] at the layer's own resolution
-        self._last: dict[str, Tensor] = {}  # layer -> [B, h, w] of EOS at the last step
+        self._last: list[Tensor] = []  # of the last step, the two down layers of the highest resolution
 
-    def add(self, layers: Mapping[str, Projected]) -> None:
-        """Take the cross-attention of one model call."""
-        self.calls += 1
-        self._last = {}
-        for name, projected in layers.items():
-            found = projected.probabilities()
+    def add(self, layers: Mapping[str, Tensor]) -> None:
+        """Take the cross-attention of one model call: layer -> probabilities [B, positions, tokens].
+
+        Raises:
+            ValueError: if a layer's positions are no scaled-down copy of the latent.
+
+        """
+        last = []
+        for name, found in layers.items():
             height, width = grid(found.shape[1], self.size)
             maps = rearrange(found, "b (h w) n -> b n h w", h=height, w=width)
             self._sums[name] = self._sums[name] + maps if name in self._sums else maps
-            self._last[name] = maps[:, self.eos]
+            if name.startswith("down"):
+                last.append(maps)
+        self.calls += 1
+        # largest first; sorted() keeps the order of execution among equals
+        self._last = sorted(last, key=lambda maps: -maps.shape[-1] * maps.shape[-2])[:2]
 
     def word(self, columns: Sequence[int]) -> Tensor:
         """Return the map of a word, [B, h, w]: mean over its columns, the layers and the steps.
@@ -64,19 +69,20 @@ class MapTally:
         maps = [_resize(sums[:, list(columns)].mean(1), self.size, "bicubic") for sums in self._sums.values()]
         return (torch.stack(maps).mean(0) / self.calls).clamp(min=0)
 
-    def bright_ending(self) -> Tensor:
+    def bright_ending(self, eos: Sequence[int]) -> Tensor:
         """Return the map of EOS at the last step, [B, h, w].
 
+        Args:
+            eos: columns of the EOS tokens; a prompt of several chunks has one in each, and their mean is taken.
+
         Raises:
-            ValueError: if no down layer was read.
+            ValueError: if no down layer was read, or there is no EOS.
 
         """
-        down = {name: found for name, found in self._last.items() if name.startswith("down")}
-        if not down:
-            raise ValueError("no down layer with cross-attention was read")
-        # largest first; sorted() keeps the order of execution among equals
-        largest = sorted(down.values(), key=lambda found: -found.shape[-1] * found.shape[-2])[:2]
-        return torch.stack([_resize(found, self.size, "bilinear") for found in largest]).mean(0)
+        if not self._last or not eos:
+            raise ValueError("no EOS token, or no down layer with cross-attention was read")
+        maps = [_resize(found[:, list(eos)].mean(1), self.size, "bilinear") for found in self._last]
+        return torch.stack(maps).mean(0)
 
 
 def grid(positions: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ May import: memguard.records, memguard.attributions, torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,37 @@ def start(method: str, spans: Sequence[TokenSpan], moments: Sequence[Moment]) ->
     notes = (f"cut off, the model never sees: {' '.join(cut)}",) if cut else ()
     score = float(torch.stack([moment.scores for moment in moments]).mean())
     return Attribution(method, tuple(spans), score=score, notes=notes)
+
+
+def join(parts: Sequence[Attribution]) -> Attribution:
+    """Return one attribution of the parts of a combined prompt; every part keeps rows of its own."""
+    first = parts[0]
+    spans = [replace(span, part=index) for index, part in enumerate(parts) for span in part.spans]
+    layers = {name: sum((part.layers[name] for part in parts), ()) for name in first.layers}
+    return replace(
+        first,
+        spans=tuple(spans),
+        weights=sum((part.weights for part in parts), ()),
+        token_scores=sum((part.token_scores for part in parts), ()),
+        layers=layers,
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def together(pieces: Sequence[Attribution]) -> Attribution:
+    """Return one attribution of pieces that lie in different columns of the same prompt."""
+    return replace(
+        pieces[0],
+        spans=sum((piece.spans for piece in pieces), ()),
+        weights=sum((piece.weights for piece in pieces), ()),
+        token_scores=tuple(map(math.fsum, zip(*(piece.token_scores for piece in pieces), strict=True))),
+    )
+
+
+def silent(found: Attribution, columns: int, note: str) -> Attribution:
+    """Return a part that does not act at the scored step: no weight anywhere, and a note."""
+    zeros = (0.0,) * len(found.spans)
+    return replace(found, weights=zeros, token_scores=(0.0,) * columns, notes=(*found.notes, note))
 
 
 def by_gradient(

@@ -196,9 +196,10 @@ def layers(size, tokens=4, images=2):
 
 
 def test_the_map_of_a_word_is_where_it_is_attended():
-    tally = maps.MapTally((4, 4), eos=3)
+    tally = maps.MapTally((4, 4))
+    here = layers((4, 4)).probabilities()
     for _ in range(3):
-        tally.add({"down_blocks.0": layers((4, 4)), "mid_block": layers((4, 4))})
+        tally.add({"down_blocks.0": here, "mid_block": here})
     expected = torch.zeros(4, 4)
     expected[:, 1] = 1
     torch.testing.assert_close(tally.word((1,)), expected.expand(2, -1, -1), atol=1e-6, rtol=0)
@@ -206,14 +207,15 @@ def test_the_map_of_a_word_is_where_it_is_attended():
 
 
 def test_bright_ending_reads_the_last_step_of_the_two_largest_down_layers():
-    tally = maps.MapTally((4, 4), eos=3)
-    silent = attention.Projected(torch.zeros(2, 16, 4), torch.zeros(2, 4, 4), 1)
+    tally = maps.MapTally((4, 4))
+    silent = torch.full((2, 16, 4), 0.25)
     tally.add({"down_blocks.0": silent, "up_blocks.0": silent})
-    tally.add({"down_blocks.0": layers((4, 4)), "down_blocks.1": layers((2, 2)), "up_blocks.0": layers((4, 4))})
+    large, half = layers((4, 4)).probabilities(), layers((2, 2)).probabilities()
+    tally.add({"down_blocks.0": large, "down_blocks.1": half, "up_blocks.0": large})
     own = torch.zeros(4, 4)
     own[:, 3] = 1
     small = torch.nn.functional.interpolate(torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]]), (4, 4), mode="bilinear")[0, 0]
-    torch.testing.assert_close(tally.bright_ending()[0], (own + small) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tally.bright_ending([3])[0], (own + small) / 2, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "positions", "grid"), [((64, 64), 4096, (64, 64)), ((64, 96), 384, (16, 24))])

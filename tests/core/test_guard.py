@@ -167,7 +167,7 @@ def test_the_map_is_that_of_the_last_scored_step(step):
         ({"policy": "mitigate"}, "this version of memguard has no mitigations yet"),
         ({"reference": "none"}, "reference is 'none'; use one of negative, empty"),
         ({"steps": 0}, "steps is 0; score at least 1 step"),
-        ({"detectors": ("nose",)}, "no detector is called 'nose'; there are: text_noise_norm"),
+        ({"detectors": ("nose",)}, "no detector is called 'nose'; there are: attention_entropy, "),
         ({"detectors": ()}, "detectors is empty; name at least one"),
         ({"sensitivity": 30}, "sensitivity is 30; give a percentile between 50 and 99.99"),
         ({"sensitivity": math.nan}, "sensitivity is nan"),

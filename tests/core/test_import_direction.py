@@ -111,7 +111,7 @@ def test_comfyui_s_door_imports_nothing_when_it_is_loaded():
 
 
 DECLARED = [p for p in CORE if named(p).startswith(("memguard/detectors/", "memguard/calibration/"))]
-DECLARED += [ROOT / "memguard" / "records.py", ROOT / "memguard" / "guard.py"]
+DECLARED += [ROOT / "memguard" / f"{name}.py" for name in ("records", "guard", "database", "matching", "memory")]
 
 
 @pytest.mark.parametrize("path", DECLARED, ids=named)

@@ -26,10 +26,13 @@ class Server:
         base: an empty folder for models, settings and pictures.
         checkpoint: the test bed's checkpoint.
         frontend: folder of another frontend than the installed one.
+        user: folder of another user directory than the base's own.
 
     """
 
-    def __init__(self, root: Path, base: Path, checkpoint: Path, frontend: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, base: Path, checkpoint: Path, frontend: Path | None = None, user: Path | None = None
+    ) -> None:
         self.base = base
         for folder in ("custom_nodes", "models/checkpoints", "models/memguard", "input", "output", "user/default"):
             (base / folder).mkdir(parents=True)
@@ -46,6 +49,7 @@ class Server:
             *("--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)),
             *("--database-url", "sqlite:///:memory:", "--preview-method", "none"),
             *(("--front-end-root", str(frontend)) if frontend else ()),
+            *(("--user-directory", str(user)) if user else ()),
         ]
         environment = {**os.environ, "MEMGUARD_HOME": str(base / "memguard"), "HF_HUB_OFFLINE": "1"}
         self.log = base / "server.log"

@@ -8,7 +8,7 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,18 +17,16 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...attributions import ablation, gradient, weighing, words
-from ...attributions.moment import Encoded, Moment
+from ...attributions import ablation, weighing
 from ...records import Attribution, StepEvidence
-from . import model, tokens
-from .gradients import differentiable, normal
-from .inputs import input_gradients, is_open
+from . import graph, model, screen, tokens
+from .attention import AttentionReader, Unreadable, eager
+from .calls import Call
+from .coverage import both, coverage
+from .naming import Namer
 from .preflight import GUIDANCE, FirstCall
 from .watcher import unwatched
-
-Method = Literal["gradient", "ablation"]
-NO_INPUT = "a textual inversion has no embedding of its own words; weights are of the encoded prompt"
-TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
+from .weighing import Method, Weighing
 
 
 def explain(
@@ -41,6 +39,7 @@ def explain(
     method: Method = "gradient",
     respect_to: Literal["input", "encoded"] = "input",
     substitute: str = "",
+    positive: Any = None,
 ) -> Attribution:
     """Weigh the words of a prompt.
 
@@ -51,9 +50,11 @@ def explain(
         negative: CONDITIONING to compare with.
         latent: LATENT; its batch size is the number of images that are averaged over.
         seed: of the starting noise, the sampler's own.
-        method: "gradient" or "ablation".
+        method: "gradient", "ablation", or "attention" (UNets).
         respect_to: of method "gradient": the words' own embeddings, or the encoded prompt.
         substitute: of method "ablation": in place of a word; "" drops it.
+        positive: CONDITIONING that the sampler gets, of several parts, with areas or time limits; its texts are looked
+            for in the workflow. None encodes ``prompt``.
 
     Returns:
         an Attribution; ``status`` says why where there is none.
@@ -62,93 +63,85 @@ def explain(
         ValueError: for an empty prompt.
 
     """
-    if not prompt.strip():
+    if positive is None and not prompt.strip():
         raise ValueError("text is empty; give the prompt to explain")
-    positive = _encode(clip, prompt)
-    others = _variants(clip, prompt, substitute) if method == "ablation" else []
+    prompt_id, node_id = screen.place()
+    behind = graph.prompt_texts(screen.running_prompt(prompt_id), node_id, "positive")
+    namer = Namer(clip, [prompt, *behind] if positive is not None else [prompt])
+    if positive is None:
+        positive = tokens.encode(clip, prompt)
+    others = _variants(namer, positive, substitute) if method == "ablation" else {}
     patcher = unwatched(patcher)  # this is no run, and no badge should say so
     guider = comfy.samplers.CFGGuider(patcher)
     roles = {"positive": positive, "negative": negative}
-    guider.inner_set_conds(roles | {f"variant {i}": cond for i, (_, cond) in enumerate(others)})
+    guider.inner_set_conds(roles | {f"variant {i}": cond for i, cond in enumerate(others.values())})
     guider.set_cfg(GUIDANCE)
     image = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
-    sampler = _Explaining(patcher, clip, prompt, method, [text for text, _ in others])
-    guider.sample(noise, image, sampler, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed)
-    if sampler.lacks_memory:
-        found = explain(patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute)
+    weigh = Weighing(namer, method, respect_to, substitute)
+    sampler = _Explaining(patcher, weigh, list(others))
+    mask = latent.get("noise_mask")
+    try:
+        guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    except Unreadable as reason:
+        return Attribution(method, status=str(reason))
+    if weigh.lacks_memory:
+        found = explain(
+            patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute, positive=positive
+        )
         return replace(found, notes=(*found.notes, weighing.NO_MEMORY))
-    if sampler.gradient is None:
-        return sampler.found
     # after the sampler: network and text encoder need not share the GPU's memory
-    if respect_to == "input" and is_open(clip, prompt):
-        with input_gradients(clip, prompt) as pullback:
-            return weighing.by_gradient(sampler.found, [sampler.gradient], pullback)
-    found = weighing.by_gradient(sampler.found, [sampler.gradient])
-    return found if respect_to == "encoded" else replace(found, notes=(*found.notes, NO_INPUT))
+    return weigh.finish()
 
 
-def _encode(clip: Any, text: str) -> Any:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def _variants(namer: Namer, positive: Any, substitute: str) -> dict[tuple[int, str], Any]:
+    """Return the prompt without each word, encoded; now, since the sampler has the network in memory.
 
-
-def _variants(clip: Any, prompt: str, substitute: str) -> list[tuple[str, Any]]:
-    """Return the prompts without each word, encoded; now, since the sampler has the network in memory."""
-    spans = words.merge([words.spans(part, prompt) for part in tokens.columns(clip, prompt)])
-    texts = [text for text in ablation.variants(prompt, spans, substitute) if text is not None]
-    return [(text, _encode(clip, text)) for text in texts]
+    Keys are the part of the prompt and the text that is left of it.
+    """
+    found = {}
+    for index, (vectors, extra) in enumerate(positive):
+        for segment in namer.segments(vectors):
+            if segment.text is None:
+                continue
+            here, after = segment.columns, vectors[:, segment.columns.stop :]
+            for text in ablation.variants(segment.text, segment.spans(namer.clip), substitute):
+                if text is None:
+                    continue
+                own, more = tokens.encode(namer.clip, text)[0]
+                pooled = {k: more[k] for k in ("pooled_output",) if k in more and segment.start == 0}
+                cut = torch.cat([vectors[:, : here.start], own.to(vectors), after], 1)
+                found[index, text] = [[cut, {**extra, **pooled}]]
+    return found
 
 
 class _Explaining(FirstCall):
     """Makes the first model call of a sampler, explains it and ends there."""
 
-    def __init__(self, patcher: Any, clip: Any, prompt: str, method: Method, variants: Sequence[str]) -> None:
-        self.patcher, self.clip, self.prompt, self.method, self.variants = patcher, clip, prompt, method, variants
-        self.gradient: tuple[Tensor, Tensor | None] | None = None
-        self.lacks_memory = False
-        self.found = Attribution(method, status="the sampler made no model call")
+    def __init__(self, patcher: Any, weigh: Weighing, variants: Sequence[tuple[int, str]]) -> None:
+        self.patcher, self.weigh, self.variants = patcher, weigh, variants
 
     def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
         """Explain the first model call."""
         guider = model.inner_model
-        call = _Call(guider, x, sigma, extra_args["model_options"])
-        conds = guider.conds
-        if len(conds["positive"]) != 1:
-            count = len(conds["positive"])
-            self.found = Attribution(self.method, status=f"the prompt is encoded in {count} parts of the run")
-            return
-        cond, uncond = call.predict([conds["positive"], conds["negative"]])
-        moment = Moment(
-            self._evidence(guider, sigma, cond, uncond),
-            call.encoded(conds["positive"][0]),
-            call.encoded(conds["negative"][0]),
-            call.again(conds["positive"][0]),
-        )
-        spans = words.merge([words.spans(part, self.prompt) for part in tokens.columns(self.clip, self.prompt)])
-        self.found = weighing.start(self.method, spans, [moment])
-        if self.method == "gradient":
-            try:
-                self.gradient = self._gradient(guider, conds["positive"][0], moment, call)
-            except torch.OutOfMemoryError:
-                self.lacks_memory = True
-            return
+        options = eager(extra_args["model_options"])
+        call = Call(guider, x, sigma, options)
+        conds: Mapping[str, Any] = guider.conds
+        positive, negative = conds["positive"], conds["negative"]
+        reader = AttentionReader(guider.inner_model) if self.weigh.method == "attention" else None
+        if reader is not None:
+            reader.expect(positive, [0])
+            call = Call(guider, x, sigma, reader.options(options))
+        cond, uncond = call.predict([positive, negative])
+        if reader is not None and reader.reason:
+            raise Unreadable(reader.reason)
+        evidence = self._evidence(guider, sigma, cond, uncond)
+        evidence = replace(evidence, coverage=both(coverage(positive, x, sigma), coverage(negative, x, sigma)))
         encoded = [call.encoded(conds[f"variant {i}"][0]).row(0) for i in range(len(self.variants))]
-        known = dict(zip(self.variants, encoded, strict=True))
-        self.found = weighing.by_ablation(self.found, [moment], self.prompt, lambda texts: [known[t] for t in texts])
-
-    def _gradient(self, guider: Any, cond: dict[str, Any], moment: Moment, call: _Call) -> tuple[Tensor, Tensor | None]:
-        with differentiable(guider.inner_model.diffusion_model):
-            own = _Call(guider, normal(call.x), normal(call.sigma), call.options)
-            evidence = replace(
-                moment.evidence,
-                noise_cond=normal(moment.evidence.noise_cond),
-                noise_uncond=normal(moment.evidence.noise_uncond),
-            )
-            pooled = None if moment.prompt.pooled is None else normal(moment.prompt.pooled)
-            prompt = Encoded(normal(moment.prompt.text), pooled)
-            again = Moment(evidence, prompt, None, own.again(_normal_cond(cond)))
-            return gradient.prompt_gradient(again)
+        known = dict(zip(self.variants, encoded, strict=True)) if self.weigh.method == "ablation" else None
+        masses = None if reader is None else reader.masses
+        self.weigh.take(call, positive, negative[0], evidence, masses, known)
 
     def _evidence(self, guider: Any, sigma: Tensor, cond: Tensor, uncond: Tensor) -> StepEvidence:
         sampling = guider.inner_model.model_sampling
@@ -163,60 +156,3 @@ class _Explaining(FirstCall):
             parameterization=model.parameterization(sampling),
             family=model.family(self.patcher),
         )
-
-
-class _Call:
-    """One model call: its noisy latents, its noise level, and the way to make it again."""
-
-    def __init__(self, guider: Any, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
-        self.guider, self.x, self.sigma, self.options = guider, x, sigma, options
-
-    def predict(self, conds: list[list[dict[str, Any]]]) -> list[Tensor]:
-        """Return the prediction under each conditioning in units of epsilon (velocity for flow models)."""
-        made = comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, self.x, self.sigma, self.options)
-        sigma = self.sigma.float().reshape(-1, *[1] * (self.x.ndim - 1))
-        return [(self.x.float() - denoised.float()) / sigma for denoised in made]
-
-    def encoded(self, cond: dict[str, Any]) -> Encoded:
-        """Return what a processed conditioning gives to the model, one row per image."""
-        text = cond["model_conds"][TEXT].cond
-        pooled = cond.get("pooled_output")
-        rows = len(self.x)
-        y = cond["model_conds"].get(POOLED)
-        if y is None or pooled is None:
-            return Encoded(text[:1].expand(rows, -1, -1))
-        return Encoded(text[:1].expand(rows, -1, -1), y.cond[:1, : pooled.shape[-1]].expand(rows, -1))
-
-    def again(self, cond: dict[str, Any]) -> Any:
-        """Return the function from other prompts to predictions; all else stays as in ``cond``."""
-
-        def predict(prompt: Encoded) -> Tensor:
-            images = len(self.x)
-            variants = []
-            for start in range(0, len(prompt.text), images):
-                part = slice(start, start + images)
-                pooled = None if prompt.pooled is None else prompt.pooled[part]
-                variants.append([_with(cond, prompt.text[part], pooled)])
-            return torch.cat(self.predict(variants))
-
-        return predict
-
-
-def _with(cond: dict[str, Any], text: Tensor, pooled: Tensor | None) -> dict[str, Any]:
-    """Return a processed conditioning with another encoded prompt."""
-    parts = dict(cond["model_conds"])
-    parts[TEXT] = parts[TEXT]._copy_with(text.to(parts[TEXT].cond))
-    if pooled is not None:
-        y = parts[POOLED].cond[:1].expand(len(pooled), -1)
-        rest = y[:, pooled.shape[-1] :]  # SDXL's sizes follow the pooled vector
-        parts[POOLED] = parts[POOLED]._copy_with(torch.cat([pooled.to(y), rest], 1))
-    return {**cond, "model_conds": parts}
-
-
-def _normal_cond(cond: dict[str, Any]) -> dict[str, Any]:
-    """Return a processed conditioning whose tensors autograd may save."""
-    parts = {
-        name: part._copy_with(normal(part.cond)) if isinstance(part.cond, Tensor) else part
-        for name, part in cond["model_conds"].items()
-    }
-    return {**cond, "model_conds": parts}

@@ -1,4 +1,6 @@
-"""The words of a prompt, found by walking the graph that is being executed. The sampler itself knows only tensors.
+"""The words of a prompt and the file of a checkpoint, found by walking the graph that is being executed.
+
+The sampler itself knows only tensors.
 
 Part of the ComfyUI host; may import: the standard library.
 """
@@ -13,6 +15,8 @@ INPUTS = {
     "negative": ("negative",),
 }
 TEXTS = ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "value", "string")
+FILES = ("ckpt_name", "unet_name", "model_name")  # how loaders call the widget with the model's file
+WAYS = ("model", "base_model", "guider", "pipe", "basic_pipe", "context", "base_ctx")  # inputs that lead to a loader
 DEPTH = 24
 
 Graph = dict[str, dict[str, Any]]
@@ -20,12 +24,17 @@ Graph = dict[str, dict[str, Any]]
 
 def prompt_text(graph: Graph, node_id: str | None, role: str) -> str | None:
     """Return the text of a sampler's positive or negative prompt; several texts are joined by " | "."""
+    found = prompt_texts(graph, node_id, role)
+    return " | ".join(found) if found else None
+
+
+def prompt_texts(graph: Graph, node_id: str | None, role: str) -> list[str]:
+    """Return the texts of a node's positive or negative prompt, each once."""
     start = _start(graph, node_id, role, DEPTH)
-    if start is None:
-        return None
     found: list[str] = []
-    _collect(graph, start, role, found, set())
-    return " | ".join(dict.fromkeys(found)) if found else None
+    if start is not None:
+        _collect(graph, start, role, found, set())
+    return list(dict.fromkeys(found))
 
 
 def sampler_name(graph: Graph, node_id: str | None) -> str | None:
@@ -33,6 +42,33 @@ def sampler_name(graph: Graph, node_id: str | None) -> str | None:
     inputs = _inputs(graph, node_id)
     name = inputs.get("sampler_name") or _inputs(graph, _linked(inputs.get("sampler"))).get("sampler_name")
     return name if isinstance(name, str) else None
+
+
+def checkpoint(graph: Graph, node_id: str | None) -> str | None:
+    """Return the model file that a sampler's model was loaded from; of merged ones the first."""
+    waiting, seen = [str(node_id)], set[str]()
+    while waiting and len(seen) < DEPTH:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        inputs = _inputs(graph, node)
+        for widget in FILES:
+            if name := _string(graph, inputs.get(widget)):
+                return name
+        links = {name: str(source) for name, value in inputs.items() if (source := _linked(value)) is not None}
+        # a switch or a reroute calls its inputs as it likes
+        ways = [source for name, source in links.items() if name.startswith(WAYS)] or list(links.values())
+        waiting = ways + waiting
+    return None
+
+
+def _string(graph: Graph, value: Any) -> str | None:
+    """Return a widget's string, also where a node such as a primitive gives it."""
+    if (source := _linked(value)) is not None:
+        inputs = _inputs(graph, source)
+        value = next((inputs[name] for name in (*FILES, *TEXTS) if isinstance(inputs.get(name), str)), None)
+    return value if isinstance(value, str) else None
 
 
 def _inputs(graph: Graph, node_id: Any) -> dict[str, Any]:

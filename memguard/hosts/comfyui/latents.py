@@ -10,13 +10,17 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...records import Finding, Report
 
+if TYPE_CHECKING:
+    from .maps import KeptMaps
+
 KEPT = 128  # runs; a report is a few kilobytes and a small map
+KEPT_MAPS = 32  # runs; the page's maps of one are up to a megabyte
 
 
 def fingerprint(latent: Any) -> str | None:
@@ -33,6 +37,7 @@ class ReportStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, tuple[str, str | None, str | None, Report]] = OrderedDict()
+        self._maps: OrderedDict[str, KeptMaps] = OrderedDict()
 
     def put(self, settings: str, latent: Any, prompt_id: str | None, report: Report) -> None:
         """File a report; the oldest goes when there are too many."""
@@ -41,6 +46,19 @@ class ReportStore:
             self._runs[report.run] = row
             while len(self._runs) > KEPT:
                 self._runs.popitem(last=False)
+
+    def keep_maps(self, run: str, maps: KeptMaps) -> None:
+        """Keep a run's maps for the page, in little memory; the oldest run's go when there are too many."""
+        small = maps.packed()
+        with self._lock:
+            self._maps[run] = small
+            while len(self._maps) > KEPT_MAPS:
+                self._maps.popitem(last=False)
+
+    def maps_of(self, run: str) -> KeptMaps | None:
+        """Return the packed maps of a run, or None."""
+        with self._lock:
+            return self._maps.get(run)
 
     def find(self, settings: str, latent: Any, prompt_id: str | None) -> Report:
         """Return the report of the run that made a latent, or a report that says why there is none."""

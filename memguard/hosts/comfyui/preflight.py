@@ -74,6 +74,7 @@ def first_calls(
     negative: Any,
     latent: dict[str, Any],
     sigmas: Tensor | None = None,
+    detectors: Sequence[str] = ("text_noise_norm",),
 ) -> tuple[Run, ...]:
     """Return one run per prompt, each with the evidence of its first model call or the reason why there is none.
 
@@ -83,9 +84,10 @@ def first_calls(
         negative: CONDITIONING to compare with.
         latent: LATENT; its picture, batch indices and noise mask count.
         sigmas: of the sampler; None starts from pure noise.
+        detectors: whose evidence is collected.
 
     """
-    guard = _Collecting()
+    guard = _Collecting(detectors)
     watched = Watcher(guard, silent=True).install(patcher)
     image = comfy.sample.fix_empty_latent_channels(watched, latent["samples"])
     if sigmas is None:
@@ -129,7 +131,7 @@ def check(
         MemorizationStop: under policy "stop", if the prompt looks memorized.
 
     """
-    runs = first_calls(patcher, [(positive, seed) for seed in seeds], negative, latent, sigmas)
+    runs = first_calls(patcher, [(positive, seed) for seed in seeds], negative, latent, sigmas, guard.detectors)
     guard.sink = None
     known = runs[0].report
     run = guard.begin(
@@ -156,11 +158,16 @@ def _together(parts: list[StepEvidence]) -> StepEvidence:
     coverage = None
     if any(part.coverage is not None for part in parts):
         coverage = torch.cat([_coverage(part) for part in parts])
+    attention = None
+    if all(part.attention is not None for part in parts):
+        masses = [part.attention or {} for part in parts]
+        attention = {name: torch.cat([each[name] for each in masses]) for name in masses[0]}
     return replace(
         parts[0],
         noise_cond=torch.cat([part.noise_cond for part in parts]),
         noise_uncond=torch.cat([part.noise_uncond for part in parts]),
         coverage=coverage,
+        attention=attention,
     )
 
 

@@ -18,6 +18,7 @@ from ...calibration.profile import MINIMUM
 from ...records import Reference
 from . import model
 from .preflight import GUIDANCE, first_calls
+from .tokens import encode
 
 FOLDER = "memguard"
 
@@ -86,17 +87,22 @@ def calibrate(
     negative = negative if negative is not None else encode(clip, "")
     # every text before the first call: text encoder and network need not take turns in the GPU's memory
     prompts = [(encode(clip, text), seed + i) for i, text in enumerate(texts)]
-    scores: dict[str, list[float]] = {detector: [] for detector in detectors.available()}
-    for number, run in enumerate(first_calls(patcher, prompts, negative, latent)):
+    asked = [name for name, detector in detectors.available().items() if "late" not in detector.NEEDS]
+    scores: dict[str, list[float]] = {name: [] for name in asked}
+    for number, run in enumerate(first_calls(patcher, prompts, negative, latent, detectors=asked)):
         if not run.evidence:
             raise ProfileError(f"ordinary prompt {number + 1} has no score, because {run.reason}")
-        for detector in scores:
-            finding = detectors.get(detector).detect(run.evidence)
-            if finding.mean_rms is None:
+        for name in list(scores):
+            detector = detectors.get(name)
+            finding = detector.detect(run.evidence)
+            if finding.mean_rms is not None:
+                scores[name].append(finding.mean_rms)
+            elif "attention" in detector.NEEDS:
+                del scores[name]  # a model without cross-attention
+            else:
                 raise ProfileError(f"ordinary prompt {number + 1} has no score, because {finding.status}")
-            scores[detector].append(finding.mean_rms)
     first = run.evidence[0]
-    fitted = {detector: calibration.fit(rms) for detector, rms in scores.items()}
+    fitted = {name: calibration.fit(rms) for name, rms in scores.items()}
     saved = []
     for reference in references:
         conditions = Conditions(
@@ -116,8 +122,3 @@ def calibrate(
         path = calibration.save(profile, folder_paths.get_folder_paths(FOLDER)[0])
         saved.append(Profile.read(path))
     return saved
-
-
-def encode(clip: Any, text: str) -> Any:
-    """Return the CONDITIONING of a text."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -21,7 +21,12 @@ from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
 from ...records import Reference, Report, StepEvidence
 from . import model, roles
+from .attention import eager
+from .calls import Call
 from .coverage import both, coverage
+from .curve import Curve
+from .explanation import Explanation, maps
+from .reading import Reading
 
 HANDLER = "context_handler"
 
@@ -29,9 +34,14 @@ HANDLER = "context_handler"
 class Sampling:
     """A run of the core and the guider that it belongs to."""
 
-    def __init__(self, run: Run, guider: Any, sigmas: Any = None) -> None:
+    def __init__(self, run: Run, guider: Any, sigmas: Any = None, explanation: Explanation | None = None) -> None:
         self.run = run
         self.guider = guider
+        self.explanation = explanation
+        self.reading = Reading(guider, run.guard.attention, explanation)
+        self._curve = Curve()
+        self._against: str | None = None  # the role that the curve compares the prompt with
+        self.maps: dict[str, Tensor] = {}  # of the run that is over, [B, h, w], by name
         self.sigmas = sigmas if isinstance(sigmas, Tensor) and len(sigmas) > 1 else None
         self._ending: Tensor | None = None  # the noise gap of the last step, per pixel
         self.calls = 0
@@ -41,31 +51,96 @@ class Sampling:
         self.predictions: dict[str, tuple[Tensor, Tensor | None]] = {}  # role -> noise, coverage
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Make one model call and score it if it is one of the first."""
-        step = self.calls
+        """Make one model call: score it if it is one of the first, follow the noise gap in any case."""
+        number = self.calls
         self.calls += 1
-        wanted, ends = self.run.wants(step), self._ends(step, args)
-        if not wanted and not ends:
+        if self.run.reason is not None:
             return executor(*args, **kwargs)
+        wanted, ends = self.run.wants(self._step(number, args)), self._ends(number, args)
         self.predictions = {}
         watched = self._past_windows(args)
+        if len(watched) > 2:
+            options = self.reading.begin(wanted, ends, watched[2], watched is not args)
+            watched = (*watched[:2], options, *watched[3:])
         self.armed = True
         try:
             out = executor(*watched, **kwargs)
         finally:
             self.armed = False
         with self._careful():
-            evidence = self._evidence(step, wanted, *watched, **kwargs)
-            if ends and evidence is not None:
-                self._ending = gap_map(evidence).cpu()
-            if wanted and evidence is not None:
-                self.run.observe(evidence)
+            self._look(self._step(number, args), wanted, ends, *args)
         return out
 
+    def _look(self, step: int, wanted: bool, ends: bool, x: Tensor, sigma: Tensor, *rest: Any) -> None:
+        """Take what the call that was just made has shown."""
+        options = rest[0] if rest else {}
+        self.reading.end(x, sigma, options)
+        if not wanted and not ends:
+            self._follow(sigma)
+            return
+        evidence = self._evidence(step, wanted, x, sigma, options)
+        self._follow(sigma)
+        if evidence is None:
+            return
+        if ends:
+            self._ending = gap_map(evidence).cpu()
+        if not wanted:
+            return
+        try:
+            self.run.observe(evidence)
+        finally:  # policy "stop" ends the run here, and its words matter most
+            self._explain(evidence, x, sigma, options)
+
+    def _follow(self, sigma: Tensor) -> None:
+        """Add this call to the curve."""
+        reference = roles.reference(self.predictions, self.run.guard.reference)
+        if roles.PROMPT not in self.predictions or reference is None or self._against not in (None, reference):
+            return
+        self._against = reference
+        (cond, one), (uncond, other) = self.predictions[roles.PROMPT], self.predictions[reference]
+        self._curve.add(sigma, cond, uncond, both(one, other))
+
+    def _explain(self, evidence: StepEvidence, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
+        if self.explanation is None or self.explanation.taken or not self.explanation.wants(self.run.report.flagged):
+            return
+        conds = self.guider.conds
+        reference = conds.get(evidence.roles[1])
+        masses = {} if self.reading.reader is None else self.reading.reader.masses
+        call = Call(self.guider, x, sigma, eager(options))
+        self.explanation.take(call, conds[roles.PROMPT], reference[0] if reference else None, evidence, masses)
+
     def finish(self) -> Report:
-        """Close the run; its map is that of the last step, where the copied places stand out."""
-        report = self.run.finish()
+        """Close the run; its noise gap map is that of the last step, where the copied places stand out."""
+        run = self.run
+        run.extra_rows += self.reading.rows + (self.explanation.rows if self.explanation is not None else 0)
+        try:
+            run.learn(curve=self._curve.points())
+            if self.explanation is not None:
+                run.learn(attribution=self.explanation.words())
+            self.maps = self._maps()
+            run.learn(maps=tuple(self.maps))
+        except Exception as error:
+            run.learn(notes=(*run.report.notes, f"no words or maps, because {error}"))
+        report = run.finish()
         return report if self._ending is None else replace(report, noise_gap_map=self._ending)
+
+    def _maps(self) -> dict[str, Tensor]:
+        """Return the maps of the run, float32 [B, h, w] on the CPU, by name."""
+        report, reader = self.run.report, self.reading.reader
+        gap = report.noise_gap_map if self._ending is None else self._ending
+        found = {} if gap is None else {"noise_gap": gap.float()}
+        if report.attribution is not None and reader is not None and gap is not None:
+            found |= maps(reader, report.attribution.spans, (gap.shape[-2], gap.shape[-1]))
+        return found
+
+    def _step(self, number: int, args: tuple[Any, ...]) -> int:
+        """Return the step that a model call belongs to: its number, unless late steps count."""
+        sigma = args[1] if len(args) > 1 else None
+        if number == 0 or not self.run.guard.late or self.sigmas is None or not isinstance(sigma, Tensor):
+            return number
+        # second-order samplers call the model several times within a step
+        reached = self.sigmas[:-1].to(sigma) * (1 + 1e-4) >= sigma.flatten()[0]
+        return max(0, int(reached.sum()) - 1)
 
     def _ends(self, step: int, args: tuple[Any, ...]) -> bool:
         """Whether this is a call of the last step; second-order samplers make several, the last below its sigma."""
@@ -86,7 +161,7 @@ class Sampling:
                 noise = (x.float() - denoised.float()) / sigma.float().reshape(-1, *[1] * (x.ndim - 1))
                 self.predictions[role] = (noise, coverage(role_conds, x, sigma))
 
-    def _evidence(self, step: int, spend: bool, x: Tensor, sigma: Tensor, options: Any = None, seed: Any = None) -> Any:
+    def _evidence(self, step: int, spend: bool, x: Tensor, sigma: Tensor, options: Any = None) -> Any:
         want = self.run.guard.reference
         if spend:
             self._spend_extra_rows(want, x, sigma, options or {})
@@ -119,6 +194,7 @@ class Sampling:
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
             full_noise=True if self.from_nothing else None,
+            **self.reading.evidence(self.explanation.summary() if self.explanation and self.run.guard.late else None),
         )
 
     def _label(self, reference: str) -> Reference:

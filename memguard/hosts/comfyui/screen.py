@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
@@ -18,6 +19,9 @@ from ...wording import message
 log = logging.getLogger("memguard")
 
 EVENT = "memguard.report"
+KEPT = 64
+
+payloads: deque[dict[str, Any]] = deque(maxlen=KEPT)  # of the last events, for a page that was reloaded
 
 
 def place() -> tuple[str | None, str | None]:
@@ -34,11 +38,25 @@ def server() -> Any:
 
 def running_prompt(prompt_id: str | None) -> dict[str, Any]:
     """Return the graph that is being executed, node id -> node; empty where it is unknown."""
+    item = _running(prompt_id)
+    return item[2] if item else {}
+
+
+def workflow_of(prompt_id: str | None) -> str | None:
+    """Return the id of the workflow that is being executed; None where the page that queued it gave none."""
+    found: Any = (_running(prompt_id) or (None,) * 4)[3]
+    for key in ("extra_pnginfo", "workflow", "id"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _running(prompt_id: str | None) -> Any:
+    """Return the queue's item (number, prompt id, graph, extra data, outputs, ...) that is being executed, or None."""
     instance = server()
     if instance is None or prompt_id is None:
-        return {}
+        return None
     running, _ = instance.prompt_queue.get_current_queue_volatile()
-    return next((item[2] for item in running if item[1] == prompt_id), {})
+    return next((item for item in running if item[1] == prompt_id), None)
 
 
 def show(report: Report, home: str | None = None) -> None:
@@ -56,5 +74,12 @@ def show(report: Report, home: str | None = None) -> None:
     if instance is None or node_id is None:
         return
     instance.send_progress_text(message(report), node_id, instance.client_id)
-    payload = {"home": home or node_id, "node_id": node_id, "prompt_id": prompt_id, "report": report.to_dict()}
+    payload = {
+        "home": home or node_id,
+        "node_id": node_id,
+        "prompt_id": prompt_id,
+        "workflow": workflow_of(prompt_id),
+        "report": report.to_dict(),
+    }
+    payloads.append(payload)
     instance.send_sync(EVENT, payload, instance.client_id)

@@ -14,6 +14,11 @@ EMBEDDING = re.compile(r"embedding:[^\s,:()]+")
 SIDE_BY_SIDE = ("l", "g")  # encoders that share the columns (SDXL, SD3)
 
 
+def encode(clip: Any, text: str) -> Any:
+    """Return the CONDITIONING of a text."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
 def columns(clip: Any, text: str) -> list[list[Token]]:
     """Return the tokens of a prompt, one list per group of columns; chunks follow each other.
 

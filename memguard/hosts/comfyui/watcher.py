@@ -7,6 +7,7 @@ torch, memguard's core.
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,12 +17,17 @@ from comfy.patcher_extension import WrappersMP
 
 from ...guard import Guard
 from ...records import Report
-from . import graph, model, roles, screen
+from . import graph, known, model, roles, screen
+from .explanation import Explanation, When
 from .latents import store
+from .maps import KeptMaps
 from .sampling import Sampling
 
 KEY = "memguard"
+SHOWN = ("run", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
+
+log = logging.getLogger("memguard")
 
 # The runs in progress, innermost last. A context variable belongs to one thread; a run inside a run stacks.
 _running: ContextVar[tuple[Sampling, ...]] = ContextVar("memguard_running", default=())
@@ -43,13 +49,24 @@ class Watcher:
         empty: CONDITIONING of the empty prompt, for reference "empty".
         silent: whether runs are neither shown nor filed.
         home: id of the node whose badge shows the reports; None is the sampler.
+        clip: CLIP that encodes the prompt, for the words and maps of a run; None explains nothing.
+        explain: which runs to explain.
 
     """
 
-    def __init__(self, guard: Guard, empty: Any = None, silent: bool = False, home: str | None = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        empty: Any = None,
+        silent: bool = False,
+        home: str | None = None,
+        clip: Any = None,
+        explain: When = "flagged",
+    ) -> None:
         self.guard = guard
         self.empty = empty
         self.home = home
+        self.clip, self.explain = clip, explain
         self.settings = repr(
             (
                 guard.detectors,
@@ -59,6 +76,7 @@ class Watcher:
                 guard.reference,
                 guard.profile,
                 empty is None,
+                explain if clip is not None else "never",
             )
         )
         self.silent = silent
@@ -83,7 +101,7 @@ class Watcher:
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, _ = screen.place()
         run = self.guard.begin(host="comfyui")
-        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None)
+        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None, self._explanation())
         try:
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
@@ -103,8 +121,17 @@ class Watcher:
                 run.unavailable("the run ended before the model's first prediction")
             report = sampling.finish()
             if not self.silent:
+                report = known.noted(report, self.home)
                 store.put(self.settings, latent, prompt_id, report)
+                _keep(sampling, latent)
         return latent
+
+    def _explanation(self) -> Explanation | None:
+        if self.clip is None or self.explain == "never":
+            return None
+        prompt_id, node_id = screen.place()
+        nodes = screen.running_prompt(prompt_id)
+        return Explanation(self.clip, lambda: graph.prompt_texts(nodes, node_id, roles.PROMPT), self.explain)
 
     def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         stack = _running.get()
@@ -113,8 +140,10 @@ class Watcher:
         return stack[-1].predict(executor, *args, **kwargs)
 
     def _calc(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        predictions = executor(*args, **kwargs)
         stack = _running.get()
+        if stack and stack[-1].armed:
+            stack[-1].reading.expect(args[1])
+        predictions = executor(*args, **kwargs)
         if stack and stack[-1].armed:
             stack[-1].capture(predictions, *args, **kwargs)
         return predictions
@@ -133,6 +162,18 @@ class Watcher:
             conds[roles.EMPTY] = empty
 
 
+def _keep(sampling: Sampling, latent: Any) -> None:
+    """Keep a run's maps for the page and for MemGuard Overlay."""
+    if not sampling.maps:
+        return
+    height, width = next(iter(sampling.maps.values())).shape[-2:]
+    colours = sampling.guider.model_patcher.model.latent_format
+    try:
+        store.keep_maps(sampling.run.report.run, KeptMaps((height, width), sampling.maps, latent, colours))
+    except Exception as error:  # a screen must not cost the picture
+        log.warning("the maps could not be kept: %s", error)
+
+
 class _Screen:
     """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
 
@@ -142,8 +183,7 @@ class _Screen:
 
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
-        same = last is not None and (last.run, last.findings, last.error) == (report.run, report.findings, report.error)
-        if not same:
+        if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
             screen.show(report, self._home)
 
 

@@ -6,7 +6,7 @@ Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,6 +77,19 @@ def reading(module: nn.Module) -> Iterator[Reading]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def attending(wanted: bool, module: nn.Module) -> Iterator[Reading | str | None]:
+    """Read the cross-attention if a detector asks for it; where it cannot be read, give the reason instead."""
+    with ExitStack() as stack:
+        found: Reading | str | None = None
+        if wanted:
+            try:
+                found = stack.enter_context(reading(module))
+            except Unscored as reason:
+                found = str(reason)
+        yield found
 
 
 def cross_layers(module: nn.Module) -> dict[str, Any]:

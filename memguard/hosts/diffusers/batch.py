@@ -38,8 +38,10 @@ class Seen:
     def observe(self, evidence: StepEvidence) -> None:
         """Keep the evidence; raises Enough after the last step."""
         # the host's memory, once per batch: detectors then need not wait for a device once per prompt
-        cond, uncond = evidence.noise_cond.cpu(), evidence.noise_uncond.cpu()
-        self.evidence.append(replace(evidence, noise_cond=cond, noise_uncond=uncond))
+        here = replace(evidence, noise_cond=evidence.noise_cond.cpu(), noise_uncond=evidence.noise_uncond.cpu())
+        if evidence.attention is not None:
+            here = replace(here, attention={name: mass.cpu() for name, mass in evidence.attention.items()})
+        self.evidence.append(here if here.summary is None else replace(here, summary=here.summary.cpu()))
         if len(self.evidence) == self.steps:
             raise Enough
 

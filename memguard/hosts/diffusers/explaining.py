@@ -132,9 +132,7 @@ class _Explaining:
             with contextlib.ExitStack() as stack:
                 wants_attention = self.method == "attention" or {"bright_ending", "word"} & set(self.maps)
                 read = stack.enter_context(reading(module)) if wants_attention else None
-                watch = Keeping(
-                    self.pipe, prompts, read, self.prompt, self.steps, self.maps, swapped=self.parity is not None
-                )
+                watch = Keeping(self.pipe, prompts, read, self.steps, self.maps, swapped=self.parity is not None)
                 images = self._go(module, watch, prompts, call)
             if not watch.moments:
                 return Attribution(self.method, status=watch.seen.reason or "the pipeline made no guided prediction")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...attributions import attention, maps
+from ...attributions import maps
 from ...attributions.moment import Encoded, Moment
 from ...detectors.text_noise_norm import gap_map
 from ...records import StepEvidence, TokenSpan
@@ -19,8 +19,7 @@ from .batch import Seen
 from .calls import Call
 from .levels import level
 from .reader import Reader
-from .rows import Prompts
-from .tokens import columns
+from .rows import Prompts, Unscored
 
 EVERY = 10**9  # steps: the run goes to its end
 
@@ -32,7 +31,6 @@ class Keeping(Reader):
         pipe: the pipeline that runs.
         prompts: what it encodes in this run.
         read: its cross-attention, if that is wanted.
-        text: the prompt.
         steps: calls to keep; the run ends there, unless maps are wanted.
         wanted: names of the maps.
         swapped: whether prompt and negative prompt have changed places.
@@ -44,14 +42,13 @@ class Keeping(Reader):
         pipe: Any,
         prompts: Prompts,
         read: Reading | None,
-        text: str,
         steps: int,
         wanted: Sequence[str] = (),
         swapped: bool = False,
     ) -> None:
         self.seen = Seen(EVERY if wanted else steps)
-        super().__init__(pipe, self.seen, prompts, "negative")
-        self.read, self.text, self.steps, self.wanted, self.swapped = read, text, steps, frozenset(wanted), swapped
+        super().__init__(pipe, self.seen, prompts, "negative", read=read)
+        self.steps, self.wanted, self.swapped = steps, frozenset(wanted), swapped
         self.moments: list[Moment] = []
         self.layers: list[dict[str, Tensor]] = []  # mass by layer, of each scored step
         self._tally: maps.MapTally | None = None
@@ -64,8 +61,10 @@ class Keeping(Reader):
 
     def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
         evidence = self._last = super()._evidence(call, rows, reference)
-        if self.read is not None:
-            self._attend(call, rows)
+        if self.read is not None and evidence.attention is None:
+            raise Unscored(evidence.unread)
+        if evidence.attention is not None and self.step < self.steps:
+            self.layers.append(dict(evidence.attention))
         if len(self.moments) < self.steps:
             prompt, other = self.prompts.cond, self.prompts.uncond or self.prompts.wished
             if self.swapped:
@@ -74,20 +73,13 @@ class Keeping(Reader):
             self.moments.append(Moment(evidence, prompt, other, _again(self.pipe, call, rows)))
         return evidence
 
-    def _attend(self, call: Call, rows: slice) -> None:
-        assert self.read is not None
-        projected = self.read.take(rows)
-        if self.step < self.steps:
-            self.layers.append({name: attention.mass(found.probabilities()) for name, found in projected.items()})
+    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
+        probabilities = super()._read_attention(read, call, rows)
         if self.wanted & {"bright_ending", "word"}:
             if self._tally is None:
-                size = (call.x.shape[-2], call.x.shape[-1])
-                self._tally = maps.MapTally(size, self._eos(call.text.shape[1]))
-            self._tally.add(projected)
-
-    def _eos(self, count: int) -> int:
-        parts, _ = columns(self.pipe, self.text, count)
-        return next((token.column for token in parts[0] if token.group == "eos"), count - 1)
+                self._tally = maps.MapTally((call.x.shape[-2], call.x.shape[-1]))
+            self._tally.add(probabilities)
+        return probabilities
 
     def maps(self, spans: Sequence[TokenSpan]) -> dict[str, Tensor]:
         """Return the wanted maps, [h, w], mean over the images."""
@@ -95,7 +87,8 @@ class Keeping(Reader):
         if "noise_gap" in self.wanted and self._last is not None:
             found["noise_gap"] = gap_map(self._last)
         if self._tally is not None and "bright_ending" in self.wanted:
-            found["bright_ending"] = self._tally.bright_ending()
+            eos = [column for span in spans if span.group == "eos" for column in span.columns]
+            found["bright_ending"] = self._tally.bright_ending(eos)
         if self._tally is not None and "word" in self.wanted:
             for index, span in enumerate(spans):
                 if span.group == "word" and span.columns:

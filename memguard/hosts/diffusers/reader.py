@@ -3,7 +3,7 @@
 A call may carry both prompts (rows told apart by ``Prompts.roles``), or the pipeline makes one call for each, or only
 the prompt is there (guidance off); then a row per image is spent if that was asked for.
 
-Room: memguard.hosts, diffusers. May import: memguard.records, torch.
+Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attributions, torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, equal, nn, no_grad
 
+from ...attributions import attention
 from ...records import Reference, StepEvidence
+from .attention import Reading
 from .calls import Call
 from .levels import level
 from .pipes import family, latent_pixels, model_calls
 from .rows import OWN, Prompts, Unscored
+from .tokens import summary
 
 
 class Listener(Protocol):
@@ -65,6 +68,9 @@ class Reader:
         cfg: guidance scale, for the reason where guidance is off.
         images: rows per prompt, if every prompt starts from the same latents; their first reference prediction is then
             made once and kept in ``shared``.
+        shared: that prediction, of an earlier batch.
+        read: the model's cross-attention, or why it cannot be read; None where nobody asks for it.
+        late: whether steps are scored after others that are not.
 
     """
 
@@ -77,10 +83,14 @@ class Reader:
         cfg: float | None = None,
         images: int | None = None,
         shared: Shared | None = None,
+        read: Reading | str | None = None,
+        late: bool = False,
     ) -> None:
+        self.read, self.late = read, late
         self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
         self.images, self.shared = images, shared
         self.step = 0
+        self._passed: Tensor | None = None  # timestep of the last step that was not scored
         self._over = False
         self._batched = False  # both prompts were seen in one call
         self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
@@ -88,7 +98,11 @@ class Reader:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Read one denoiser call; the signature is that of a forward hook with kwargs."""
-        if self._over or OWN.get() or not self.run.wants(self.step):
+        if self._over or OWN.get():
+            return
+        if not self.run.wants(self.step):
+            if self.late:
+                self._pass(Call.of(module, args, kwargs, output).timestep)
             return
         try:
             evidence = self._read(Call.of(module, args, kwargs, output))
@@ -103,6 +117,12 @@ class Reader:
         if evidence is not None:
             self.step += 1
             self.run.observe(evidence)
+
+    def _pass(self, timestep: Tensor) -> None:
+        """Count a step that is not scored; a pair in two calls is one step."""
+        if self._passed is None or not equal(self._passed, timestep):
+            self._passed = timestep
+            self.step += 1
 
     def _read(self, call: Call) -> StepEvidence | None:
         if self.step == 0:
@@ -195,7 +215,24 @@ class Reader:
             family=family(call.module),
             reference=self.reference,
             full_noise=self._full_noise,
+            **self._attention(call, rows),
         )
+
+    def _attention(self, call: Call, rows: slice) -> dict[str, Any]:
+        """Return what StepEvidence holds of the attention of these rows."""
+        if not isinstance(self.read, Reading):
+            return {"unread": self.read or ""}
+        try:
+            probabilities = self._read_attention(self.read, call, rows)
+        except Unscored as reason:
+            return {"unread": str(reason)}
+        masses = {name: attention.mass(found) for name, found in probabilities.items()}
+        last = summary(self.pipe, self.prompts.texts, call.text.shape[1], rows.stop - rows.start)
+        return {"attention": masses, "summary": None if last is None else last.to(call.text.device)}
+
+    def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
+        """Return the attention of these rows, layer -> [B, positions, tokens]."""
+        return {name: found.probabilities() for name, found in read.take(rows).items()}
 
     def _guidance_off(self, module: nn.Module) -> str:
         config = getattr(module, "config", {})

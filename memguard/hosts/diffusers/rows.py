@@ -61,6 +61,7 @@ class Prompts:
     Attributes:
         cond: the prompt.
         uncond: what the pipeline encoded to guide away from; None without classifier-free guidance.
+        texts: the prompt's texts, where the pipeline was given texts.
 
     """
 
@@ -68,6 +69,7 @@ class Prompts:
         self.wish = wish
         self.cond: Encoded | None = None
         self.uncond: Encoded | None = None
+        self.texts: tuple[str, ...] = ()
         self._encode: Callable[..., tuple[Encoded, Encoded | None]] | None = None
         self._paired = False
         self._wished: Encoded | None = None
@@ -81,7 +83,10 @@ class Prompts:
         if self.cond is None:
             self.cond, self.uncond = first, second
             self._paired = paired
-            self._encode = partial(self._again, encode, signature, signature.bind(*args, **kwargs))
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments.get("prompt")
+            self.texts = (given,) if isinstance(given, str) else tuple(given or ())
+            self._encode = partial(self._again, encode, signature, bound)
         elif self.uncond is None and not paired:
             self.uncond = first  # Flux and kin encode the negative prompt in a second call
         else:

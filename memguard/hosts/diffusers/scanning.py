@@ -9,11 +9,11 @@ Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records, t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...calibration import Profile, Sensitivity
 from ...guard import Guard
 from ...records import Reference, Report
 from . import pipes
+from .attention import attending
 from .batch import Enough, Seen, repeated_latents
 from .calls import listening
 from .reader import Reader, Shared
@@ -85,6 +86,8 @@ def scan(
 
     """
     guard = Guard(detectors, "observe", None, profile, steps, sensitivity, reference)
+    if guard.late:
+        raise ValueError("a scan ends after the first steps, and attention_entropy_late needs the last; use a Guard")
     if num_images < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("num_images and batch_size are at least 1")
     if steps > num_inference_steps:
@@ -171,15 +174,13 @@ class _Scan:
                 run.unavailable(seen.reason)
             rows = slice(i * self.images, (i + 1) * self.images)
             for step in seen.evidence:
-                part = replace(step, noise_cond=step.noise_cond[rows], noise_uncond=step.noise_uncond[rows])
-                run.observe(part)
+                run.observe(step.rows(rows))
             yield run.finish()
 
     def _run(self, texts: list[str]) -> Seen:
         """Run the pipeline on several prompts up to the last scored step."""
         seen = Seen(self.guard.steps)
         prompts = Prompts(self.wish if self.single or self.guard.reference == "empty" or not self._pairs() else None)
-        reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared)
         call = self.call | {"prompt": texts, "generator": torch.Generator("cpu").manual_seed(self.seed)}
         if "negative_prompt" in call:
             call["negative_prompt"] = len(texts) * [call["negative_prompt"]]
@@ -187,12 +188,14 @@ class _Scan:
         self.pipe.set_progress_bar_config(disable=True)
         try:
             with (
+                attending(self.guard.attention, self.module) as read,
                 methods(self.pipe, **encoding(self.pipe, prompts.learn), **repeated_latents(self.pipe, len(texts))),
-                listening(self.module, reader),
             ):
-                self.pipe(**call)
-        except Enough:
-            pass
+                reader = Reader(
+                    self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared, read=read
+                )
+                with listening(self.module, reader), contextlib.suppress(Enough):
+                    self.pipe(**call)
         finally:
             self.pipe.set_progress_bar_config(**before)
         self.shared = reader.shared

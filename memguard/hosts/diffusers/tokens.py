@@ -1,12 +1,16 @@
 """Which token stands in which column of a pipeline's encoded prompt.
 
-Room: memguard.hosts, diffusers. May import: memguard.attributions and the standard library.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...attributions.words import Token
 
@@ -29,6 +33,29 @@ def columns(pipe: Any, text: str, count: int) -> tuple[list[list[Token]], str]:
         ids = tokenizer(said, padding="max_length", max_length=length, truncation=True).input_ids
         parts.append(_tokens(tokenizer, [int(i) for i in ids], start))
     return parts, text
+
+
+def summary(pipe: Any, texts: Sequence[str], count: int, rows: int) -> Tensor | None:
+    """Return which columns hold EOS and padding (Ren et al.: summary tokens), bool [rows, count].
+
+    Args:
+        pipe: the pipeline.
+        texts: the prompts of its call, each of which has the same number of rows.
+        count: number of columns.
+        rows: number of rows.
+
+    Returns:
+        None where the texts are not known.
+
+    """
+    if not texts or rows % len(texts):
+        return None
+    table = torch.zeros((len(texts), count), dtype=torch.bool)
+    for row, text in enumerate(texts):
+        parts, _ = columns(pipe, text, count)
+        last = [token.column for part in parts for token in part if token.group in ("eos", "padding")]
+        table[row, last] = True
+    return table.repeat_interleave(rows // len(texts), 0)
 
 
 def _encoders(pipe: Any, count: int) -> list[tuple[Any, int, int]]:

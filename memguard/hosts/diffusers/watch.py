@@ -19,6 +19,7 @@ from torch import nn
 
 from ...guard import Guard, Run
 from . import pipes
+from .attention import attending
 from .calls import listening
 from .reader import Reader
 from .rows import OWN, Prompts
@@ -94,7 +95,7 @@ class _Watch:
             if reader is None or module is None:
                 return self.call(pipe, *args, **kwargs)
             self._now = (run, reader.prompts)
-            with listening(module, reader):
+            with attending(self.guard.attention, module) as reader.read, listening(module, reader):
                 return self.call(pipe, *args, **kwargs)
         finally:
             self._now = None
@@ -122,7 +123,8 @@ class _Watch:
                 self._models[module] = pipes.name_of(module)
             run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
             prompts = Prompts("" if self.guard.reference == "empty" else None)
-            return Reader(pipe, run, prompts, self.guard.reference, pipes.guidance(given)), module
+            cfg = pipes.guidance(given)
+            return Reader(pipe, run, prompts, self.guard.reference, cfg, late=self.guard.late), module
         except Exception as error:
             run.failed(error)
             return None, None

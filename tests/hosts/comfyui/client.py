@@ -39,11 +39,13 @@ class Client:
 
     Args:
         url: of the server.
+        workflow: id that the page gave to its workflow; None as a script, which gives none.
 
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, workflow: str | None = None) -> None:
         self.url = url
+        self.workflow = workflow
         self.id = uuid.uuid4().hex
 
     def run(self, graph: dict[str, Any]) -> Outcome:
@@ -57,6 +59,13 @@ class Client:
         except urllib.error.HTTPError as error:
             return json.load(error)
         raise AssertionError("the server took the graph")
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the server's answer to a question of the page."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)
 
     async def _run(self, graph: dict[str, Any]) -> Outcome:
         outcome = Outcome()
@@ -78,10 +87,8 @@ class Client:
         return outcome
 
     def _post(self, graph: dict[str, Any]) -> str:
-        body = json.dumps({"prompt": graph, "client_id": self.id}).encode()
-        request = urllib.request.Request(f"{self.url}/prompt", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return json.load(reply)["prompt_id"]
+        extra = {"extra_pnginfo": {"workflow": {"id": self.workflow}}} if self.workflow else {}
+        return self.ask("POST", "/prompt", {"prompt": graph, "client_id": self.id, "extra_data": extra})["prompt_id"]
 
     @staticmethod
     def _take_binary(data: bytes, outcome: Outcome) -> None:

@@ -24,13 +24,18 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """No profile and no report but those that a test makes."""
+    """No profile, no report and no known prompt but those that a test makes."""
+    import folder_paths
+
     from memguard_pack.memguard.calibration import store
-    from memguard_pack.memguard.hosts.comfyui import latents
+    from memguard_pack.memguard.hosts.comfyui import latents, screen
 
     monkeypatch.setenv("MEMGUARD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(store, "_registered", [])
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
     latents.store._runs.clear()
+    latents.store._maps.clear()
+    screen.payloads.clear()
 
 
 @pytest.fixture

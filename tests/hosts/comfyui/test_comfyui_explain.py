@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from memguard_pack.memguard import Guard
-from memguard_pack.memguard.hosts.comfyui import explaining, preflight, tokens
+from memguard_pack.memguard.hosts.comfyui import explaining, preflight, tokens, weighing
 from memguard_pack.memguard.hosts.comfyui.gradients import differentiable
 from memguard_pack.tests.hosts.comfyui import tiny
 
@@ -170,7 +170,7 @@ def test_memory_that_runs_out_falls_back_to_ablation_and_says_so(parts, monkeypa
         raise torch.OutOfMemoryError
 
     model, clip, negative = parts()
-    monkeypatch.setattr(explaining.gradient, "prompt_gradient", poor)
+    monkeypatch.setattr(weighing.gradient, "prompt_gradient", poor)
     found = explain(model, clip, negative)
     assert (found.method, found.notes) == ("ablation", ("not enough memory for gradients; ablation stood in",))
     assert found.weights == pytest.approx(explain(model, clip, negative, method="ablation").weights)
@@ -191,7 +191,7 @@ def test_weights_embeddings_and_chunks_have_their_columns(tmp_path, parts):
         ("embedding:cat", (5, 6), 1.0),
         ("hat", (7,), 1.0),
     ]
-    assert found.notes == (explaining.NO_INPUT,)
+    assert found.notes == (weighing.NO_INPUT,)
     assert [text[slice(*s.place)] for s in found.spans if s.place] == ["a", "red", "fox", ",", "embedding:cat", "hat"]
 
     long = explain(model, clip, negative, "fox " * 160)

@@ -101,7 +101,7 @@ def test_a_run_ends_in_a_report_an_event_a_text_and_a_picture(page, server):
     assert (report["sampler"], report["steps"], report["cfg"]) == ("euler", 4, 7.5)
     assert (report["width"], report["height"], report["family"], report["host"]) == (128, 128, "sd15", "comfyui")
     (event,) = outcome.of("memguard.report")
-    assert set(event) == {"home", "node_id", "prompt_id", "report"}
+    assert set(event) == {"home", "node_id", "prompt_id", "workflow", "report"}
     assert (event["home"], event["node_id"], event["prompt_id"]) == ("5", "6", outcome.prompt_id)
     assert outcome.outputs["7"]["memguard_home"] == ["5"]
     assert event["report"]["run"] == report["run"] and event["report"]["findings"] == report["findings"]

@@ -1,0 +1,99 @@
+"""A model call that can be made again with another prompt in place of one of its conditionings.
+
+Part of the ComfyUI host; may import: comfy, torch, memguard.attributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...attributions.moment import Encoded
+from .gradients import normal
+
+TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
+Cond = dict[str, Any]
+
+
+class Call:
+    """One model call: its noisy latents, its noise level, and the way to make it again.
+
+    Args:
+        guider: of the run; its model is loaded.
+        x: noisy latents, [B, C, ...].
+        sigma: noise level, [B].
+        options: model_options of the call.
+
+    """
+
+    def __init__(self, guider: Any, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
+        self.guider, self.x, self.sigma, self.options = guider, x, sigma, options
+
+    def normal(self) -> Call:
+        """Return the same call of tensors that autograd may save."""
+        return Call(self.guider, normal(self.x), normal(self.sigma), self.options)
+
+    def predict(self, conds: list[list[Cond]]) -> list[Tensor]:
+        """Return the prediction under each role's conditionings, in units of epsilon (velocity for flow models)."""
+        made = comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, self.x, self.sigma, self.options)
+        sigma = self.sigma.float().reshape(-1, *[1] * (self.x.ndim - 1))
+        return [(self.x.float() - denoised.float()) / sigma for denoised in made]
+
+    def active(self, cond: Cond) -> bool:
+        """Whether a conditioning acts at this noise level."""
+        return comfy.samplers.get_area_and_mult(cond, self.x, self.sigma) is not None
+
+    def encoded(self, cond: Cond) -> Encoded:
+        """Return what a processed conditioning gives to the model, one row per image."""
+        text = cond["model_conds"][TEXT].cond
+        pooled = cond.get("pooled_output")
+        rows = len(self.x)
+        y = cond["model_conds"].get(POOLED)
+        if y is None or pooled is None:
+            return Encoded(text[:1].expand(rows, -1, -1))
+        return Encoded(text[:1].expand(rows, -1, -1), y.cond[:1, : pooled.shape[-1]].expand(rows, -1))
+
+    def again(self, conds: Sequence[Cond], index: int) -> Callable[[Encoded], Tensor]:
+        """Return the function from other prompts to predictions.
+
+        Args:
+            conds: of one role.
+            index: of the one whose prompt is exchanged; all else stays, also the others.
+
+        """
+
+        def predict(prompt: Encoded) -> Tensor:
+            images = len(self.x)
+            variants = []
+            for start in range(0, len(prompt.text), images):
+                part = slice(start, start + images)
+                pooled = None if prompt.pooled is None else prompt.pooled[part]
+                exchanged = _with(conds[index], prompt.text[part], pooled)
+                variants.append([*conds[:index], exchanged, *conds[index + 1 :]])
+            return torch.cat(self.predict(variants))
+
+        return predict
+
+
+def _with(cond: Cond, text: Tensor, pooled: Tensor | None) -> Cond:
+    """Return a processed conditioning with another encoded prompt."""
+    parts = dict(cond["model_conds"])
+    parts[TEXT] = parts[TEXT]._copy_with(text.to(parts[TEXT].cond))
+    if pooled is not None:
+        y = parts[POOLED].cond[:1].expand(len(pooled), -1)
+        rest = y[:, pooled.shape[-1] :]  # SDXL's sizes follow the pooled vector
+        parts[POOLED] = parts[POOLED]._copy_with(torch.cat([pooled.to(y), rest], 1))
+    return {**cond, "model_conds": parts}
+
+
+def normal_cond(cond: Cond) -> Cond:
+    """Return a processed conditioning whose tensors autograd may save."""
+    parts = {
+        name: part._copy_with(normal(part.cond)) if isinstance(part.cond, Tensor) else part
+        for name, part in cond["model_conds"].items()
+    }
+    return {**cond, "model_conds": parts}

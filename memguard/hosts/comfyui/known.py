@@ -1,0 +1,74 @@
+"""ComfyUI's memory of known prompts: one file below its user folder, and the runs that go into it.
+
+It lies beside the folders of the users and not in one of them, which the page could read and write. Part of the ComfyUI
+host; may import: folder_paths, memguard's core.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+
+from ...database import OK
+from ...memory import PromptMemory
+from ...records import Report
+from . import graph, screen
+
+log = logging.getLogger("memguard")
+
+FOLDER, FILE = "memguard", "prompts.sqlite3"
+
+
+def memory() -> PromptMemory:
+    """Return the memory of this server."""
+    return _memory(Path(folder_paths.get_user_directory()) / FOLDER / FILE)
+
+
+@lru_cache(maxsize=1)
+def _memory(path: Path) -> PromptMemory:
+    return PromptMemory(path)
+
+
+def remember(report: Report, checkpoint: str | None = None) -> str | None:
+    """Remember a finished run; return a note for its report where that failed.
+
+    Args:
+        report: of the run.
+        checkpoint: its model's file name; None looks for it in the graph that is being executed.
+
+    """
+    try:
+        if checkpoint is None:
+            prompt_id, node_id = screen.place()
+            checkpoint = graph.checkpoint(screen.running_prompt(prompt_id), node_id) or ""
+        reason = memory().remember(report, checkpoint)
+    except Exception as error:
+        # whatever it is, it must not cost the picture
+        reason = f"{type(error).__name__}: {error}"
+    if reason == OK:
+        return None
+    log.warning("memory of known prompts is off: %s", reason)
+    return f"memory of known prompts is off: {reason}"
+
+
+def noted(report: Report, home: str | None = None) -> Report:
+    """Remember the run that is being executed; return its report, shown once more if it got a note.
+
+    Args:
+        report: of the finished run.
+        home: id of the node whose badge shows it, as for ``screen.show``.
+
+    """
+    note = remember(report)
+    if note is None:
+        return report
+    report = replace(report, notes=(*report.notes, note))
+    try:
+        screen.show(report, home)
+    except Exception as error:
+        log.warning("the report could not be shown: %s", error)
+    return report
