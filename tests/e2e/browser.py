@@ -51,6 +51,7 @@ class Browser:
             self._socket = self._do(self._session.ws_connect(address, max_msg_size=0))
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.send(f"{domain}.enable")
+            self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # no clipboard for a page in the background
             self.send(
                 "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
             )
@@ -97,9 +98,10 @@ class Browser:
         raise TimeoutError(f"never true: {expression}; console: {self.console[-5:]}")
 
     def key(self, name: str, code: int) -> None:
-        """Press and release one key."""
-        for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+        """Press and release one key; Enter also presses the button that has the focus, as with a real keyboard."""
+        typed = {"text": "\r"} if name == "Enter" else {}
+        for kind, more in (("keyDown", typed), ("keyUp", {})):
+            self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **more)
 
     def screenshot(self, path: Path) -> None:
         """Write what is visible as a PNG file."""

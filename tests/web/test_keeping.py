@@ -41,6 +41,11 @@ def test_known_words_are_named():
     )
 
 
+def test_no_percentile_is_rounded_up_to_certainty():
+    found = ask("past", "past.sentence(values)", values={**WARNING, "percentile": 100.0})
+    assert "higher than at least 99.99 % of ordinary prompts" in found
+
+
 @pytest.mark.parametrize(
     ("state", "line"),
     [

@@ -1,5 +1,7 @@
 // What the page says of a prompt that looked memorized before. Words only: no DOM, no ComfyUI, so that node can test it.
 
+import { share } from "./words.js";
+
 const NAMED = 5; // words that a sentence lists
 
 /** The warning of the server's memory with its evidence. */
@@ -18,7 +20,7 @@ function evidence({ verdict, score, percentile, checkpoint, seed, created }) {
   const found = [];
   if (verdict === "suspicious") found.push("it may be memorized");
   if (Number.isFinite(score)) found.push(`score ${Number(score.toPrecision(3))}`);
-  if (Number.isFinite(percentile)) found.push(`higher than ${Math.floor(percentile * 100) / 100} % of ordinary prompts`);
+  if (Number.isFinite(percentile)) found.push(`higher than ${share(percentile)} of ordinary prompts`);
   if (checkpoint) found.push(String(checkpoint));
   if (seed !== null && seed !== undefined) found.push(`seed ${seed}`);
   if (created) found.push(String(created).slice(0, 10));

@@ -48,8 +48,8 @@ function scoreLines(finding) {
   return [place, `Score ${Number(mean.toPrecision(3))}${count}`];
 }
 
-// never rounds up to 100 %: no finite sample shows that
-function share(percentile) {
+/** A percentile in words. Never rounds up to 100 %: no finite sample shows that. */
+export function share(percentile) {
   if (percentile > 99.99) return "at least 99.99 %";
   return `${Math.floor(percentile * 100) / 100} %`;
 }
