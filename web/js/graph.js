@@ -2,7 +2,6 @@
 // them upload a picture or draw a number for that. Same ids and links; also knows the inputs' types and the text boxes.
 // No DOM and no imports: LiteGraph's nodes are only read, in the two generations of its API that frontends have.
 
-const SUBGRAPH_INPUT = -10; // LiteGraph's id of the node through which links enter a subgraph
 const MUTED = 2;
 const BYPASSED = 4;
 
@@ -41,12 +40,21 @@ function read(place, node) {
 // {link} or {value} for an input; undefined where nothing is connected
 function sourceOf(place, node, slot, type, seen) {
   const key = `${idOf(place, node)}/${slot}`;
-  const link = seen.has(key) ? null : node.getInputLink(slot);
+  const link = seen.has(key) ? null : linkInto(node, slot);
   if (!link) return undefined;
   seen.add(key);
-  if (link.origin_id === SUBGRAPH_INPUT && place.outer) return entering(place.outer, link.origin_slot, type, seen);
+  if (link.originIsIoNode && place.outer) return entering(place.outer, link.origin_slot, type, seen);
   const origin = place.graph.getNodeById(link.origin_id);
   return origin ? outputOf(place, origin, link.origin_slot, type, seen) : undefined;
+}
+
+// by LGraphNode's own method: subgraph nodes and virtual nodes answer with a link of their output side
+function linkInto(node, slot) {
+  let method = null;
+  for (let kind = Object.getPrototypeOf(node); kind; kind = Object.getPrototypeOf(kind)) {
+    if (Object.hasOwn(kind, "getInputLink")) method = kind.getInputLink;
+  }
+  return method.call(node, slot);
 }
 
 function entering({ place, node }, slot, type, seen) {

@@ -6,10 +6,10 @@ import { Badge, Words } from "./badge.js";
 import { check, listenToChecks } from "./checking.js";
 import { compact, replaces, restored } from "./kept.js";
 import { loadStyle } from "./panel.js";
-import { Pictures } from "./pictures.js";
+import { Pictures, pictureIn } from "./pictures.js";
 import { everyNode, nodeAt } from "./places.js";
 import { guardOf } from "./precheck.js";
-import { addressOf, pastPicture, reportsOf } from "./server.js";
+import { addressOf, outputsOf, reportsOf } from "./server.js";
 import { onChange, setting, settings } from "./settings.js";
 import { watchTyping } from "./typing.js";
 import { toast, warns } from "./words.js";
@@ -71,8 +71,11 @@ function addBadge(node) {
 
 // what arrived while the page was away; a report of now is never replaced by an older one
 async function catchUp() {
-  const { id } = root();
-  for (const payload of await reportsOf(id)) receive(payload, true);
+  const payloads = await reportsOf(root().id);
+  for (const payload of payloads) receive(payload, true);
+  const prompt = payloads.at(-1)?.prompt_id;
+  const outputs = prompt ? await outputsOf(prompt) : {};
+  for (const [node, output] of Object.entries(outputs)) executed({ node, output, prompt_id: prompt }, true);
 }
 
 function receive({ home, prompt_id: prompt, workflow, report }, late = false) {
@@ -82,15 +85,15 @@ function receive({ home, prompt_id: prompt, workflow, report }, late = false) {
 }
 
 // outputs come from the cache as well, with no sampler running and so without a report
-function executed({ node, display_node: display, output, prompt_id: prompt }) {
+function executed({ node, display_node: display, output, prompt_id: prompt }, late = false) {
   pictures.add(prompt, output);
   const [attribution] = output?.memguard_attribution ?? [];
   if (attribution) words.get(nodeAt(root(), display ?? node))?.show(attribution);
   for (const report of output?.memguard ?? []) {
     const guard = guardOf(node);
     const homes = guard === null ? [display ?? node, ...(output.memguard_home ?? [])] : [guard];
-    for (const home of homes) showAt(home, { report, prompt, check: guard !== null });
-    warnOnce(report);
+    for (const home of homes) showAt(home, { report, prompt, check: guard !== null }, late);
+    if (!late) warnOnce(report);
   }
 }
 
@@ -107,8 +110,8 @@ function showAt(executionId, entry, late = false) {
 // the picture of the same prompt, the preview of the run where it made none
 async function pictureOf({ prompt }) {
   if (!prompt) return null;
-  const picture = pictures.of(prompt);
-  return picture ? addressOf(picture) : pastPicture(prompt);
+  const picture = pictures.of(prompt) ?? pictureIn(await outputsOf(prompt));
+  return picture && addressOf(picture);
 }
 
 function root() {

@@ -2,7 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { unpack } from "./maps.js";
-import { pictureIn, viewPath } from "./pictures.js";
+import { viewPath } from "./pictures.js";
 
 /** The last reports of this server for a workflow, oldest first. Empty where the server cannot tell. */
 export async function reportsOf(workflow) {
@@ -34,11 +34,10 @@ export function forget() {
   return ask("/memory", "DELETE");
 }
 
-/** The address of the picture that a prompt made, from ComfyUI's history; null without one. */
-export async function pastPicture(prompt) {
+/** What the nodes of a finished prompt put out, {node: output}, from ComfyUI's history; empty where it has none. */
+export async function outputsOf(prompt) {
   const reply = await api.fetchApi(`/history/${encodeURIComponent(prompt)}`);
-  const found = reply.ok ? pictureIn((await reply.json())[prompt]?.outputs) : null;
-  return found && addressOf(found);
+  return (reply.ok && (await reply.json())[prompt]?.outputs) || {};
 }
 
 /** The address of a picture in ComfyUI's folders. */
