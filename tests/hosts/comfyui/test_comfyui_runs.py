@@ -41,7 +41,7 @@ FLAGS, PASSES = profile_at(0.001), profile_at(0.1)
 def shown(monkeypatch):
     """What a person would see: the reports that go to the screen."""
     seen = []
-    monkeypatch.setattr(screen, "show", lambda report, home=None: seen.append(report))
+    monkeypatch.setattr(screen, "show", lambda report, home=None, again=False: seen.append(report))
     return seen
 
 
