@@ -23,7 +23,9 @@ class MemGuard(io.ComfyNode):
                     "detectors",
                     options=sorted(available()),
                     default="text_noise_norm",
-                    tooltip="What to measure. text_noise_norm: how strongly the prompt bends the first prediction.",
+                    tooltip="What to measure. text_noise_norm: how strongly the prompt bends the first prediction. "
+                    "attention_entropy: how widely cross-attention is spread there (UNets; weaker). "
+                    "attention_entropy_late: the same in the last fifth of the steps (needs clip).",
                 ),
                 policy_input(),
                 sensitivity_input(),
@@ -49,6 +51,20 @@ class MemGuard(io.ComfyNode):
                     "stands in, and the report says so.",
                 ),
                 profile_input(),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder that the prompt goes through: names the words that drive a run, and maps "
+                    "where they act in the picture. Not connected: no words.",
+                ),
+                io.Combo.Input(
+                    "explain",
+                    options=["flagged", "always", "never"],
+                    default="flagged",
+                    optional=True,
+                    tooltip="Which runs to explain; needs clip. The words cost one pass forward and back at the first "
+                    "step, the maps a few percent of a step. No pixel changes.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The watched model; connect it to the sampler."),
@@ -58,9 +74,21 @@ class MemGuard(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, detectors, policy, sensitivity, steps, reference, empty=None, profile=None):
+    def execute(
+        cls,
+        model,
+        detectors,
+        policy,
+        sensitivity,
+        steps,
+        reference,
+        empty=None,
+        profile=None,
+        clip=None,
+        explain="flagged",
+    ):
         guard = Guard([detectors], policy, profile=profile, steps=steps, sensitivity=sensitivity, reference=reference)
-        watcher = Watcher(guard, empty, home=cls.hidden.unique_id)
+        watcher = Watcher(guard, empty, home=cls.hidden.unique_id, clip=clip, explain=explain)
         return io.NodeOutput(watcher.install(model), watcher)
 
 

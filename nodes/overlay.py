@@ -5,8 +5,8 @@ import torch
 from comfy_api.latest import io
 
 from ..memguard.attributions.maps import normalize, smooth
+from ..memguard.hosts.comfyui.maps import chosen
 from ..memguard.overlay import overlay
-from ..memguard.records import Report
 from .types import CATEGORY, Handle
 
 WINDOW = 64  # latent pixels that a smoothing of 13 is meant for
@@ -19,7 +19,7 @@ class MemGuardOverlay(io.ComfyNode):
             node_id="MemGuard_Overlay",
             display_name="MemGuard Overlay",
             category=CATEGORY,
-            description="Shows where in the picture the prompt pulls hardest at the last step.",
+            description="Shows where in the picture the prompt pulls hardest.",
             inputs=[
                 io.Image.Input("image", tooltip="The decoded picture."),
                 io.Latent.Input("latent", tooltip="The sampler's latent: it tells which run made the picture."),
@@ -30,6 +30,16 @@ class MemGuardOverlay(io.ComfyNode):
                 io.Boolean.Input(
                     "smooth", default=True, tooltip="Average over a neighbourhood; single pixels are noise."
                 ),
+                io.Combo.Input(
+                    "show",
+                    options=["noise_gap", "bright_ending", "word"],
+                    default="noise_gap",
+                    optional=True,
+                    tooltip="noise_gap: where the prompt changes the last step, free. bright_ending: where the end of "
+                    "the prompt is attended at the last step, which finds copied regions best. word: where one word "
+                    "acts. The last two need clip at MemGuard, and a run that was explained.",
+                ),
+                io.String.Input("word", default="", optional=True, tooltip="Of show word; empty: the heaviest."),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture in grey below its map, with a legend."),
@@ -38,10 +48,11 @@ class MemGuardOverlay(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, latent, memguard, opacity, smooth):
-        heat = _map(memguard.report_of(latent["samples"]), len(image), smooth)
+    def execute(cls, image, latent, memguard, opacity, smooth, show="noise_gap", word=""):
+        found, label = chosen(memguard.report_of(latent["samples"]), show, word)
+        heat = _fitting(found, len(image), smooth)
         pictures = (image * 255).round().to(torch.uint8).cpu().numpy()
-        drawn = [overlay(one, each, opacity, "noise gap, last step") for one, each in zip(pictures, heat, strict=True)]
+        drawn = [overlay(one, each, opacity, label) for one, each in zip(pictures, heat, strict=True)]
         shown = torch.from_numpy(np.stack(drawn)).float() / 255
         scaled = torch.nn.functional.interpolate(
             torch.from_numpy(heat).unsqueeze(1), image.shape[1:3], mode="bilinear", align_corners=False
@@ -49,23 +60,19 @@ class MemGuardOverlay(io.ComfyNode):
         return io.NodeOutput(shown, normalize(scaled.squeeze(1)))
 
 
-def _map(report: Report, images: int, smoothed: bool) -> np.ndarray:
+def _fitting(found: torch.Tensor, images: int, smoothed: bool) -> np.ndarray:
     """Return the run's map, float32 [images, h, w].
 
     Raises:
-        ValueError: if there is none, with the reason.
+        ValueError: if the picture is not the run's own.
 
     """
-    found = report.noise_gap_map
-    if found is None:
-        reason = next((f.status for f in report.findings if f.status != "ok"), report.error or "nothing was measured")
-        raise ValueError(f"no map, because {reason}")
     if len(found) != images:
         raise ValueError(f"the run made {len(found)} pictures, and image holds {images}; connect the run's own picture")
     if smoothed:
         side = max(3, round(13 * min(found.shape[-2:]) / WINDOW) // 2 * 2 + 1)
-        found = smooth(found.float(), side)
-    return found.float().numpy()
+        found = smooth(found, side)
+    return found.numpy()
 
 
 NODES = [MemGuardOverlay]

@@ -33,10 +33,11 @@ class MemGuardTokenAttribution(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=["gradient", "ablation"],
+                    options=["gradient", "ablation", "attention"],
                     default="gradient",
                     tooltip="gradient: how steeply the score rises with a word's embedding; one pass forward and back. "
-                    "ablation: how far the score falls without the word; one evaluation per word, any weights.",
+                    "ablation: how far the score falls without the word; one evaluation per word, any weights. "
+                    "attention: what cross-attention gives to the word (UNets); seldom the word that drives the score.",
                 ),
                 io.Combo.Input(
                     "respect_to",
@@ -44,6 +45,12 @@ class MemGuardTokenAttribution(io.ComfyNode):
                     default="input",
                     tooltip="Of method gradient. input: which word do I change? encoded: which column does the model "
                     "look at? The text encoder writes each word into all later columns too.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The sampler's own prompt where it is more than text: combined, with areas or time limits. "
+                    "Every part gets rows of its own; its texts are found in the workflow.",
                 ),
             ],
             outputs=[
@@ -55,8 +62,8 @@ class MemGuardTokenAttribution(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, negative, latent, text, seed, method, respect_to):
-        found = explain(model, clip, text, negative, latent, seed, method, respect_to)
+    def execute(cls, model, clip, negative, latent, text, seed, method, respect_to, positive=None):
+        found = explain(model, clip, text, negative, latent, seed, method, respect_to, positive=positive)
         values = attribution_dict(found)
         picture = torch.from_numpy(coloured_prompt(found).copy()).float().div(255).unsqueeze(0)
         lines = _table(found)

@@ -1,6 +1,6 @@
 """The maps of a run as the page gets them: bytes per pixel with their range, and a small preview of the picture.
 
-Part of the ComfyUI host; may import: torch, PIL, memguard.hosts.comfyui.latents.
+Part of the ComfyUI host; may import: torch, PIL, memguard's core.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...records import Attribution, Report
 from .latents import store
 
 log = logging.getLogger("memguard")
@@ -29,7 +30,7 @@ class KeptMaps:
 
     Attributes:
         size: height and width of the maps.
-        maps: name -> float map [h, w]; uint8 once packed.
+        maps: name -> float map of each image, [B, h, w]; uint8 once packed.
         latent: the samples that the run returned, [B, C, h, w] or [B, C, t, h, w]; None for no preview.
         latent_format: of the model, which knows the colours of its latents.
         ranges: name -> lowest and highest value of a packed map, which are its 0 and 255.
@@ -51,8 +52,9 @@ class KeptMaps:
         """
         maps, ranges = {}, {}
         for name, values in self.maps.items():
-            if tuple(values.shape) != tuple(self.size):
-                raise ValueError(f"map {name!r} has shape {list(values.shape)}, the run's maps are {list(self.size)}")
+            if tuple(values.shape[1:]) != tuple(self.size):
+                shape = list(values.shape[1:])
+                raise ValueError(f"map {name!r} has shape {shape}, the run's maps are {list(self.size)}")
             values = torch.nan_to_num(values.detach().to("cpu", torch.float32))
             low, high = float(values.min()), float(values.max())
             maps[name] = ((values - low) * (255 / (high - low) if high > low else 0)).round().to(torch.uint8)
@@ -60,9 +62,14 @@ class KeptMaps:
         latent = self.latent[:1].detach().to("cpu", torch.float16) if isinstance(self.latent, Tensor) else None
         return replace(self, maps=maps, latent=latent, ranges=ranges)
 
+    def unpacked(self, name: str) -> Tensor:
+        """Return a packed map in its own units, float32 [B, h, w]; 1/255 of its range is lost."""
+        low, high = self.ranges[name]
+        return self.maps[name].float() * ((high - low) / 255) + low
+
 
 def answer(run: str) -> dict[str, Any] | None:
-    """Return the maps of a run as plain values for JSON, or None where none are kept."""
+    """Return the maps of a run's first image as plain values for JSON, or None where none are kept."""
     kept = store.maps_of(run)
     if kept is None:
         return None
@@ -76,10 +83,53 @@ def answer(run: str) -> dict[str, Any] | None:
                 "span": int(number) if name != number and number.isdecimal() else None,
                 "low": low,
                 "high": high,
-                "data": base64.b64encode(values.numpy().tobytes()).decode("ascii"),
+                "data": base64.b64encode(values[0].numpy().tobytes()).decode("ascii"),
             }
         )
     return {"run": run, "size": list(kept.size), "maps": rows, "preview": preview(kept.latent, kept.latent_format)}
+
+
+def chosen(report: Report, show: str, word: str = "") -> tuple[Tensor, str]:
+    """Return a map of a run, float32 [B, h, w], and what it shows.
+
+    Args:
+        report: of the run.
+        show: "bright_ending", "noise_gap" or "word".
+        word: for "word": as the prompt has it; "" takes the one that weighs most.
+
+    Raises:
+        ValueError: if there is none, with the reason and the remedy.
+
+    """
+    if show == "noise_gap":
+        if report.noise_gap_map is None:
+            why = next((f.status for f in report.findings if f.status != "ok"), report.error or "nothing was measured")
+            raise ValueError(f"no map, because {why}")
+        return report.noise_gap_map.float(), "noise gap, last step"
+    if report.attribution is None:
+        raise ValueError(
+            f"no map {show!r}, because the run was not explained; connect clip to MemGuard, and set explain to always "
+            "where no run is flagged"
+        )
+    index = _span(report.attribution, word) if show == "word" else None
+    kept = store.maps_of(report.run)
+    name = show if index is None else f"{WORD}{index}"
+    if kept is None or name not in kept.maps:
+        known = ", ".join(kept.maps) if kept is not None else "none"
+        raise ValueError(f"no map {name!r} of this run is kept (there are: {known}); UNets have them, run it again")
+    label = "end of prompt, last step" if index is None else f'word "{report.attribution.spans[index].text}"'
+    return kept.unpacked(name), label
+
+
+def _span(attribution: Attribution, word: str) -> int:
+    words = [i for i, span in enumerate(attribution.spans) if span.group == "word" and span.columns]
+    if not word.strip() and words:
+        return max(words, key=lambda i: attribution.weights[i])
+    same = [i for i in words if attribution.spans[i].text.casefold() == word.strip().casefold()]
+    if not same:
+        said = ", ".join(attribution.spans[i].text for i in words)
+        raise ValueError(f"word is {word!r}, and the prompt has: {said}")
+    return same[0]
 
 
 def preview(latent: Tensor | None, latent_format: Any) -> str | None:

@@ -41,7 +41,7 @@ class Sampling:
         self.reading = Reading(guider, run.guard.attention, explanation)
         self._curve = Curve()
         self._against: str | None = None  # the role that the curve compares the prompt with
-        self._size: tuple[int, int] | None = None  # of the latent
+        self.maps: dict[str, Tensor] = {}  # of the run that is over, [B, h, w], by name
         self.sigmas = sigmas if isinstance(sigmas, Tensor) and len(sigmas) > 1 else None
         self._ending: Tensor | None = None  # the noise gap of the last step, per pixel
         self.calls = 0
@@ -111,23 +111,26 @@ class Sampling:
 
     def finish(self) -> Report:
         """Close the run; its noise gap map is that of the last step, where the copied places stand out."""
-        self.run.learn(curve=self._curve.points())
-        self.run.extra_rows += self.reading.rows
-        if self.explanation is not None:
-            self.run.extra_rows += self.explanation.rows
-            try:
-                self.run.learn(attribution=self.explanation.words())
-            except Exception as error:
-                self.run.learn(notes=(*self.run.report.notes, f"no words, because {error}"))
-        report = self.run.finish()
+        run = self.run
+        run.extra_rows += self.reading.rows + (self.explanation.rows if self.explanation is not None else 0)
+        try:
+            run.learn(curve=self._curve.points())
+            if self.explanation is not None:
+                run.learn(attribution=self.explanation.words())
+            self.maps = self._maps()
+            run.learn(maps=tuple(self.maps))
+        except Exception as error:
+            run.learn(notes=(*run.report.notes, f"no words or maps, because {error}"))
+        report = run.finish()
         return report if self._ending is None else replace(report, noise_gap_map=self._ending)
 
-    def maps(self, report: Report) -> dict[str, Tensor]:
-        """Return the maps of the run that is over, float32 [B, h, w] on the CPU, by name."""
-        found = {} if report.noise_gap_map is None else {"noise_gap": report.noise_gap_map.float()}
-        reader = self.reading.reader
-        if report.attribution is not None and reader is not None and self._size is not None:
-            found |= maps(reader, report.attribution.spans, self._size)
+    def _maps(self) -> dict[str, Tensor]:
+        """Return the maps of the run, float32 [B, h, w] on the CPU, by name."""
+        report, reader = self.run.report, self.reading.reader
+        gap = report.noise_gap_map if self._ending is None else self._ending
+        found = {} if gap is None else {"noise_gap": gap.float()}
+        if report.attribution is not None and reader is not None and gap is not None:
+            found |= maps(reader, report.attribution.spans, (gap.shape[-2], gap.shape[-1]))
         return found
 
     def _step(self, number: int, args: tuple[Any, ...]) -> int:
@@ -176,7 +179,6 @@ class Sampling:
         cond, cond_coverage = self.predictions[roles.PROMPT]
         uncond, uncond_coverage = self.predictions[reference]
         sampling = self.guider.inner_model.model_sampling
-        self._size = (x.shape[-2], x.shape[-1])
         covered = both(cond_coverage, uncond_coverage)
         return StepEvidence(
             step=step,

@@ -7,6 +7,7 @@ torch, memguard's core.
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,10 +20,14 @@ from ...records import Report
 from . import graph, known, model, roles, screen
 from .explanation import Explanation, When
 from .latents import store
+from .maps import KeptMaps
 from .sampling import Sampling
 
 KEY = "memguard"
+SHOWN = ("run", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
 KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
+
+log = logging.getLogger("memguard")
 
 # The runs in progress, innermost last. A context variable belongs to one thread; a run inside a run stacks.
 _running: ContextVar[tuple[Sampling, ...]] = ContextVar("memguard_running", default=())
@@ -118,6 +123,7 @@ class Watcher:
             if not self.silent:
                 report = known.noted(report, self.home)
                 store.put(self.settings, latent, prompt_id, report)
+                _keep(sampling, latent)
         return latent
 
     def _explanation(self) -> Explanation | None:
@@ -156,6 +162,18 @@ class Watcher:
             conds[roles.EMPTY] = empty
 
 
+def _keep(sampling: Sampling, latent: Any) -> None:
+    """Keep a run's maps for the page and for MemGuard Overlay."""
+    if not sampling.maps:
+        return
+    height, width = next(iter(sampling.maps.values())).shape[-2:]
+    colours = sampling.guider.model_patcher.model.latent_format
+    try:
+        store.keep_maps(sampling.run.report.run, KeptMaps((height, width), sampling.maps, latent, colours))
+    except Exception as error:  # a screen must not cost the picture
+        log.warning("the maps could not be kept: %s", error)
+
+
 class _Screen:
     """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
 
@@ -165,9 +183,8 @@ class _Screen:
 
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
-        same = last is not None and (last.run, last.findings, last.error) == (report.run, report.findings, report.error)
-        if not same:
-            screen.show(report, self._home)
+        if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
+            screen.show(report, self._home, again=last is not None and last.run == report.run)
 
 
 def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Reader:
             made once and kept in ``shared``.
         shared: that prediction, of an earlier batch.
         read: the model's cross-attention, or why it cannot be read; None where nobody asks for it.
+        late: whether steps are scored after others that are not.
 
     """
 
@@ -83,11 +84,13 @@ class Reader:
         images: int | None = None,
         shared: Shared | None = None,
         read: Reading | str | None = None,
+        late: bool = False,
     ) -> None:
-        self.read = read
+        self.read, self.late = read, late
         self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
         self.images, self.shared = images, shared
         self.step = 0
+        self._passed: Tensor | None = None  # timestep of the last step that was not scored
         self._over = False
         self._batched = False  # both prompts were seen in one call
         self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
@@ -95,7 +98,11 @@ class Reader:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Read one denoiser call; the signature is that of a forward hook with kwargs."""
-        if self._over or OWN.get() or not self.run.wants(self.step):
+        if self._over or OWN.get():
+            return
+        if not self.run.wants(self.step):
+            if self.late:
+                self._pass(Call.of(module, args, kwargs, output).timestep)
             return
         try:
             evidence = self._read(Call.of(module, args, kwargs, output))
@@ -110,6 +117,12 @@ class Reader:
         if evidence is not None:
             self.step += 1
             self.run.observe(evidence)
+
+    def _pass(self, timestep: Tensor) -> None:
+        """Count a step that is not scored; a pair in two calls is one step."""
+        if self._passed is None or not equal(self._passed, timestep):
+            self._passed = timestep
+            self.step += 1
 
     def _read(self, call: Call) -> StepEvidence | None:
         if self.step == 0:

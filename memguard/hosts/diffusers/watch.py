@@ -123,7 +123,8 @@ class _Watch:
                 self._models[module] = pipes.name_of(module)
             run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
             prompts = Prompts("" if self.guard.reference == "empty" else None)
-            return Reader(pipe, run, prompts, self.guard.reference, pipes.guidance(given)), module
+            cfg = pipes.guidance(given)
+            return Reader(pipe, run, prompts, self.guard.reference, cfg, late=self.guard.late), module
         except Exception as error:
             run.failed(error)
             return None, None

@@ -274,7 +274,7 @@ def test_routes_are_added_once_and_only_to_a_server(served, monkeypatch):
 def test_maps_come_as_bytes_with_their_range(ask):
     ramp = torch.tensor([[0.5, 1.0, 1.5], [2.0, 2.5, float("nan")]])
     even = torch.full((2, 3), 0.25)
-    store.keep_maps("r", maps.KeptMaps((2, 3), {"noise_gap": ramp, "word 12": even}))
+    store.keep_maps("r", maps.KeptMaps((2, 3), {"noise_gap": ramp[None], "word 12": even[None]}))
     status, found = ask("GET", "/maps/r")
     assert status == 200 and (found["run"], found["size"], found["preview"]) == ("r", [2, 3], None)
     first, second = found["maps"]
@@ -288,7 +288,7 @@ def test_maps_come_as_bytes_with_their_range(ask):
 def test_the_maps_of_the_last_runs_are_kept_small():
     picture = torch.zeros(2, 4, 64, 64, requires_grad=True)
     for i in range(KEPT_MAPS + 1):
-        store.keep_maps(str(i), maps.KeptMaps((64, 64), {"noise_gap": torch.rand(64, 64)}, picture))
+        store.keep_maps(str(i), maps.KeptMaps((64, 64), {"noise_gap": torch.rand(2, 64, 64)}, picture))
     assert KEPT_MAPS == 32 and store.maps_of("0") is None
     kept = store.maps_of("32")
     assert (kept.maps["noise_gap"].dtype, kept.latent.dtype) == (torch.uint8, torch.float16)
@@ -297,7 +297,7 @@ def test_the_maps_of_the_last_runs_are_kept_small():
 
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"map 'word 0' has shape \[2, 2\], the run's maps are \[2, 3\]"):
-        store.keep_maps("r", maps.KeptMaps((2, 3), {"word 0": torch.zeros(2, 2)}))
+        store.keep_maps("r", maps.KeptMaps((2, 3), {"word 0": torch.zeros(1, 2, 2)}))
 
 
 FORMATS = {"SD15": 4, "SDXL": 4, "SD3": 16, "Flux": 16, "Wan21": 16}
