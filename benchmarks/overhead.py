@@ -46,8 +46,8 @@ def measure(pairs: int, side: int, steps: int, read: str) -> dict[str, object]:
     import torch
 
     from memguard_pack.memguard import Guard
-    from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
     from memguard_pack.memguard.hosts.comfyui.explanation import Explanation
+    from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
     from memguard_pack.tests.hosts.comfyui import tiny
 
     class _Maps(Explanation):
