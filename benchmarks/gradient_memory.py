@@ -3,6 +3,9 @@
 Each mode runs in a process of its own, because a process never gives its peak back. Memory is the growth of the
 resident set's peak over the loaded model; on CUDA it is the allocator's peak. Time is the median of the rounds.
     python benchmarks/gradient_memory.py --model DIR --side 32
+    python benchmarks/gradient_memory.py --model sd15 --side 64 --rounds 1
+
+"sd15" is a network of SD1.5's shape with random weights (3.4 GB in float32): memory and time depend on the shape alone.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ def measure(model: str, side: int, mode: str, rounds: int, device: str) -> dict[
 
     from memguard.attributions.lean import lean
 
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True).to(device).eval()
+    if model == "sd15":
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(device).eval()
+    else:
+        unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True).to(device).eval()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((1, 4, side, side), generator=generator).to(device)
     context = torch.randn((1, 77, unet.config.cross_attention_dim), generator=generator).to(device)
@@ -53,7 +60,7 @@ def measure(model: str, side: int, mode: str, rounds: int, device: str) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", required=True, help="a diffusers folder, such as memguard testbed export --wide writes"
+        "--model", required=True, help="sd15, or a diffusers folder, such as memguard testbed export --wide writes"
     )
     parser.add_argument("--side", type=int, default=32, help="of the latent")
     parser.add_argument("--rounds", type=int, default=3)

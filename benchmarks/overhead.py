@@ -1,6 +1,8 @@
 """What watching costs in a real ComfyUI: time, network rows and pixels, with and without MemGuard on the same model.
 
     COMFYUI_ROOT=/path/to/ComfyUI python benchmarks/overhead.py [--pairs 30] [--side 64] [--steps 10] [--json]
+    ... --read entropy      # the detector attention_entropy as well: attention is read at the first step
+    ... --read maps         # and at every step, as for the maps of a run that is explained; no budget is set for it
 
 Each pair is one guarded and one free run of the same workflow, in alternating order, so that a busy machine slows both
 alike. The budget (DESIGN.md section 7) is a median ratio of at most 1.01. Random weights: a network's time does not
@@ -38,17 +40,27 @@ def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
     return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
 
 
-def measure(pairs: int, side: int, steps: int) -> dict[str, object]:
+def measure(pairs: int, side: int, steps: int, read: str) -> dict[str, object]:
     """Run the pairs and return the numbers."""
     mount()
     import torch
 
     from memguard_pack.memguard import Guard
+    from memguard_pack.memguard.hosts.comfyui.explanation import Explanation
     from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
     from memguard_pack.tests.hosts.comfyui import tiny
 
+    class _Maps(Explanation):
+        """Reads attention at every step and weighs no word."""
+
+        taken = True
+
     model = tiny.build("sd15")
-    watched = Watcher(Guard()).install(model)
+    detectors = ["text_noise_norm"] if read == "nothing" else ["text_noise_norm", "attention_entropy"]
+    watcher = Watcher(Guard(detectors))
+    if read == "maps":
+        watcher._explanation = lambda: _Maps(None, lambda: (), "never")
+    watched = watcher.install(model)
     positive, negative, image = tiny.prompt(seed=1, tokens=77), tiny.prompt(seed=2, tokens=77), tiny.latent(side=side)
     rows: list[int] = []
     model.model.diffusion_model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
@@ -90,11 +102,12 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=30, help="guarded and free runs to compare, at least 20")
     parser.add_argument("--side", type=int, default=64, help="of the latent; 64 is a picture of 512 px")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps per run")
+    parser.add_argument("--read", choices=("nothing", "entropy", "maps"), default="nothing", help="attention")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
     if options.pairs < 20:
         parser.error(f"--pairs is {options.pairs}; fewer than 20 pairs say nothing on a busy machine")
-    result = measure(options.pairs, options.side, options.steps)
+    result = measure(options.pairs, options.side, options.steps, options.read)
     if options.json:
         print(json.dumps(result))
     else:

@@ -63,7 +63,7 @@ class MemGuard(io.ComfyNode):
                     default="flagged",
                     optional=True,
                     tooltip="Which runs to explain; needs clip. The words cost one pass forward and back at the first "
-                    "step, the maps a few percent of a step. No pixel changes.",
+                    "step, the maps the time to read attention at every step. No pixel changes.",
                 ),
             ],
             outputs=[

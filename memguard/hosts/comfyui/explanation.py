@@ -65,7 +65,6 @@ class Explanation:
         why = "not enough memory"
         try:
             weighing.take(call, conds, reference, evidence)
-            self.rows += len(call.x) * sum(call.active(cond) for cond in conds)
         except (RuntimeError, FloatingPointError) as error:  # quantised weights have no derivative
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             weighing.lacks_memory = True
@@ -73,6 +72,9 @@ class Explanation:
             self._note = STOOD_IN.format(why)
             weighing = Weighing(namer, "attention")
             weighing.take(call, conds, reference, evidence, masses)
+        else:
+            # the gradient of one part is taken through the prediction of all parts
+            self.rows += len(call.x) * sum(call.active(cond) for cond in conds) ** 2
         self._weighing = weighing
 
     def summary(self) -> Tensor | None:

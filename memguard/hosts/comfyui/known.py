@@ -68,7 +68,7 @@ def noted(report: Report, home: str | None = None) -> Report:
         return report
     report = replace(report, notes=(*report.notes, note))
     try:
-        screen.show(report, home)
+        screen.show(report, home, again=True)
     except Exception as error:
         log.warning("the report could not be shown: %s", error)
     return report

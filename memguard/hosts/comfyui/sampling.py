@@ -27,8 +27,7 @@ from .coverage import both, coverage
 from .curve import Curve
 from .explanation import Explanation, maps
 from .reading import Reading
-
-HANDLER = "context_handler"
+from .windows import past_windows
 
 
 class Sampling:
@@ -58,7 +57,7 @@ class Sampling:
             return executor(*args, **kwargs)
         wanted, ends = self.run.wants(self._step(number, args)), self._ends(number, args)
         self.predictions = {}
-        watched = self._past_windows(args)
+        watched = past_windows(args, self)
         if len(watched) > 2:
             options = self.reading.begin(wanted, ends, watched[2], watched is not args)
             watched = (*watched[:2], options, *watched[3:])
@@ -222,13 +221,6 @@ class Sampling:
             self.armed = False
         self.run.extra_rows += len(x)
 
-    def _past_windows(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments of a model call with a context handler that hands over whole predictions."""
-        options = args[2] if len(args) > 2 else {}
-        if HANDLER not in options or options[HANDLER] is None:
-            return args
-        return (*args[:2], {**options, HANDLER: _WholePredictions(options[HANDLER], self)}, *args[3:])
-
     @contextmanager
     def _careful(self) -> Iterator[None]:
         """Keep an error of ours from costing the picture; policy "stop" and a pressed stop button end the run."""
@@ -238,27 +230,6 @@ class Sampling:
             raise
         except Exception as error:
             self.run.failed(error)
-
-
-class _WholePredictions:
-    """A context handler that collects predictions after the windows were fused; inside, prompts lose their identity."""
-
-    def __init__(self, handler: Any, sampling: Sampling) -> None:
-        self._handler = handler
-        self._sampling = sampling
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handler, name)
-
-    def execute(self, calc: Any, *args: Any) -> Any:
-        armed, self._sampling.armed = self._sampling.armed, False
-        try:
-            predictions = self._handler.execute(calc, *args)
-        finally:
-            self._sampling.armed = armed
-        if armed:
-            self._sampling.capture(predictions, *args)
-        return predictions
 
 
 def _as_picture(values: Tensor) -> Tensor:

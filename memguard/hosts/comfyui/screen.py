@@ -59,17 +59,18 @@ def _running(prompt_id: str | None) -> Any:
     return next((item for item in running if item[1] == prompt_id), None)
 
 
-def show(report: Report, home: str | None = None) -> None:
+def show(report: Report, home: str | None = None, again: bool = False) -> None:
     """Show a report on the node that is being executed and send it to the page that asked for the run.
 
     Args:
         report: what was found.
         home: id of the MemGuard node whose badge shows it; None is the node that is being executed.
+        again: whether the run was shown before, so that the log has its warning already.
 
     """
     instance = server()
     prompt_id, node_id = place()
-    if report.policy != "observe" and report.flagged:
+    if report.policy != "observe" and report.flagged and not again:
         log.warning("%s", message(report))
     if instance is None or node_id is None:
         return

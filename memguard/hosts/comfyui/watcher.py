@@ -184,7 +184,7 @@ class _Screen:
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
         if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
-            screen.show(report, self._home)
+            screen.show(report, self._home, again=last is not None and last.run == report.run)
 
 
 def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:

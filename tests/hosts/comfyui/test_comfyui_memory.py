@@ -104,6 +104,16 @@ def test_a_flagged_run_is_remembered_and_known_at_once_on_both_servers(page, oth
     assert MEMORIZED.lower().encode() not in path.read_bytes().lower()
 
 
+def test_the_words_of_a_flagged_run_flag_another_prompt(page, path):
+    attribution = report_of(page.run(graph(seed=24, clip=["1", 1])))["attribution"]
+    weights = {s["text"]: w for s, w in zip(attribution["spans"], attribution["weights"], strict=True) if s["text"]}
+    heavy = sorted(text.casefold() for text, weight in weights.items() if weight >= max(weights.values()) / 2)
+    assert "halley" in heavy
+    longer = f"a quick sketch of {' and '.join(heavy)}"
+    warnings = page.ask("POST", KNOWN, {"texts": [longer, ORDINARY], "checkpoints": [CHECKPOINT]})["warnings"]
+    assert (warnings[0]["kind"], warnings[0]["words"], warnings[1]) == ("words", heavy, None)
+
+
 def test_an_ordinary_run_and_a_stopped_one(page, path):
     assert report_of(page.run(graph(ORDINARY, 12)))["verdict"] == "ordinary"
     stopped = page.run(graph(seed=12, policy="stop"))

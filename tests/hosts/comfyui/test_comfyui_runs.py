@@ -41,7 +41,7 @@ FLAGS, PASSES = profile_at(0.001), profile_at(0.1)
 def shown(monkeypatch):
     """What a person would see: the reports that go to the screen."""
     seen = []
-    monkeypatch.setattr(screen, "show", lambda report, home=None: seen.append(report))
+    monkeypatch.setattr(screen, "show", lambda report, home=None, again=False: seen.append(report))
     return seen
 
 
@@ -74,7 +74,9 @@ def test_watching_and_warning_touch_nothing(policy, watch, shown):
     watched, made = watch(SD15, policy=policy, profile=FLAGS)
     seen = go(watched)
     assert torch.equal(plain, seen)
-    assert made.report_of(seen).verdict == "memorized" and len(shown) == 1
+    assert made.report_of(seen).verdict == "memorized"
+    # once when the verdict is known, once more with the whole curve
+    assert [(report.run, len(report.curve)) for report in shown] == [(shown[0].run, 0), (shown[0].run, 3)]
 
 
 def test_stop_ends_the_run_after_the_first_step_with_a_message(watch, shown, rows_of_model):
@@ -82,7 +84,7 @@ def test_stop_ends_the_run_after_the_first_step_with_a_message(watch, shown, row
     with pytest.raises(MemorizationStop, match="^MemGuard: looks memorized .* Stopped before more steps were spent"):
         go(watched, steps=20)
     assert sum(rows_of_model) == 2  # one pair
-    assert [report.verdict for report in shown] == ["memorized"]
+    assert [report.verdict for report in shown] == 2 * ["memorized"] and shown[0].run == shown[1].run
     assert torch.equal(go(watch(SD15)[0]), go(SD15))  # and the next run is a normal one
 
 
