@@ -4,7 +4,7 @@
 import { part } from "./dom.js";
 import { addPanel, makeRoom } from "./panel.js";
 
-const SMALL = { least: 18, margin: 4 };
+const SMALL = { kind: "memguard-flag", least: 18, margin: 4 };
 const flags = new WeakMap(); // node -> widget
 
 /** Show a line at a node, with a sentence for who points at it. */
@@ -32,7 +32,6 @@ function flagOf(node) {
 
 function add(node) {
   const widget = addPanel(node, "memguard_known", "MemGuard: this prompt was seen before", SMALL);
-  widget.element.classList.add("memguard-flag");
   widget.element.setAttribute("role", "status");
   flags.set(node, widget);
   return widget;

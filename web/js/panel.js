@@ -17,9 +17,9 @@ export function loadStyle() {
 }
 
 /** Add an empty panel to a node. It is a result, so it is no value of the workflow nor of the prompt. */
-export function addPanel(node, name, label, { least = 40, margin = MARGIN } = {}) {
+export function addPanel(node, name, label, { kind = "memguard-badge", least = 40, margin = MARGIN } = {}) {
   const element = document.createElement("div");
-  element.className = "memguard-badge";
+  element.className = kind;
   element.tabIndex = 0; // reading it must not need a mouse
   element.setAttribute("role", "group");
   element.setAttribute("aria-label", label);
