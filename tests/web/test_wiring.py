@@ -148,6 +148,12 @@ def test_the_check_knows_its_guard(guard):
     assert ask("precheck", "precheck.guardOf(guard)", guard=guard) is None
 
 
+def test_the_guards_of_a_sampler_are_found():
+    prompt = plain() | {"20": node("MemGuard", model=["1", 0])}
+    assert ask("wiring", "wiring.guardsOf(prompt, 7)", prompt=prompt) == ["3"]
+    assert ask("wiring", "wiring.guardsOf(prompt, '8')", prompt=prompt) == []
+
+
 def test_the_checkpoint_is_the_one_before_the_guard():
     prompt = plain() | {"20": node("UNETLoader", unet_name="other.safetensors")}
     assert ask("wiring", "wiring.checkpointsOf(prompt, '3')", prompt=prompt) == ["a.safetensors"]

@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Badge, Words } from "./badge.js";
 import { check, listenToChecks } from "./checking.js";
+import { plainPrompt } from "./graph.js";
 import { compact, replaces, restored } from "./kept.js";
 import { loadStyle } from "./panel.js";
 import { Pictures, pictureIn } from "./pictures.js";
@@ -12,6 +13,7 @@ import { guardOf } from "./precheck.js";
 import { addressOf, outputsOf, reportsOf } from "./server.js";
 import { onChange, setting, settings } from "./settings.js";
 import { watchTyping } from "./typing.js";
+import { guardsOf } from "./wiring.js";
 import { toast, warns } from "./words.js";
 
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
@@ -78,10 +80,12 @@ async function catchUp() {
   for (const [node, output] of Object.entries(outputs)) executed({ node, output, prompt_id: prompt }, true);
 }
 
-function receive({ home, prompt_id: prompt, workflow, report }, late = false) {
+// a guard from the cache may have an older id: ComfyUI keeps outputs when a node is copied or put into a subgraph
+function receive({ home, node_id: sampler, prompt_id: prompt, workflow, report }, late = false) {
   if (workflow && workflow !== root().id) return; // of another tab; fetched when that is opened
   const guard = guardOf(home);
-  showAt(guard ?? home, { report, prompt, check: guard !== null }, late);
+  const homes = guard !== null ? [guard] : badges.has(nodeAt(root(), home)) ? [home] : guardsOf(plainPrompt(root()), sampler);
+  for (const id of homes) showAt(id, { report, prompt, check: guard !== null }, late);
 }
 
 // outputs come from the cache as well, with no sampler running and so without a report

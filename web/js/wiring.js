@@ -24,6 +24,12 @@ export function samplersOf(prompt, guard) {
   return all.filter((found) => found !== null && leadsTo(prompt, found.model, String(guard)));
 }
 
+/** The ids of the guards that watch a sampler. */
+export function guardsOf(prompt, sampler) {
+  const guards = Object.keys(prompt).filter((id) => prompt[id].class_type === "MemGuard");
+  return guards.filter((guard) => samplersOf(prompt, guard).some(({ id }) => id === String(sampler)));
+}
+
 /** Names of the checkpoints that a guard watches, as their loaders' widgets have them. */
 export function checkpointsOf(prompt, guard) {
   const found = new Set();
