@@ -73,10 +73,12 @@ function addBadge(node) {
 
 // what arrived while the page was away; a report of now is never replaced by an older one
 async function catchUp() {
-  const payloads = await reportsOf(root().id);
+  const { id } = root();
+  const payloads = await reportsOf(id);
   for (const payload of payloads) receive(payload, true);
   const prompt = payloads.at(-1)?.prompt_id;
   const outputs = prompt ? await outputsOf(prompt) : {};
+  if (root().id !== id) return; // another workflow was opened meanwhile
   for (const [node, output] of Object.entries(outputs)) executed({ node, output, prompt_id: prompt }, true);
 }
 

@@ -18,8 +18,9 @@ export function onChange(act) {
   changed.addEventListener("change", act);
 }
 
+// some frontends store the new value only after they have told of it
 function tell() {
-  changed.dispatchEvent(new Event("change"));
+  queueMicrotask(() => changed.dispatchEvent(new Event("change")));
 }
 
 export const settings = [
