@@ -54,7 +54,8 @@ class Watch {
     if (asked === this.#asked) return;
     this.#asked = asked;
     const turn = ++this.#turn;
-    const answers = await Promise.all(guards.map(({ texts, checkpoints }) => known(texts.map(({ text }) => text), checkpoints)));
+    const ask = ({ texts, wholes, checkpoints }) => known([...texts.map(({ text }) => text), ...wholes], checkpoints);
+    const answers = await Promise.all(guards.map(ask));
     if (turn === this.#turn) this.#show(root, guards, answers);
   }
 
@@ -62,9 +63,10 @@ class Watch {
     const flags = new Map();
     const warned = new Set();
     guards.forEach(({ guard, texts }, which) => {
-      const found = texts.map(({ id }, index) => [id, answers[which][index]]).filter(([, warning]) => warning);
+      const whole = answers[which].slice(texts.length).find((warning) => warning);
+      const found = texts.map(({ id }, index) => [id, answers[which][index] ?? whole]).filter(([, warning]) => warning);
       const badge = this.#badgeOf(nodeAt(root, guard));
-      badge?.warn(found.map(([, warning]) => sentence(warning)));
+      badge?.warn([...new Set(found.map(([, warning]) => sentence(warning)))]);
       if (badge && found.length > 0) warned.add(badge);
       for (const [id, warning] of found) if (nodeAt(root, id)) flags.set(nodeAt(root, id), warning);
     });
@@ -79,9 +81,12 @@ class Watch {
 function guardsOf(prompt) {
   const ids = Object.keys(prompt).filter((id) => prompt[id].class_type === "MemGuard");
   const all = ids.map((guard) => {
-    const texts = samplersOf(prompt, guard).flatMap(({ positive }) => textsOf(prompt, positive));
+    const prompts = samplersOf(prompt, guard).map(({ positive }) => textsOf(prompt, positive));
+    const texts = prompts.flat();
+    // several boxes on one sampler are remembered as one prompt, joined as the report joins them
+    const wholes = prompts.filter((boxes) => boxes.length > 1).map((boxes) => [...new Set(boxes.map(({ text }) => text))].join(" | "));
     const different = [...new Map(texts.map((text) => [`${text.id}/${text.name}`, text])).values()];
-    return { guard, texts: different.filter(({ text }) => text.trim()), checkpoints: checkpointsOf(prompt, guard) };
+    return { guard, texts: different.filter(({ text }) => text.trim()), wholes, checkpoints: checkpointsOf(prompt, guard) };
   });
   return all.filter(({ texts }) => texts.length > 0);
 }
