@@ -37,6 +37,18 @@ def prompt_texts(graph: Graph, node_id: str | None, role: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def guard(graph: Graph, node_id: str | None) -> str | None:
+    """Return the id of the MemGuard node that a sampler's model comes through, the nearest one; None without one."""
+    guider = _linked(_inputs(graph, node_id).get("guider"))
+    here, seen = _linked(_inputs(graph, node_id).get("model")) or guider, set()
+    while here is not None and here not in seen:
+        if graph.get(str(here), {}).get("class_type") == "MemGuard":
+            return str(here)
+        seen.add(here)
+        here = _linked(_inputs(graph, here).get("model"))
+    return None
+
+
 def sampler_name(graph: Graph, node_id: str | None) -> str | None:
     """Return the sampler's name as the node, or the node that it gets its sampler from, shows it."""
     inputs = _inputs(graph, node_id)

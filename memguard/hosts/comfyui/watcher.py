@@ -81,7 +81,7 @@ class Watcher:
         )
         self.silent = silent
         if not silent:
-            guard.sink = _Screen(home)
+            guard.sink = _Screen(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watcher:
         """A copy of a model is watched by the same guard."""
@@ -99,7 +99,9 @@ class Watcher:
         return store.find(self.settings, latent, screen.place()[0])
 
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        prompt_id, _ = screen.place()
+        prompt_id, node_id = screen.place()
+        # a MemGuard node from the cache may have another id than when it ran
+        self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
         run = self.guard.begin(host="comfyui")
         sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None, self._explanation())
         try:
@@ -177,14 +179,14 @@ def _keep(sampling: Sampling, latent: Any) -> None:
 class _Screen:
     """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
 
-    def __init__(self, home: str | None) -> None:
-        self._home = home
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
         self._shown: Report | None = None
 
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
         if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
-            screen.show(report, self._home, again=last is not None and last.run == report.run)
+            screen.show(report, self._watcher.home, again=last is not None and last.run == report.run)
 
 
 def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:

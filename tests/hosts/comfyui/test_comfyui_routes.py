@@ -328,3 +328,17 @@ def test_a_format_without_colours_or_of_an_unknown_kind_has_no_preview():
     assert maps.preview(torch.zeros(1, 4, 8, 8), comfy.latent_formats.LatentFormat()) is None
     assert maps.preview(None, comfy.latent_formats.SD15()) is None
     assert maps.preview(torch.zeros(1, 9, 8, 8), comfy.latent_formats.SD15()) is None
+
+
+def test_the_guard_of_a_sampler_is_found_through_model_nodes_and_guiders():
+    nodes = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {}},
+        "11:6": {"class_type": "MemGuard", "inputs": {"model": ["1", 0]}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["11:6", 0]}},
+        "3": {"class_type": "KSampler", "inputs": {"model": ["2", 0]}},
+        "4": {"class_type": "CFGGuider", "inputs": {"model": ["11:6", 0]}},
+        "5": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["4", 0]}},
+        "6": {"class_type": "KSampler", "inputs": {"model": ["1", 0]}},
+    }
+    found = [graph.guard(nodes, number) for number in ("3", "5", "6", None, "absent")]
+    assert found == ["11:6", "11:6", None, None, None]
