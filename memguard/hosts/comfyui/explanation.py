@@ -24,6 +24,7 @@ from .weighing import Weighing
 
 When = Literal["flagged", "always", "never"]
 STOOD_IN = "the gradient failed ({}); attention stood in"
+NOTHING = "the gradient failed ({}), and no attention was read"
 
 
 class Explanation:
@@ -41,6 +42,7 @@ class Explanation:
         self.rows = 0  # of the network that the gradient cost
         self._weighing: Weighing | None = None
         self._note = ""
+        self._failed = ""
 
     def wants(self, flagged: bool) -> bool:
         """Whether a run is to be explained."""
@@ -68,7 +70,9 @@ class Explanation:
         except (RuntimeError, FloatingPointError) as error:  # quantised weights have no derivative
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             weighing.lacks_memory = True
-        if weighing.lacks_memory:
+        if weighing.lacks_memory and not masses:
+            self._failed = NOTHING.format(why)
+        elif weighing.lacks_memory:
             self._note = STOOD_IN.format(why)
             weighing = Weighing(namer, "attention")
             weighing.take(call, conds, reference, evidence, masses)
@@ -87,6 +91,8 @@ class Explanation:
 
     def words(self) -> Attribution | None:
         """Return the attribution; the sampler must be done, since this needs the text encoder."""
+        if self._failed:
+            return Attribution("gradient", status=self._failed)
         if self._weighing is None:
             return None
         self._weighing.namer = Namer(self.clip, self.texts())

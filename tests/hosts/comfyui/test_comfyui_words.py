@@ -250,6 +250,22 @@ def test_memory_that_runs_out_within_a_run_leaves_attention(run, monkeypatch):
     )
 
 
+def test_no_gradient_and_no_attention_is_a_reason(parts, texts, watch, monkeypatch):  # noqa: F811
+    def poor(*_):
+        raise RuntimeError("no derivative for this weight")
+
+    monkeypatch.setattr(weighing.gradient, "prompt_gradient", poor)
+    patcher, clip, negative = parts("flux")
+    with torch.inference_mode():
+        watched, watcher = watch(patcher)
+        watcher.clip, watcher.explain = clip, "always"
+        latents = tiny.sample(watched, encode(clip), negative, tiny.latent("flux"))
+    report = watcher.report_of(latents)
+    expected = "the gradient failed (no derivative for this weight), and no attention was read"
+    assert report.attribution.status == expected and report.error is None and report.findings[0].status == "ok"
+    assert report.maps == ("noise_gap",)
+
+
 def test_a_guider_of_the_custom_sampler_is_explained_as_well(parts, texts, watch):  # noqa: F811
     patcher, clip, negative = parts()
     with torch.inference_mode():
