@@ -13,7 +13,7 @@ def broken(_evidence):
     raise ValueError("boom")
 
 
-BROKEN = SimpleNamespace(NAME="broken", detect=broken)
+BROKEN = SimpleNamespace(NAME="broken", NEEDS=frozenset(), detect=broken)
 
 
 def test_a_sink_that_fails_is_logged_and_costs_nothing(step, caplog):
@@ -48,7 +48,7 @@ def test_each_detector_is_asked_once(step):
         return Finding("counting", scores=(1.0,), rms=(1.0,))
 
     guard = Guard(steps=2)
-    guard._asked = [SimpleNamespace(NAME="counting", detect=detect)]
+    guard._asked = [SimpleNamespace(NAME="counting", NEEDS=frozenset(), detect=detect)]
     run = guard.begin()
     run.observe(step(0.01, index=0))
     run.observe(step(0.01, index=1))
