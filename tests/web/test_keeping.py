@@ -87,17 +87,32 @@ def test_a_fetched_report_replaces_the_same_run_and_older_ones(run, created, rep
     assert ask("kept", "kept.replaces(e.next, null)", e=entries) is True
 
 
-def test_the_newest_picture_of_a_prompt_is_found():
+def test_the_pictures_of_a_prompt_come_the_newest_first():
     code = """((store) => {
         store.add("p", {images: [{filename: "a.png"}, {filename: "b.png", subfolder: "x", type: "temp"}]});
         store.add("p", {text: ["no picture"]});
         store.add("q", {images: [{filename: "c.png"}]});
-        return [pictures.viewPath(store.of("p")), store.of("q").filename, store.of("r")];
+        store.add("p", {images: [{filename: "d.png"}]});
+        const names = store.of("p").map((picture) => picture.filename);
+        return [pictures.viewPath(store.of("p")[1]), names, store.of("q").length, store.of("r")];
     })(new pictures.Pictures())"""
-    assert ask("pictures", code) == ["/view?filename=b.png&subfolder=x&type=temp", "c.png", None]
+    assert ask("pictures", code) == ["/view?filename=b.png&subfolder=x&type=temp", ["d.png", "b.png", "a.png"], 1, []]
 
 
-def test_a_picture_is_found_in_the_history_of_a_prompt():
+def test_pictures_are_found_in_the_history_of_a_prompt():
     outputs = {"8": {"text": ["t"]}, "10": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
-    assert ask("pictures", "pictures.pictureIn(outputs)", outputs=outputs)["filename"] == "a.png"
-    assert ask("pictures", "pictures.pictureIn(undefined)") is None
+    assert ask("pictures", "pictures.picturesIn(outputs)", outputs=outputs)[0]["filename"] == "a.png"
+    assert ask("pictures", "pictures.picturesIn(undefined)") == []
+
+
+@pytest.mark.parametrize(
+    ("size", "picture", "fits"),
+    [
+        ([16, 16], (128, 128), True),
+        ([16, 16], (128, 152), False),
+        ([64, 96], (768, 512), True),
+        ([96, 64], (768, 512), False),
+    ],
+)
+def test_a_drawing_with_a_legend_is_no_picture_of_the_run(size, picture, fits):
+    assert ask("maps", f"maps.fits({size}, {picture[0]}, {picture[1]})") is fits

@@ -20,7 +20,7 @@ const ORIGINS = {
 /** What a node shows. `check` is what its button "Check prompt" does; null leaves the button out. */
 export class Badge {
   #panel;
-  #pictureOf;
+  #picturesOf;
   #entry = null;
   #selected = null; // name of the map that is open
   #atlas = null; // maps of the shown run, fetched on first use
@@ -31,8 +31,8 @@ export class Badge {
   #said = part("div", "memguard-line");
   #copy = copyButton(() => JSON.stringify(this.#entry.report, null, 2));
 
-  constructor(node, pictureOf, check = null) {
-    this.#pictureOf = pictureOf;
+  constructor(node, picturesOf, check = null) {
+    this.#picturesOf = picturesOf;
     this.#panel = addPanel(node, "memguard_verdict", "MemGuard");
     for (const section of [this.#verdict, this.#known, this.#said]) section.setAttribute("role", "status");
     const actions = part("div", "memguard-actions");
@@ -118,9 +118,9 @@ export class Badge {
       if (this.#selected && !this.#atlas) {
         this.say("Fetching the maps …");
         const atlas = await mapsOf(report.run);
-        const picture = (await this.#pictureOf(this.#entry)) ?? previewOf(atlas);
+        const pictures = [...(await this.#picturesOf(this.#entry)), ...previewOf(atlas)];
         if (this.#entry.report.run !== report.run) return; // a new run came meanwhile
-        this.#atlas = { ...atlas, picture };
+        this.#atlas = { ...atlas, pictures };
       }
       this.say("");
     } catch (error) {
@@ -141,7 +141,7 @@ export class Badge {
   #paintMap() {
     if (!this.#selected || !this.#atlas?.maps.has(this.#selected)) return this.#map.replaceChildren();
     const spans = this.#entry.report.attribution?.spans ?? [];
-    const view = new MapView(this.#atlas, spans, this.#atlas.picture, setting("Colours"));
+    const view = new MapView(this.#atlas, spans, this.#atlas.pictures, setting("Colours"));
     view.show(this.#selected);
     this.#map.replaceChildren(view.element);
   }
@@ -170,5 +170,5 @@ export class Words {
 }
 
 function previewOf({ preview }) {
-  return preview && `data:image/png;base64,${preview}`;
+  return preview ? [`data:image/png;base64,${preview}`] : [];
 }

@@ -79,3 +79,8 @@ function word(map, spans) {
 function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
+
+/** Whether a picture has the proportions of maps of that size, [height, width]. */
+export function fits([rows, columns], width, height) {
+  return Math.abs((width * rows) / (height * columns) - 1) < 0.03;
+}

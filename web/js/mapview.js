@@ -2,7 +2,7 @@
 
 import { gradient } from "./colours.js";
 import { part } from "./dom.js";
-import { cellAt, meaningOf, pixels, rankedAt, short } from "./maps.js";
+import { cellAt, fits, meaningOf, pixels, rankedAt, short } from "./maps.js";
 
 const LISTED = 6; // words at a spot
 const START = 0.7; // opacity
@@ -10,8 +10,8 @@ const HINT = "Click a spot, or move with the arrow keys, to see the words that a
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 /**
- * One map view. `atlas` is what maps.js unpacked, `spans` those of the attribution, `source` the picture's address or
- * null.
+ * One map view. `atlas` is what maps.js unpacked, `spans` those of the attribution, `sources` addresses of pictures of
+ * which the first that has the map's proportions is shown.
  */
 export class MapView {
   #atlas;
@@ -27,12 +27,12 @@ export class MapView {
   #words = part("div", "memguard-ranked");
   element = part("div", "memguard-map");
 
-  constructor(atlas, spans, source, palette) {
+  constructor(atlas, spans, sources, palette) {
     this.#atlas = atlas;
     this.#spans = spans;
     this.#palette = palette;
     [this.#canvas.height, this.#canvas.width] = atlas.size;
-    this.#ground.append(...(source ? [this.#picture(source)] : []), this.#canvas, this.#marker);
+    this.#ground.append(this.#picture([...sources]), this.#canvas, this.#marker);
     this.#ground.style.aspectRatio = `${atlas.size[1]} / ${atlas.size[0]}`;
     this.#marker.hidden = true;
     this.#listen();
@@ -54,15 +54,19 @@ export class MapView {
     this.#rank();
   }
 
-  #picture(source) {
+  #picture(sources) {
     const image = document.createElement("img");
     image.alt = "";
     image.draggable = false;
+    // where none is left the map is shown on plain ground
+    const next = () => (sources.length > 0 ? (image.src = sources.shift()) : image.remove());
     image.addEventListener("load", () => {
+      // a drawing with a legend is none that the run made
+      if (!fits(this.#atlas.size, image.naturalWidth, image.naturalHeight)) return next();
       this.#ground.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
       });
-    image.addEventListener("error", () => image.remove()); // a deleted picture; the map is shown on plain ground
-    image.src = source;
+    image.addEventListener("error", next); // deleted
+    next();
     return image;
   }
 

@@ -7,7 +7,7 @@ import { check, listenToChecks } from "./checking.js";
 import { plainPrompt } from "./graph.js";
 import { compact, replaces, restored } from "./kept.js";
 import { loadStyle } from "./panel.js";
-import { Pictures, pictureIn } from "./pictures.js";
+import { Pictures, picturesIn } from "./pictures.js";
 import { everyNode, nodeAt } from "./places.js";
 import { guardOf } from "./precheck.js";
 import { addressOf, outputsOf, reportsOf } from "./server.js";
@@ -60,7 +60,7 @@ app.registerExtension({
 
 function addBadge(node) {
   const act = node.comfyClass === "MemGuard" ? () => check(node, badges.get(node)) : null;
-  badges.set(node, new Badge(node, pictureOf, act));
+  badges.set(node, new Badge(node, picturesOf, act));
   const sensitivity = node.widgets?.find((widget) => widget.name === "sensitivity");
   if (sensitivity) sensitivity.value = setting("Sensitivity") ?? sensitivity.value; // a loaded node gets its own afterwards
   const before = node.onConfigure;
@@ -113,11 +113,11 @@ function showAt(executionId, entry, late = false) {
   lookAgain();
 }
 
-// the picture of the same prompt, the preview of the run where it made none
-async function pictureOf({ prompt }) {
-  if (!prompt) return null;
-  const picture = pictures.of(prompt) ?? pictureIn(await outputsOf(prompt));
-  return picture && addressOf(picture);
+// addresses of what the same prompt made; of a run before a reload the history knows
+async function picturesOf({ prompt }) {
+  if (!prompt) return [];
+  const seen = pictures.of(prompt);
+  return (seen.length > 0 ? seen : picturesIn(await outputsOf(prompt))).map(addressOf);
 }
 
 function root() {

@@ -1,4 +1,4 @@
-// The pictures that runs produced, the newest of each prompt. No DOM, no ComfyUI, so that node can test it.
+// The pictures that runs produced, of each prompt the newest first. No DOM, no ComfyUI, so that node can test it.
 
 const KEPT = 50; // prompts
 
@@ -7,27 +7,28 @@ export function viewPath({ filename, subfolder, type }) {
   return `/view?${new URLSearchParams({ filename, subfolder: subfolder ?? "", type: type ?? "output" })}`;
 }
 
-/** The last picture in the outputs of a finished prompt, {node: {images}} as in ComfyUI's history; null without one. */
-export function pictureIn(outputs) {
+/** The pictures in the outputs of a finished prompt, {node: {images}} as in ComfyUI's history, the newest first. */
+export function picturesIn(outputs) {
   const images = Object.values(outputs ?? {}).flatMap((output) => output?.images ?? []);
-  return images.filter((image) => image?.filename).at(-1) ?? null;
+  return images.filter((image) => image?.filename).reverse();
 }
 
 /** A store of pictures by prompt id. */
 export class Pictures {
-  #newest = new Map();
+  #found = new Map();
 
   /** Remember what a node of a prompt produced; outputs without a picture change nothing. */
   add(prompt, output) {
-    const picture = pictureIn({ output });
-    if (!prompt || !picture) return;
-    this.#newest.delete(prompt);
-    this.#newest.set(prompt, picture);
-    if (this.#newest.size > KEPT) this.#newest.delete(this.#newest.keys().next().value);
+    const added = picturesIn({ output });
+    if (!prompt || added.length === 0) return;
+    const all = [...added, ...this.of(prompt)];
+    this.#found.delete(prompt);
+    this.#found.set(prompt, all);
+    if (this.#found.size > KEPT) this.#found.delete(this.#found.keys().next().value);
   }
 
-  /** The newest picture of a prompt, or null. */
+  /** The pictures of a prompt, the newest first. */
   of(prompt) {
-    return this.#newest.get(prompt) ?? null;
+    return this.#found.get(prompt) ?? [];
   }
 }
