@@ -160,6 +160,7 @@ def test_a_model_without_cross_attention_has_a_reason_and_keeps_its_other_score(
     model, image = tiny.build(kind), tiny.latent(kind)
     watched, watcher = watch(model, detectors=["text_noise_norm", "attention_entropy"])
     latents = tiny.sample(watched, tiny.prompt(kind, 1), tiny.prompt(kind, 2), image)
+    assert torch.equal(latents, tiny.sample(model, tiny.prompt(kind, 1), tiny.prompt(kind, 2), image))
     norm, entropy = watcher.report_of(latents).findings
     assert norm.status == "ok" and entropy.scores == ()
     assert entropy.status.endswith("has no cross-attention layers: prompt and picture share their attention")
