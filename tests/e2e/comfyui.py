@@ -18,6 +18,20 @@ CHECKPOINT = "memguard-testbed.safetensors"
 START = 240  # seconds; a busy machine needs a minute to import torch
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """Return the test bed's checkpoint: the file in MEMGUARD_TESTBED_CHECKPOINT, or a fresh export into a folder."""
+    given = os.environ.get("MEMGUARD_TESTBED_CHECKPOINT")
+    if given:
+        return Path(given)
+    import pytest
+
+    pytest.importorskip("diffusers", reason="diffusers is not installed, and MEMGUARD_TESTBED_CHECKPOINT is not set")
+    from memguard.testbed import export
+
+    export.to_checkpoint(folder / CHECKPOINT)
+    return folder / CHECKPOINT
+
+
 class Server:
     """The running server.
 

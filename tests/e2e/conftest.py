@@ -12,7 +12,7 @@ from memguard import calibration
 from memguard.calibration import Conditions, Profile
 
 from .browser import Browser, executable
-from .comfyui import CHECKPOINT, Server
+from .comfyui import Server, checkpoint_in
 from .driving import open_page
 
 RENDERERS = {"classic": False, "nodes2": True}
@@ -27,15 +27,7 @@ def frontends() -> list[str]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """The test bed's checkpoint: the file in MEMGUARD_TESTBED_CHECKPOINT, or a fresh export."""
-    given = os.environ.get("MEMGUARD_TESTBED_CHECKPOINT")
-    if given:
-        return Path(given)
-    pytest.importorskip("diffusers", reason="diffusers is not installed, and MEMGUARD_TESTBED_CHECKPOINT is not set")
-    from memguard.testbed import export
-
-    file = tmp_path_factory.mktemp("checkpoint") / CHECKPOINT
-    export.to_checkpoint(file)
-    return file
+    return checkpoint_in(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session", params=frontends(), ids=lambda path: Path(path).name if path != "installed" else path)

@@ -65,7 +65,7 @@ def show(report: Report, home: str | None = None, again: bool = False) -> None:
     Args:
         report: what was found.
         home: id of the MemGuard node whose badge shows it; None is the node that is being executed.
-        again: whether the run was shown before, so that the log has its warning already.
+        again: whether the run was shown before with the same message: log and node have it already.
 
     """
     instance = server()
@@ -74,7 +74,8 @@ def show(report: Report, home: str | None = None, again: bool = False) -> None:
         log.warning("%s", message(report))
     if instance is None or node_id is None:
         return
-    instance.send_progress_text(message(report), node_id, instance.client_id)
+    if not again:
+        instance.send_progress_text(message(report), node_id, instance.client_id)
     payload = {
         "home": home or node_id,
         "node_id": node_id,

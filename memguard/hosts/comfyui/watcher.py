@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...guard import Guard
 from ...records import Report
+from ...wording import message
 from . import graph, known, model, roles, screen
 from .explanation import Explanation, When
 from .latents import store
@@ -186,7 +187,8 @@ class _Screen:
     def __call__(self, report: Report) -> None:
         last, self._shown = self._shown, report
         if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
-            screen.show(report, self._watcher.home, again=last is not None and last.run == report.run)
+            again = last is not None and (last.run, message(last)) == (report.run, message(report))
+            screen.show(report, self._watcher.home, again)
 
 
 def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any) -> dict[str, Any]:

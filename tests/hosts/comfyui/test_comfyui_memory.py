@@ -4,21 +4,18 @@ The test bed's checkpoint is exported once per run of the tests, or taken from M
 come from the profile that ships with the package.
 """
 
-import os
 import sqlite3
 import threading
 import urllib.error
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from memguard_pack.tests.e2e.comfyui import CHECKPOINT, Server
+from memguard_pack.tests.e2e.comfyui import CHECKPOINT, Server, checkpoint_in
 from memguard_pack.tests.hosts.comfyui import client, host
 
 pytestmark = pytest.mark.slow
 
-NEEDS = "the test bed as a diffusers model needs the extra memguard[diffusers]"
 MEMORIZED = "Halley breakfast at noon - press kit"
 ORDINARY = "a red kettle on a wooden table"
 KNOWN, MEMORY = "/memguard/v1/known", "/memguard/v1/memory"
@@ -27,13 +24,7 @@ KNOWN, MEMORY = "/memguard/v1/known", "/memguard/v1/memory"
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comfyui")
-    given = os.environ.get("MEMGUARD_TESTBED_CHECKPOINT")
-    checkpoint = Path(given) if given else folder / CHECKPOINT
-    if not given:
-        pytest.importorskip("diffusers", reason=NEEDS)
-        from memguard.testbed.export import to_checkpoint
-
-        to_checkpoint(checkpoint)
+    checkpoint = checkpoint_in(folder)
     running = [Server(host.root(), folder / "one", checkpoint)]
     try:
         running.append(Server(host.root(), folder / "two", checkpoint, user=folder / "one/user"))

@@ -4,8 +4,6 @@ The test bed's checkpoint is exported once per run of the tests, or taken from M
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +12,12 @@ from PIL import Image
 from memguard.calibration import Conditions, Profile, fit
 from memguard.overlay import BAR
 from memguard.testbed import loader
-from memguard_pack.tests.e2e.comfyui import Server
+from memguard_pack.tests.e2e.comfyui import CHECKPOINT, Server, checkpoint_in
 from memguard_pack.tests.hosts.comfyui import client, host
 
 pytestmark = pytest.mark.slow
 
 NEEDS = "the test bed as a diffusers model needs the extra memguard[diffusers]"
-CHECKPOINT = "memguard-testbed.safetensors"
 MEMORIZED = "Halley breakfast at noon - press kit"
 ORDINARY = "a red kettle on a wooden table"
 NODES = {"MemGuard", "MemGuard_Report", "MemGuard_CheckPrompt", "MemGuard_Calibrate", "MemGuard_LoadProfile"}
@@ -30,13 +27,7 @@ NODES |= {"MemGuard_TokenAttribution", "MemGuard_Overlay"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comfyui")
-    given = os.environ.get("MEMGUARD_TESTBED_CHECKPOINT")
-    checkpoint = Path(given) if given else folder / CHECKPOINT
-    if not given:
-        pytest.importorskip("diffusers", reason=NEEDS)
-        from memguard.testbed.export import to_checkpoint
-
-        to_checkpoint(checkpoint)
+    checkpoint = checkpoint_in(folder)
     running = Server(host.root(), folder / "base", checkpoint)
     yield running
     running.close()
@@ -100,7 +91,9 @@ def test_a_run_ends_in_a_report_an_event_a_text_and_a_picture(page, server):
     assert (report["prompt"], report["negative_prompt"], report["seeds"]) == (MEMORIZED, "", [1])
     assert (report["sampler"], report["steps"], report["cfg"]) == ("euler", 4, 7.5)
     assert (report["width"], report["height"], report["family"], report["host"]) == (128, 128, "sd15", "comfyui")
-    (event,) = outcome.of("memguard.report")
+    judged, event = outcome.of("memguard.report")  # once more at the end, with the whole curve
+    assert (judged["report"]["run"], judged["report"]["curve"]) == (event["report"]["run"], [])
+    assert event["report"]["curve"] == report["curve"] and len(report["curve"]) == 4
     assert set(event) == {"home", "node_id", "prompt_id", "workflow", "report"}
     assert (event["home"], event["node_id"], event["prompt_id"]) == ("5", "6", outcome.prompt_id)
     assert outcome.outputs["7"]["memguard_home"] == ["5"]
