@@ -101,11 +101,11 @@ class Watcher:
 
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, node_id = screen.place()
-        # a MemGuard node from the cache may have another id than when it ran
-        self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
         run = self.guard.begin(host="comfyui")
         sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None, self._explanation())
         try:
+            # a MemGuard node from the cache may have another id than when it ran
+            self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
             self._lend_empty_prompt(sampling)
@@ -133,8 +133,11 @@ class Watcher:
         if self.clip is None or self.explain == "never":
             return None
         prompt_id, node_id = screen.place()
-        nodes = screen.running_prompt(prompt_id)
-        return Explanation(self.clip, lambda: graph.prompt_texts(nodes, node_id, roles.PROMPT), self.explain)
+
+        def texts() -> list[str]:
+            return graph.prompt_texts(screen.running_prompt(prompt_id), node_id, roles.PROMPT)
+
+        return Explanation(self.clip, texts, self.explain)
 
     def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         stack = _running.get()
