@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from . import mitigations, neurons
     from .guard import Guard, MemorizationStop
-    from .hosts.diffusers import attach, calibrate, explain, scan
+    from .hosts.diffusers import attach, calibrate, explain, optimize_prompt, scan, treat
     from .records import Attribution, Finding, Report
 
 _LAZY = {
@@ -25,7 +26,9 @@ _LAZY = {
     "attach": ".hosts.diffusers",
     "calibrate": ".hosts.diffusers",
     "explain": ".hosts.diffusers",
+    "optimize_prompt": ".hosts.diffusers",
     "scan": ".hosts.diffusers",
+    "treat": ".hosts.diffusers",
 }
 
 __all__ = [
@@ -38,11 +41,17 @@ __all__ = [
     "attach",
     "calibrate",
     "explain",
+    "mitigations",
+    "neurons",
+    "optimize_prompt",
     "scan",
+    "treat",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("mitigations", "neurons"):
+        return importlib.import_module(f".{name}", __name__)
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

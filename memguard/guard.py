@@ -20,7 +20,7 @@ from .calibration import Profile, Sensitivity, judge
 from .detectors import get as get_detector
 from .detectors.attention_entropy_late import is_late
 from .detectors.text_noise_norm import gap_map
-from .records import POLICIES, REFERENCES, Finding, Policy, Reference, Report, StepEvidence
+from .records import POLICIES, REFERENCES, VERDICTS, Finding, Policy, Reference, Report, StepEvidence
 from .version import VERSION
 from .wording import message
 
@@ -43,7 +43,8 @@ class Guard:
     Args:
         detectors: names of the detectors to ask.
         policy: "observe" (touch nothing), "warn" (also warn), "stop" (end a run that looks memorized) or "mitigate".
-        mitigation: what policy "mitigate" applies.
+        mitigation: what policy "mitigate" applies to a run that looks memorized: None or "auto" (cheapest first, at
+            most three attempts), a name, a ``memguard.mitigations.get(...)``, or up to three of these, tried in order.
         profile: what ordinary prompts score on this checkpoint; None looks for one by the model's fingerprint.
         steps: number of model calls to score.
         sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
@@ -70,8 +71,8 @@ class Guard:
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy is {policy!r}; use one of {', '.join(POLICIES)}")
-        if policy == "mitigate" or mitigation is not None:
-            raise ValueError("this version of memguard has no mitigations yet; use policy observe, warn or stop")
+        if policy != "mitigate" and mitigation is not None:
+            raise ValueError(f"a mitigation was given and policy is {policy!r}; use policy mitigate to apply it")
         if reference not in REFERENCES:
             raise ValueError(f"reference is {reference!r}; use one of {', '.join(REFERENCES)}")
         if steps < 1:
@@ -83,6 +84,14 @@ class Guard:
         needs = frozenset().union(*(detector.NEEDS for detector in self._asked))
         self.attention = "attention" in needs  # whether a host must read cross-attention at the scored steps
         self.late = "late" in needs  # whether the last fifth of the steps is scored too
+        self.ladder = None
+        if policy == "mitigate":
+            if steps != 1 or self.late:
+                raise ValueError("policy mitigate decides at the first step; use steps 1 and no late detector")
+            from .mitigations import get as get_mitigation  # most guards need none
+            from .mitigations.auto import ladder
+
+            self.ladder = ladder(mitigation, get_mitigation)
         self.policy: Policy = policy
         self.profile = profile
         self.steps = steps
@@ -158,6 +167,20 @@ class Run:
         if self.guard.policy == "stop" and self.report.flagged:
             raise MemorizationStop(self.report)
 
+    @property
+    def to_mitigate(self) -> bool:
+        """Whether the first step has shown that this run is to be mitigated, and nothing was tried yet."""
+        return self.guard.policy == "mitigate" and self.report.flagged and not self.report.attempts
+
+    def judge(self, evidence: StepEvidence) -> Finding | None:
+        """Return what the detectors say of a treated first step: the gravest finding that has a verdict."""
+        found = [finding for finding in self._findings([evidence])[0] if finding.verdict in VERDICTS]
+        return max(found, key=lambda finding: VERDICTS.index(finding.verdict), default=None)
+
+    def publish(self) -> None:
+        """Show the report as it is now."""
+        self._publish()
+
     def failed(self, error: Exception) -> None:
         """Record an error inside memguard. The picture goes on, except under policy "stop".
 
@@ -191,25 +214,29 @@ class Run:
     def _judge(self) -> Exception | None:
         """Ask every detector; return the last error of those that failed, whose findings say so."""
         self._judged = len(self.evidence)
+        findings, broken = self._findings(self.evidence)
+        gap = gap_map(self.evidence[-1]).cpu() if self.evidence and broken is None else None
+        self.report = replace(self.report, findings=findings, noise_gap_map=gap)
+        return broken
+
+    def _findings(self, evidence: Sequence[StepEvidence]) -> tuple[tuple[Finding, ...], Exception | None]:
         findings, broken = [], None
         for detector in self.guard._asked:
             try:
-                finding = self._ask(detector)
+                finding = self._ask(detector, evidence)
             except Exception as error:
                 broken = error
                 status = f"an error inside memguard: {error}"
                 finding = Finding(detector.NAME, status=status, reference=self.guard.reference, threshold_source="")
             findings.append(finding)
-        gap = gap_map(self.evidence[-1]).cpu() if self.evidence and broken is None else None
-        self.report = replace(self.report, findings=tuple(findings), noise_gap_map=gap)
-        return broken
+        return tuple(findings), broken
 
-    def _ask(self, detector: Any) -> Finding:
-        if not self.evidence:
+    def _ask(self, detector: Any, evidence: Sequence[StepEvidence]) -> Finding:
+        if not evidence:
             reason = self.reason or "the run ended before its first step was complete"
             return Finding(detector.NAME, status=reason, reference=self.guard.reference, threshold_source="")
-        first = self.evidence[: self.guard.steps]
-        finding = detector.detect(self.evidence if "late" in detector.NEEDS else first)
+        first = evidence[: self.guard.steps]
+        finding = detector.detect(evidence if "late" in detector.NEEDS else first)
         return judge(finding, self.report, first, self.guard.profile, self.guard.sensitivity)
 
     def _publish(self) -> None:

@@ -105,6 +105,7 @@ class Finding:
         zscore: distance from ordinary prompts, in standard deviations of the log score; None without a profile.
         percentile: share of ordinary prompts that score lower, 0..100; None without a profile.
         threshold: RMS from which the verdict is at least "suspicious".
+        typical: RMS of the median ordinary prompt; None where it is not known.
         threshold_source: where the threshold comes from, or why there is none.
         verdict: "ordinary", "suspicious", "memorized" or "unknown".
 
@@ -122,6 +123,7 @@ class Finding:
     zscore: float | None = None
     percentile: float | None = None
     threshold: float | None = None
+    typical: float | None = None
     threshold_source: str = "uncalibrated"
     verdict: Verdict = "unknown"
 
@@ -213,6 +215,30 @@ class NeuronSet:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One try to mitigate a run.
+
+    Attributes:
+        mitigation: what was tried, in words.
+        changes: what was changed, or why nothing was; one line each.
+        scores: of each image afterwards, by the detector that flagged the run; empty where it was not scored again.
+        verdict: afterwards; "unknown" where it was not scored again.
+        kept: whether the run went on with it.
+        extra_rows: rows of the model that it cost.
+        seconds: that it took.
+
+    """
+
+    mitigation: str
+    changes: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    verdict: Verdict = "unknown"
+    kept: bool = False
+    extra_rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is known of one sampling run. ``to_json`` is the format that all screens read."""
 
@@ -233,7 +259,8 @@ class Report:
     policy: Policy = "observe"
     findings: tuple[Finding, ...] = ()
     attribution: Attribution | None = None
-    actions: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()  # what was changed to mitigate the run
+    attempts: tuple[Attempt, ...] = ()  # what was tried to mitigate the run
     notes: tuple[str, ...] = ()
     error: str | None = None
     scores_before: tuple[float, ...] = ()
@@ -257,14 +284,22 @@ class Report:
         """Whether the run looks memorized or comes close to it."""
         return self.verdict in FLAGGED
 
+    @property
+    def verdict_after(self) -> Verdict:
+        """The verdict of the last attempt that was kept; "unknown" where nothing was, or it was not scored again."""
+        kept = [attempt.verdict for attempt in self.attempts if attempt.kept]
+        return kept[-1] if kept else "unknown"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: numbers, strings, lists and dicts. NaN and infinity become None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise_gap_map"}
         values["findings"] = [asdict(finding) for finding in self.findings]
+        values["attempts"] = [asdict(attempt) for attempt in self.attempts]
         values["attribution"] = attribution_dict(self.attribution) if self.attribution else None
         from .wording import message
 
-        return _plain({"schema": SCHEMA, **values, "verdict": self.verdict, "message": message(self)})
+        more = {"verdict": self.verdict, "verdict_after": self.verdict_after, "message": message(self)}
+        return _plain({"schema": SCHEMA, **values, **more})
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the report as JSON text with its schema version."""
@@ -284,6 +319,8 @@ class Report:
         known = {f.name for f in fields(cls)} - {"noise_gap_map"}
         kept = {k: _frozen(v) for k, v in values.items() if k in known}
         kept["findings"] = tuple(Finding(**{k: _frozen(v) for k, v in f.items()}) for f in values.get("findings", ()))
+        tried = values.get("attempts", ())
+        kept["attempts"] = tuple(Attempt(**{k: _frozen(v) for k, v in each.items()}) for each in tried)
         kept["attribution"] = _attribution(values.get("attribution"))
         return cls(**kept)
 

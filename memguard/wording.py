@@ -30,7 +30,26 @@ def message(report: Report) -> str:
         text += f", higher than {percent(finding.percentile)} of ordinary prompts)"
     else:
         text += f", {finding.threshold_source})"
-    return text
+    return text + mitigated(report)
+
+
+def mitigated(report: Report) -> str:
+    """Return what became of a run that was to be mitigated, behind the sentence; "" where nothing was tried."""
+    if not report.attempts:
+        return ""
+    kept = [attempt for attempt in report.attempts if attempt.kept]
+    if not kept:
+        return "; could not be mitigated, the picture is the unmitigated one"
+    done = f"; mitigated by {', then '.join(attempt.mitigation for attempt in kept)}"
+    if not kept[-1].scores:
+        return f"{done}, not scored again"
+    score = sum(kept[-1].scores) / len(kept[-1].scores)
+    now = {
+        "ordinary": "looks ordinary",
+        "suspicious": "may be memorized",
+        "memorized": "looks memorized",
+    }
+    return f"{done}: now {now.get(kept[-1].verdict, 'without a verdict')} (score {score:.3g})"
 
 
 def percent(value: float) -> str:

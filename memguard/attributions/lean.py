@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -77,7 +78,8 @@ class _Twice(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Callable[..., Any], *tensors: Tensor) -> Any:
-        ctx.call = call
+        # a backward pass may run in another thread, and after what held for the forward pass is over
+        ctx.call = partial(copy_context().run, call)
         ctx.save_for_backward(*tensors)
         return call(*tensors)
 

@@ -14,7 +14,7 @@ from .profile import Profile, Sensitivity
 
 # Ordinary prompts reach an L2 of 1-2 and memorized ones more than 3-5 on SD1.4 at 512 px and t = 981, over five
 # independent code bases; as RMS over 4 x 64 x 64 elements, 3 is 0.0234 and 5 is 0.0391.
-LITERATURE_SUSPICIOUS, LITERATURE_MEMORIZED = 3 / 128, 5 / 128
+LITERATURE_ORDINARY, LITERATURE_SUSPICIOUS, LITERATURE_MEMORIZED = 1.5 / 128, 3 / 128, 5 / 128
 LITERATURE_LATENT = 64 * 64
 # Below this share of the largest sigma a run starts from a picture, and its score means something else.
 FULL_NOISE = 0.7
@@ -78,6 +78,7 @@ def _by_profile(finding: Finding, rms: float, profile: Profile, sensitivity: Sen
         zscore=z,
         percentile=distribution.percentile(rms),
         threshold=distribution.threshold(sensitivity.suspicious),
+        typical=distribution.threshold(0.0),
         threshold_source=source,
         verdict=grave if z >= sensitivity.suspicious else "ordinary",
     )
@@ -88,6 +89,7 @@ def _by_literature(finding: Finding, rms: float) -> Finding:
     return replace(
         finding,
         threshold=LITERATURE_SUSPICIOUS,
+        typical=LITERATURE_ORDINARY,
         threshold_source="uncalibrated: literature values for SD1 at 512 px",
         verdict=grave if rms >= LITERATURE_SUSPICIOUS else "ordinary",
     )

@@ -164,7 +164,8 @@ def test_the_map_is_that_of_the_last_scored_step(step):
     ("arguments", "text"),
     [
         ({"policy": "panic"}, "policy is 'panic'; use one of observe, warn, stop, mitigate"),
-        ({"policy": "mitigate"}, "this version of memguard has no mitigations yet"),
+        ({"policy": "mitigate", "steps": 2}, "policy mitigate decides at the first step; use steps 1"),
+        ({"policy": "warn", "mitigation": "auto"}, "a mitigation was given and policy is 'warn'; use policy mitigate"),
         ({"reference": "none"}, "reference is 'none'; use one of negative, empty"),
         ({"steps": 0}, "steps is 0; score at least 1 step"),
         ({"detectors": ("nose",)}, "no detector is called 'nose'; there are: attention_entropy, "),

@@ -18,26 +18,44 @@ from torch import Tensor, nn
 from ...attributions.moment import Encoded
 from .rows import Unscored, own
 
-Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+# of a call: module, args, kwargs, output -> None, or what to give out instead
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
+# before a call: module, args, kwargs -> None, or the args and kwargs to use instead
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any, ...], dict[str, Any]] | None"]
 
 
 @contextmanager
-def listening(module: nn.Module, hook: Hook) -> Iterator[None]:
-    """Call ``hook(module, args, kwargs, output)`` after every call of a module; leaves no hook behind."""
+def listening(
+    module: nn.Module, hook: Hook, before: Before | None = None, plainly: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Call ``before`` and ``hook`` around every call of a module; leaves no hook behind.
+
+    Args:
+        module: the denoiser.
+        hook: called after each call.
+        before: called before it.
+        plainly: whether a module that was compiled in place is to run this call as it is written.
+
+    """
     compiled = module._compiled_call_impl
     if compiled is None:
-        handle = module.register_forward_hook(hook, with_kwargs=True)
+        handles = [module.register_forward_hook(hook, with_kwargs=True)]
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return
 
     # module.compile() traces forward hooks into its graph; beside the compiled call the graph stays as it is
     def call(*args: Any, **kwargs: Any) -> Any:
-        output = compiled(*args, **kwargs)
-        hook(module, args, kwargs, output)
-        return output
+        changed = None if before is None else before(module, args, kwargs)
+        args, kwargs = changed or (args, kwargs)
+        output = (module._call_impl if plainly() else compiled)(*args, **kwargs)
+        given = hook(module, args, kwargs, output)
+        return output if given is None else given
 
     module._compiled_call_impl = call
     try:
@@ -68,20 +86,19 @@ class Call:
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
-        """Read a call from what a forward hook sees.
+        """Read a call from what a forward hook sees; before the call the output is None and x its place holder.
 
         Raises:
             Unscored: if the module is not called like a text-conditional image denoiser.
 
         """
-        names = inspect.signature(getattr(module, "_orig_mod", module).forward).parameters
-        arguments = dict(zip(names, args, strict=False)) | kwargs
+        arguments = by_name(module, args, kwargs)
         sample = arguments.get("sample", arguments.get("hidden_states"))
         timestep, text = arguments.get("timestep"), arguments.get("encoder_hidden_states")
         if not isinstance(sample, Tensor) or not isinstance(text, Tensor) or timestep is None:
             raise Unscored(f"{type(module).__name__} is not called with a latent, a timestep and an encoded prompt")
-        prediction = _image(_tensor(output), arguments)
         x = _image(sample, arguments)
+        prediction = _like(x, module) if output is None else _image(tensor_of(output), arguments)
         if prediction.shape[1] == 2 * x.shape[1]:
             prediction = prediction.chunk(2, 1)[0]  # the second half is the learned variance
         if len(prediction) != len(text):
@@ -89,12 +106,13 @@ class Call:
         # in-painting models see a mask and a picture in further channels
         return cls(module, arguments, x[:, : prediction.shape[1]], prediction, torch.as_tensor(timestep).detach(), text)
 
-    def repeat(self, rows: slice, prompt: Encoded) -> Tensor:
+    def repeat(self, rows: slice, prompt: Encoded, x: Tensor | None = None) -> Tensor:
         """Predict some rows again with other prompts: the one thing that costs rows. Follows torch's gradient mode.
 
         Args:
             rows: of this call, R of them.
             prompt: V * R rows, variant by variant.
+            x: other latents, [V * R, C, h, w]; None is the call's own.
 
         Returns:
             The prediction, [V * R, C, h, w].
@@ -116,18 +134,68 @@ class Call:
         if len(prompt.text) != count:
             times = len(prompt.text) // count
             arguments = {k: v if k.endswith("_ids") else _tiled(v, times, count) for k, v in arguments.items()}
-        arguments = arguments | {"encoder_hidden_states": prompt.text.to(self.text)}
-        if prompt.pooled is not None:
-            if "pooled_projections" in arguments:
-                arguments["pooled_projections"] = prompt.pooled.to(arguments["pooled_projections"])
-            elif "text_embeds" in (added := arguments.get("added_cond_kwargs") or {}):
-                arguments["added_cond_kwargs"] = added | {"text_embeds": prompt.pooled.to(added["text_embeds"])}
+        arguments = with_latents(with_prompt(arguments, prompt), x)
         with own():
-            return _image(_tensor(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
+            return _image(tensor_of(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
 
 
-def _tensor(output: Any) -> Tensor:
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a denoiser call by name."""
+    names = inspect.signature(getattr(module, "_orig_mod", module).forward).parameters
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def with_prompt(arguments: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
+    """Return the arguments of a call on another prompt, of as many rows."""
+    changed = arguments | {"encoder_hidden_states": prompt.text.to(arguments["encoder_hidden_states"])}
+    if prompt.pooled is not None:
+        name, table = _pooled(arguments)
+        if name == "pooled_projections":
+            changed[name] = prompt.pooled.to(table)
+        elif name:
+            changed["added_cond_kwargs"] = arguments["added_cond_kwargs"] | {name: prompt.pooled.to(table)}
+    return changed
+
+
+def prompt_of(arguments: dict[str, Any]) -> Encoded:
+    """Return what a call is conditioned on, all rows."""
+    return Encoded(arguments["encoder_hidden_states"], _pooled(arguments)[1])
+
+
+def with_latents(arguments: dict[str, Any], x: Tensor | None) -> dict[str, Any]:
+    """Return the arguments of a call on other latents [B, C, h, w]; further channels (in-painting) stay."""
+    if x is None:
+        return arguments
+    name = "sample" if "sample" in arguments else "hidden_states"
+    old = arguments[name]
+    if old.ndim == 3:
+        x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    return arguments | {name: x.to(old) if old.ndim == 3 else torch.cat([x.to(old), old[:, x.shape[1] :]], 1)}
+
+
+def _pooled(arguments: dict[str, Any]) -> tuple[str, Tensor | None]:
+    if arguments.get("pooled_projections") is not None:
+        return "pooled_projections", arguments["pooled_projections"]
+    table = (arguments.get("added_cond_kwargs") or {}).get("text_embeds")
+    return ("", None) if table is None else ("text_embeds", table)
+
+
+def _like(x: Tensor, module: nn.Module) -> Tensor:
+    """Return as many channels of the latents as the model predicts."""
+    predicted = getattr(module, "config", {}).get("out_channels")
+    return x if x.shape[1] <= (predicted or x.shape[1]) else x[:, :predicted]
+
+
+def tensor_of(output: Any) -> Tensor:
+    """Return the prediction of a denoiser's output, as the model gives it."""
     return output[0] if isinstance(output, tuple | list) else getattr(output, "sample", output)
+
+
+def output_of(output: Any, prediction: Tensor) -> Any:
+    """Return a denoiser's output with another prediction, as the model gives it."""
+    if isinstance(output, tuple | list):
+        return type(output)([prediction, *output[1:]])
+    return prediction if isinstance(output, Tensor) else type(output)(sample=prediction)
 
 
 def _rows(value: Any, rows: slice, batch: int) -> Any:

@@ -59,8 +59,9 @@ class Keeping(Reader):
             roles = ["cond" if role == "uncond" else "uncond" for role in roles]
         return super()._pair(call, roles)
 
-    def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
-        evidence = self._last = super()._evidence(call, rows, reference)
+    def evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
+        """Return the evidence of some rows of a call, and keep what explains it."""
+        evidence = self._last = super().evidence(call, rows, reference)
         if self.read is not None and evidence.attention is None:
             raise Unscored(evidence.unread)
         if evidence.attention is not None and self.step < self.steps:

@@ -77,6 +77,23 @@ def family(module: nn.Module) -> str:
     return UNET_FAMILIES.get(config.get("cross_attention_dim") or 0, "other")
 
 
+def eos_padded(pipe: Any, width: int) -> int:
+    """Return how many of an encoded prompt's features come from an encoder that fills prompts up with EOS.
+
+    Args:
+        pipe: the pipeline.
+        width: number of features.
+
+    """
+    tokenizer: Any = getattr(pipe, "tokenizer", None)
+    if tokenizer is None or family(denoiser(pipe) or nn.Identity()) in ("sd3", "flux"):
+        return 0  # what SD3 and Flux see of CLIP goes through joint attention and the pooled vector
+    if getattr(tokenizer, "pad_token_id", None) != getattr(tokenizer, "eos_token_id", ""):
+        return 0
+    own = getattr(getattr(pipe, "text_encoder", None), "config", None)
+    return min(width, int(getattr(own, "hidden_size", width)))
+
+
 def name_of(module: nn.Module) -> str:
     """Return the fingerprint of a denoiser. LoRA layers are left out: they ride on the same checkpoint."""
     return fingerprint(weight for name, weight in module.named_parameters() if "lora_" not in name)

@@ -151,19 +151,19 @@ class Reader:
         if not equal(call.x[cond].nan_to_num(), call.x[uncond].nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
         if self._wish_differs():
-            return self._evidence(call, cond, self._spend(call, cond))
-        return self._evidence(call, cond, call.prediction[uncond])
+            return self.evidence(call, cond, self._spend(call, cond))
+        return self.evidence(call, cond, call.prediction[uncond])
 
     def _alone(self, call: Call) -> StepEvidence | None:
         everything = slice(0, len(call.text))
         if self.prompts.uncond is None:
             if self.prompts.wish is None:
                 raise Unscored(self._guidance_off(call.module))
-            return self._evidence(call, everything, self._spend(call, everything))
+            return self.evidence(call, everything, self._spend(call, everything))
         if self._batched:
             return None  # a further prediction of another guidance (skip-layer guidance), at a step that was read
         if self._wish_differs():
-            return self._evidence(call, everything, self._spend(call, everything))
+            return self.evidence(call, everything, self._spend(call, everything))
         return self._second("cond", call)
 
     def _second(self, role: str, call: Call) -> StepEvidence | None:
@@ -175,7 +175,7 @@ class Reader:
         if not equal(first.timestep, call.timestep) or not equal(first.x.nan_to_num(), call.x.nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
         cond, uncond = (call, first) if role == "cond" else (first, call)
-        return self._evidence(cond, slice(0, len(cond.text)), uncond.prediction)
+        return self.evidence(cond, slice(0, len(cond.text)), uncond.prediction)
 
     def _wish_differs(self) -> bool:
         wished, uncond = self.prompts.wished, self.prompts.uncond
@@ -198,7 +198,15 @@ class Reader:
         with no_grad():
             return call.repeat(rows, wished.head(count))
 
-    def _evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
+    def evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
+        """Return the evidence of some rows of a call.
+
+        Args:
+            call: the model call.
+            rows: that carry the prompt.
+            reference: what is predicted without it, in the model's own units, [R, C, h, w].
+
+        """
         here = level(self.pipe.scheduler, call.timestep)
         if self._full_noise is None:
             self._full_noise = here.full_noise

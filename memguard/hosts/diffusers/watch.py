@@ -10,7 +10,7 @@ Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,8 +21,10 @@ from ...guard import Guard, Run
 from . import pipes
 from .attention import attending
 from .calls import listening
+from .mitigating import Mitigating
 from .reader import Reader
 from .rows import OWN, Prompts
+from .steering import Steering, keeping_latents
 
 
 @contextmanager
@@ -76,7 +78,10 @@ def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return watch.run(self, args, kwargs)
 
-    with methods(pipe, __call__=call, **encoding(pipe, watch.encoded)):
+    own = {"__call__": call, **encoding(pipe, watch.encoded)}
+    if guard.policy == "mitigate":
+        own |= keeping_latents(pipe, lambda: watch.steering)
+    with methods(pipe, **own):
         yield pipe
 
 
@@ -87,6 +92,7 @@ class _Watch:
         self.guard, self.call = guard, call
         self._models: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._now: tuple[Run, Prompts] | None = None
+        self.steering: Steering | None = None
 
     def run(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self.guard.begin(**pipes.host_facts())
@@ -95,10 +101,17 @@ class _Watch:
             if reader is None or module is None:
                 return self.call(pipe, *args, **kwargs)
             self._now = (run, reader.prompts)
-            with attending(self.guard.attention, module) as reader.read, listening(module, reader):
+            with ExitStack() as stack:
+                reader.read = stack.enter_context(attending(self.guard.attention, module))
+                if self.guard.policy == "mitigate":
+                    hook = Mitigating(run, reader, module, stack)
+                    self.steering = hook.steering
+                    stack.enter_context(listening(module, hook, hook.before, hook.plainly))
+                else:
+                    stack.enter_context(listening(module, reader))
                 return self.call(pipe, *args, **kwargs)
         finally:
-            self._now = None
+            self._now = self.steering = None
             run.finish()
 
     def encoded(self, *what: Any) -> None:

@@ -1,0 +1,94 @@
+"""Policy ``mitigate`` in a pipeline: the first call is scored as it is, and made again under what the loop decides.
+
+Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.loop, memguard.mitigations, torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ...detectors.text_noise_norm import NAME as NORM
+from ...guard import Run
+from ...loop import mitigate
+from ...mitigations.base import Treatment
+from ...records import Attempt, StepEvidence
+from .calls import Call
+from .reader import Reader
+from .rows import OWN
+from .starting import start
+from .steering import TWO_CALLS, Steering, eagerly, set_eager, suitable
+
+
+class Mitigating:
+    """The hooks of one run under policy "mitigate": an ordinary run goes on untouched.
+
+    Args:
+        run: of the guard.
+        reader: scores the first call.
+        stack: of the run; what a treatment needs stays on it until the run is over.
+
+    """
+
+    def __init__(self, run: Run, reader: Reader, module: nn.Module, stack: ExitStack) -> None:
+        self.run, self.reader, self.stack, self.module = run, reader, stack, module
+        self.steering = Steering(reader.pipe, module, reader.prompts, self._count)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments of a model call under the treatment, if there is one."""
+        return self.steering.before(module, args, kwargs)
+
+    def plainly(self) -> bool:
+        """Whether a compiled model is to run as it is written: its graph would not follow the edits."""
+        return bool(self.steering.treatment.edits)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Score and mitigate the first call, guide the others; the signature is that of a forward hook."""
+        self.reader(module, args, kwargs, output)
+        if OWN.get():
+            return None
+        if not self.run.to_mitigate:
+            return self.steering.after(module, args, kwargs, output)
+        try:
+            return self._first(Call.of(module, args, kwargs, output), output)
+        except Exception as error:  # of ours: the picture goes on unmitigated
+            self.run.failed(error)
+            return None
+
+    def _first(self, call: Call, output: Any) -> Any:
+        steering, made = self.steering, []
+        blocks = steering.blocks(call.text)
+        if set(blocks) != {"cond", "uncond"}:
+            self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
+            return None
+        scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
+        began = start(self.reader.pipe, call, blocks, self.reader.prompts, steering.editor, scored, self._count)
+
+        def redo(treatment: Treatment) -> StepEvidence:
+            again, given = steering.again(call, blocks, treatment)
+            made.append((treatment, again, given))
+            return replace(self.reader.evidence(again, blocks["cond"], again.prediction[blocks["uncond"]]), step=0)
+
+        with steering.editor.installed(), eagerly(self.module):
+            treatment = mitigate(self.run, began, redo)
+        if not treatment.changes:
+            steering.calls += 1
+            return None
+        steering.adopt(suitable(treatment, blocks, given=True))
+        self.stack.enter_context(steering.editor.installed())
+        set_eager(self.stack, self.module)
+        steering.calls += 1
+        kept = [(again, given) for tried, again, given in made if _same(tried, treatment)]
+        return steering.guided(*kept[-1]) if kept else steering.guided(call, output)
+
+    def _count(self, rows: int) -> None:
+        self.run.extra_rows += rows
+
+
+def _same(tried: Treatment, kept: Treatment) -> bool:
+    """Whether two treatments predict the same at the first step."""
+    names = ("prompt", "reference", "noise")
+    return tried.edits == kept.edits and all(getattr(tried, name) is getattr(kept, name) for name in names)

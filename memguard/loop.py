@@ -1,0 +1,113 @@
+"""The closed loop of policy ``mitigate``: try, score the first step again, keep what helped, escalate, report.
+
+May import: memguard.guard, memguard.records, memguard.mitigations.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .guard import Run
+from .mitigations.auto import ATTEMPTS, title
+from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
+from .records import FLAGGED, Attempt, Finding, StepEvidence
+
+log = logging.getLogger("memguard")
+
+# A score that just slips under the threshold belongs to a prompt that still copies (docs/evidence/mitigation.md): an
+# attempt has helped when the score is within this factor of the median ordinary prompt's.
+CLOSE = 1.1
+HELPED = 0.75  # an attempt that leaves more than this share of the score is taken back: no change without effect
+LATER = "acts after the first step, so the first step's score does not change by it"
+BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
+
+Redo = Callable[[Treatment], StepEvidence]  # makes the first model call again, under a treatment
+
+
+def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
+    """Return the treatment that a flagged run goes on with; the report tells what was tried.
+
+    Treatments add up. One that hardly lowers the score is taken back. What goes wrong in one attempt is
+    noted, and the next one is tried: the picture is never lost.
+
+    Args:
+        run: flagged at its first step.
+        start: that step.
+        redo: called once for each attempt that changes what is predicted.
+
+    """
+    assert run.guard.ladder is not None
+    flagged = _flagged(run.report.findings)
+    best, lowest = Treatment(), _mean(flagged.scores)
+    run.learn(scores_before=flagged.scores)
+    for rung in run.guard.ladder(start)[:ATTEMPTS]:
+        began, rows = time.perf_counter(), run.extra_rows
+        treatment, changes = _apply(rung, start, best)
+        attempt = Attempt(title(rung), changes)
+        evidence = None
+        try:
+            evidence = redo(treatment) if _rescored(treatment, best) else None
+        except BROKEN as error:
+            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {_line(error)}"))
+            treatment = best
+        found = None if evidence is None else run.judge(evidence)
+        if found is not None:
+            attempt = replace(attempt, scores=found.scores, verdict=found.verdict)
+        kept = treatment is not best and (found is None or _mean(found.scores) <= HELPED * lowest)
+        if kept and found is None:
+            attempt = replace(attempt, changes=(*attempt.changes, LATER))
+        if kept:
+            best, lowest = treatment, lowest if found is None else _mean(found.scores)
+        spent = run.extra_rows - rows
+        attempt = replace(attempt, kept=kept, extra_rows=spent, seconds=time.perf_counter() - began)
+        run.learn(attempts=(*run.report.attempts, attempt), actions=best.notes)
+        if kept:
+            run.learn(scores_after=attempt.scores or run.report.scores_after)
+        if found is not None and _ordinary(found):
+            break
+    run.publish()
+    return best
+
+
+def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple[Treatment, tuple[str, ...]]:
+    """Return the treatment with a rung on top, and a line for each of its mitigations."""
+    treatment = before
+    lines: list[str] = []
+    for each in rung:
+        try:
+            start.cancelled()
+            after = each.treat(start, treatment)
+            lines += after.notes[len(treatment.notes) :]
+            treatment = after
+        except BROKEN as error:
+            log.warning("%s: %s", each.TITLE, _line(error))
+            lines.append(f"{each.TITLE} was left out: {_line(error)}")
+    return treatment, tuple(lines)
+
+
+def _rescored(treatment: Treatment, before: Treatment) -> bool:
+    """Whether a treatment changes the predictions of the first step, and not only how they are used."""
+    changed = (treatment.edits != before.edits, treatment.prompt is not before.prompt)
+    return any((*changed, treatment.reference is not before.reference, treatment.noise is not before.noise))
+
+
+def _ordinary(found: Finding) -> bool:
+    """Whether a run scores as ordinary prompts do."""
+    if found.verdict in FLAGGED or found.mean_rms is None:
+        return False
+    return found.typical is None or found.mean_rms <= CLOSE * found.typical
+
+
+def _flagged(findings: Sequence[Finding]) -> Finding:
+    return next(finding for finding in findings if finding.verdict in FLAGGED)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,157 @@
+"""The one cross-attention edit that serves every mitigation in every host.
+
+An edit is a function of projected queries, keys and values: multiplying a logit by c is multiplying its key by c, and
+silencing a value neuron is a zero in v. Two things cannot be said that way, and an edit may say them apart: ``keep``
+names the keys that take part at all (the others are left out of the computation, so a masked prompt is cheaper), and
+``bias`` is added to the logits. A host puts them together with ``Plan.attend`` and gives its own attention function, so
+no backend is replaced.
+
+May import: torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 77  # columns of a CLIP prompt; longer prompts are chunks of it, each with its own BOS, EOS and padding
+OTHER, BOS, WORD, EOS, PADDING = range(5)  # what stands in a token column; OTHER: not text (pictures as prompts)
+CODES = {"bos": BOS, "word": WORD, "eos": EOS, "padding": PADDING}
+
+# q, k, v as [R, positions or tokens, heads * d], a bias that broadcasts to [R, heads, positions, tokens], and which
+# rows and columns of the call these are (None: all) -> output [R, positions, ...]
+Backend = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"], Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Where an edit acts: one cross-attention layer within one model call.
+
+    Attributes:
+        layer: its diffusers name, "down_blocks.0.attentions.0.transformer_blocks.0.attn2".
+        heads: number of heads.
+        scale: of the logits, usually 1 / sqrt(d).
+        conditional: which rows carry the prompt, bool [B].
+        groups: what stands in each token column, int8 [B, tokens] of OTHER, BOS, WORD, EOS and PADDING; None where the
+            prompt's tokens are not known.
+        step: index of the model call.
+        sigma: noise level of the call, as in StepEvidence.
+
+    """
+
+    layer: str
+    heads: int
+    scale: float
+    conditional: Tensor
+    groups: Tensor | None = None
+    step: int = 0
+    sigma: float = 0.0
+
+
+class Edit:
+    """An edit that changes nothing; a mitigation overrides what it needs."""
+
+    NEEDS_TOKENS = False  # whether it does nothing useful where ``groups`` is None
+
+    def acts(self, layer: str) -> bool:
+        """Whether the edit acts on a layer."""
+        return True
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, positions, heads * d], keys and values [B, tokens, heads * d] to use instead."""
+        return q, k, v
+
+    def keep(self, conditional: Tensor, groups: Tensor | None) -> Tensor | None:
+        """Return which keys take part, bool [B, tokens]; None for all. The same in every layer."""
+        return None
+
+    def bias(self, q: Tensor, k: Tensor, site: AttentionSite) -> Tensor | None:
+        """Return what is added to the scaled logits, [B, heads, positions, tokens]; None for nothing."""
+        return None
+
+
+class Plan:
+    """The edits of one model call.
+
+    Args:
+        edits: applied in this order, each on what the one before returned.
+        conditional: which rows carry the prompt, bool [B].
+        groups: what stands in each token column, int8 [B, tokens], or None.
+        step: index of the model call.
+        sigma: noise level of the call.
+
+    """
+
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        conditional: Tensor,
+        groups: Tensor | None,
+        step: int = 0,
+        sigma: float = 0.0,
+    ) -> None:
+        self.edits, self.conditional, self.groups, self.step, self.sigma = edits, conditional, groups, step, sigma
+        self._alike = _alike([edit.keep(conditional, groups) for edit in edits])
+        self.cuts = self._alike is not None  # whether keys are left out, in every layer
+
+    def fits(self, k: Tensor) -> bool:
+        """Whether a layer sees the rows that the plan was made for; regional prompts change their number inside."""
+        return len(k) == len(self.conditional) and (self.groups is None or self.groups.shape[-1] == k.shape[1])
+
+    def attend(self, layer: str, heads: int, scale: float, q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+        """Return the output of one layer under all edits."""
+        site = AttentionSite(layer, heads, scale, self.conditional, self.groups, self.step, self.sigma)
+        bias = None
+        for edit in self.edits:
+            if edit.acts(layer):
+                q, k, v = edit(q, k, v, site)
+                more = edit.bias(q, k, site)
+                if more is not None:
+                    bias = more if bias is None else bias + more
+        if self._alike is None:
+            return backend(q, k, v, bias, None, None)
+        found = []
+        for rows, columns in self._alike:
+            part = None if bias is None else bias[rows][..., columns]
+            found.append(backend(q[rows], k[rows][:, columns], v[rows][:, columns], part, rows, columns))
+        out = found[0].new_empty((len(q), *found[0].shape[1:]))
+        for (rows, _), part in zip(self._alike, found, strict=True):
+            out[rows] = part
+        return out
+
+
+def _alike(keeps: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]] | None:
+    """Return rows that keep the same columns, as (rows, columns); None where all rows keep all columns."""
+    kept = None
+    for keep in keeps:
+        if keep is not None:
+            kept = keep if kept is None else kept & keep
+    if kept is None or bool(kept.all()):
+        return None
+    patterns, which = kept.unique(dim=0, return_inverse=True)
+    return [
+        (torch.nonzero(which == number).flatten(), torch.nonzero(pattern).flatten())
+        for number, pattern in enumerate(patterns)
+    ]
+
+
+def last_share(columns: Tensor, share: float) -> Tensor:
+    """Return the last ``share`` of the columns of each row, bool [B, tokens], rounded up; 1 returns all of them."""
+    if share >= 1:
+        return columns
+    from_the_end = columns.flip(-1).cumsum(-1).flip(-1)
+    wanted = (columns.sum(-1, keepdim=True) * share).ceil()
+    return columns & (from_the_end <= wanted)
+
+
+def heads_last(values: Tensor, heads: int) -> Tensor:
+    """Return [B, n, heads, d] of [B, n, heads * d]."""
+    return values.unflatten(-1, (heads, -1))
+
+
+def rows_of(table: Tensor, rows: int) -> Tensor:
+    """Return a table of one or of all rows with as many rows as asked for."""
+    return table.expand(rows, -1) if len(table) == 1 else table

@@ -1,0 +1,83 @@
+"""Guidance that is limited only where the running noise-gap map is high (this project's own; no paper).
+
+Template memorization copies a part of a picture, and no published mitigation is made for that. The map of a call is the
+RMS of the noise gap over the channels, smoothed over 3 x 3 pixels, and averaged over the calls so far with a decay. At
+each pixel the gap is multiplied by min(1, limit / map) ** power. The limit is what ordinary prompts reach at the first
+step by the profile, or without a profile the lower quarter of the map; it grows as the map's own median does, since the
+gap of every prompt grows while noise falls.
+
+May import: memguard.mitigations, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .base import Guidance, Mitigation, Start, Step, Treatment
+
+QUARTER = 0.25
+
+
+@dataclass(frozen=True)
+class LocalGuidance(Mitigation):
+    """Limit guidance in memorized places. At a strength s the gap goes the share s of the way.
+
+    Args:
+        level: factor of the limit; higher limits less.
+        power: how sharply guidance falls above the limit.
+        decay: share of the map so far that the next call keeps.
+
+    """
+
+    NAME = "local_guidance"
+    TITLE = "Local guidance"
+    SOURCE = "MemGuard"
+
+    level: float = 1.0
+    power: float = 4.0
+    decay: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.demand("level", self.level > 0, "give a factor above 0")
+        self.demand("power", self.power > 0, "give a power above 0")
+        self.demand("decay", 0 <= self.decay < 1, "give a share from 0 to below 1")
+
+    def _treat(self, start: Start, before: Treatment) -> Treatment:
+        limiter = Limiter(self, start.threshold)
+        text = "guidance limited where the noise gap is high"
+        return replace(before, guidance=(*before.guidance, limiter)).note(text)
+
+
+class Limiter(Guidance):
+    """The guidance of ``LocalGuidance``; holds the running map of one run."""
+
+    def __init__(self, settings: LocalGuidance, ordinary: float | None) -> None:
+        self.settings, self.ordinary = settings, ordinary
+        self._map: Tensor | None = None
+        self._limit = torch.zeros(())  # at the first call, [B, 1, 1, 1]
+        self._median = torch.ones(())
+
+    def __call__(self, gap: Tensor, step: Step) -> Tensor:
+        """Return the gap [B, C, h, w], limited pixel by pixel."""
+        here = gap.float().square().mean(1, keepdim=True).sqrt()
+        here = functional.avg_pool2d(functional.pad(here, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        if self._map is None:
+            self._map, self._median = here, median(here)
+            lowest = here.flatten(1).quantile(QUARTER, dim=1).reshape(-1, 1, 1, 1)
+            self._limit = lowest if self.ordinary is None else torch.full_like(lowest, self.ordinary)
+        else:
+            self._map = self.settings.decay * self._map + (1 - self.settings.decay) * here
+        growth = (median(self._map) / self._median.clamp(min=1e-12)).clamp(min=1)
+        limit = self.settings.level * self._limit * growth
+        weight = (limit / self._map.clamp(min=1e-12)).clamp(max=1) ** self.settings.power
+        return gap * (1 + self.settings.strength * (weight - 1)).to(gap)
+
+
+def median(values: Tensor) -> Tensor:
+    """Return the median of each image, [B, 1, 1, 1]."""
+    return values.flatten(1).median(1).values.reshape(-1, 1, 1, 1)

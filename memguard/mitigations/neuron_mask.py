@@ -1,0 +1,81 @@
+"""Value neurons of a NeuronSet multiplied by a factor (NeMo: Hintersdorf, Struppek et al., NeurIPS 2024, section 4).
+
+Masking conceals a memory and does not erase it: another prompt, or a search over embeddings, may find it again
+(Kowalczuk et al., 2025). ``parity="official"``: the rows without the prompt are masked too.
+
+May import: memguard.records, memguard.neurons, memguard.mitigations, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..records import NeuronSet
+from .base import Mitigation, Start, Treatment, Unsuitable
+from .edit import AttentionSite, Edit
+
+
+@dataclass(frozen=True)
+class NeuronMask(Mitigation):
+    """Multiply value neurons.
+
+    Args:
+        neurons: which ones.
+        factor: what they are multiplied by; 1 changes nothing; None is the set's own. At a strength s it is
+            1 - (1 - factor) s.
+        force: use a set that was made for another checkpoint.
+
+    """
+
+    NAME = "neuron_mask"
+    TITLE = "Neuron mask"
+    SOURCE = "Hintersdorf et al., NeurIPS 2024"
+
+    neurons: NeuronSet = field(default_factory=lambda: NeuronSet({}))
+    factor: float | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(self.neurons.indices.values()):
+            raise ValueError(
+                f"{self.NAME}: neurons is empty; load a neuron set, or find one with memguard neurons find"
+            )
+
+    def _treat(self, start: Start, before: Treatment) -> Treatment:
+        whole = self.neurons.scale if self.factor is None else self.factor
+        factor = 1 - (1 - whole) * self.strength
+        if factor == 1:
+            return before
+        if not start.widths:
+            raise Unsuitable("the model has no cross-attention layers, so it has no value neurons")
+        from ..neurons.files import check  # only who has a set needs the room
+
+        check(self.neurons, start.widths, start.model, self.force)
+        edit = Mask(self.neurons.indices, factor, everywhere=self.parity == "official")
+        count = sum(map(len, self.neurons.indices.values()))
+        return replace(before, edits=(*before.edits, edit)).note(f"{count} value neurons x {factor:g}")
+
+
+class Mask(Edit):
+    """The edit of ``NeuronMask``."""
+
+    def __init__(self, indices: dict[str, tuple[int, ...]], factor: float, everywhere: bool = False) -> None:
+        self.indices = {layer: torch.tensor(found) for layer, found in indices.items() if found}
+        self.factor, self.everywhere = factor, everywhere
+
+    def acts(self, layer: str) -> bool:
+        """Whether the set has neurons of this layer."""
+        return layer in self.indices
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the values with the neurons of the prompt's rows multiplied."""
+        indices = self.indices[site.layer].to(v.device)
+        factor = v.new_ones(v.shape[-1]).index_fill(0, indices, self.factor)
+        if self.everywhere:
+            return q, k, v * factor
+        rows = site.conditional[:, None, None]
+        return q, k, torch.where(rows, v * factor, v)

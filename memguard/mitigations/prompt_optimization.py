@@ -1,0 +1,139 @@
+"""Prompt optimisation (Wen et al., ICLR 2024, section 4.3): the encoded prompt is moved until its noise gap is small.
+
+AdamW on the text embedding at the first step, joint over the images of a prompt and the run's own starting noise:
+loss = mean over images of d_j = || eps(x_T, prompt) - eps(x_T, "") ||_2; it ends before the step at which the loss is
+at most the target, or after a number of steps. BOS is frozen. The embedding is optimised in float32 and cast at its
+use. What is predicted without the prompt does not change, so it is predicted once and not at every iteration.
+
+``parity="official"``: the loss is the norm of the whole batch, sqrt(n) times as large, and BOS, whose gradient alone is
+zeroed, shrinks by the weight decay.
+
+May import: memguard.mitigations, memguard.attributions.moment, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..attributions.moment import Encoded
+from .base import Mitigation, Start, Treatment, View, blend
+from .edit import BOS, rows_of
+
+ORDINARY = 0.75  # share of the median ordinary prompt's noise gap to aim at
+FAILED = "the gradient holds NaN or infinity; run the model in float32"
+
+
+@dataclass(frozen=True)
+class PromptOptimization(Mitigation):
+    """Optimise the encoded prompt. At a strength s the prompt goes the share s of the way to the optimum.
+
+    Args:
+        lr: learning rate of AdamW.
+        iterations: at most.
+        target: L2 of the noise gap, mean over images, at which to stop (official: of the whole batch); None is
+            three quarters of the median ordinary prompt's, and no target without a profile.
+        weight_decay: of AdamW.
+        pooled: optimise the pooled vector too (SDXL, SD3, Flux), which goes past the attention.
+
+    """
+
+    NAME = "prompt_optimization"
+    TITLE = "Prompt optimisation"
+    SOURCE = "Wen et al., ICLR 2024"
+    EVALUATES = True
+
+    lr: float = 0.05
+    iterations: int = 10
+    target: float | None = None
+    weight_decay: float = 0.01
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.demand("lr", self.lr > 0, "give a learning rate above 0, such as 0.05")
+        self.demand("iterations", self.iterations >= 0, "give 0 or more")
+        self.demand("target", self.target is None or self.target > 0, "give a noise gap above 0, or None")
+        self.demand("weight_decay", self.weight_decay >= 0, "give 0 or more")
+
+    def _treat(self, start: Start, before: Treatment) -> Treatment:
+        prompt = before.prompt or start.prompt
+        target = self.target
+        if target is None and start.typical is not None:
+            target = ORDINARY * start.typical * start.elements**0.5
+        found, losses = optimize(self, start, before, target)
+        after = replace(before, prompt=blend(prompt, found, self.strength))
+        text = f"prompt optimised for {len(losses) - 1} iterations, noise gap {losses[0]:.3g} to {losses[-1]:.3g}"
+        if target is not None and losses[-1] > target:
+            text += f"; the target {target:.3g} was not reached, give it more iterations"
+        return after.note(text)
+
+
+def optimize(
+    settings: PromptOptimization, start: Start, before: Treatment, target: float | None
+) -> tuple[Encoded, list[float]]:
+    """Return the optimised prompt, float32 of B rows, and the loss before each step and at the end.
+
+    Raises:
+        FloatingPointError: where the loss is NaN or infinite.
+
+    """
+    prompt = before.prompt or start.prompt
+    reference = before.reference or start.needs_reference()
+    official = settings.parity == "official"
+    with torch.no_grad():
+        uncond = start.predict(View(reference, before.noise)).float()
+    rows, which = _distinct(prompt)
+    text = prompt.text[rows].detach().float().clone()
+    pooled = None if prompt.pooled is None else prompt.pooled[rows].detach().float().clone()
+    frozen = _frozen(start.groups, text, rows)
+    kept = text.clone()
+    losses: list[float] = []
+    with start.gradients():
+        leaves = [text.requires_grad_(True)]
+        if settings.pooled and pooled is not None:
+            leaves.append(pooled.requires_grad_(True))
+        adamw = torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=settings.weight_decay)
+        while True:
+            start.cancelled()
+            here = Encoded(text[which], None if pooled is None else pooled[which])
+            norms = (start.predict(View(here, before.noise, before.edits)).float() - uncond).flatten(1).norm(dim=1)
+            loss = torch.linalg.vector_norm(norms) if official else norms.mean()
+            losses.append(float(loss.detach()))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(FAILED)
+            if len(losses) > settings.iterations or (target is not None and losses[-1] <= target):
+                break
+            adamw.zero_grad()
+            loss.backward()
+            assert text.grad is not None
+            text.grad[frozen] = 0
+            adamw.step()
+            if not official:
+                with torch.no_grad():
+                    text[frozen] = kept[frozen]
+    last = None if pooled is None else pooled.detach()[which]
+    return Encoded(text.detach()[which], last), losses
+
+
+def _distinct(prompt: Encoded) -> tuple[Tensor, Tensor]:
+    """Return the first row of each different prompt, and for each row the number of its prompt."""
+    rows: list[int] = []
+    which: list[int] = []
+    for row, text in enumerate(prompt.text):
+        same = next((n for n, first in enumerate(rows) if torch.equal(text, prompt.text[first])), len(rows))
+        rows += [row] if same == len(rows) else []
+        which.append(same)
+    device = prompt.text.device
+    return torch.tensor(rows, device=device), torch.tensor(which, device=device)
+
+
+def _frozen(groups: Tensor | None, text: Tensor, rows: Tensor) -> Tensor:
+    """Return where BOS is, bool [prompts, tokens]; the first column where the tokens are not known."""
+    if groups is None:
+        first = torch.zeros(text.shape[:2], dtype=torch.bool, device=text.device)
+        first[:, 0] = True
+        return first
+    return rows_of(groups.to(text.device), int(rows.max()) + 1)[rows] == BOS
