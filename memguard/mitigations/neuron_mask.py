@@ -41,9 +41,7 @@ class NeuronMask(Mitigation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(self.neurons.indices.values()):
-            raise ValueError(
-                f"{self.NAME}: neurons is empty; load a neuron set, or find one with memguard neurons find"
-            )
+            raise ValueError(f"{self.NAME}: neurons is empty; load a set, or find one with memguard neurons find")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         whole = self.neurons.scale if self.factor is None else self.factor
