@@ -244,7 +244,7 @@ def _gate(rows: list[dict[str, Any]]) -> str:
     helped = sum(r["after"] == "ordinary" for r in rows if r["kind"] != "ordinary")
     return (
         f"auto: {same} of the {len(judged)} runs that it judged ordinary are bit-identical; it touched {touched} of "
-        f"{len(ordinary)} ordinary prompts, judged {len(missed)} of {len(rows) - len(ordinary)} memorized ones ordinary "
+        f"{len(ordinary)} ordinary prompts, judged {len(missed)} of {len(rows) - len(ordinary)} memorized runs ordinary "
         f"and brought {helped} down to ordinary."
     )
 

@@ -41,7 +41,7 @@ class Falling(Mitigation):
 
 @pytest.fixture
 def tried(step, profile):
-    """A function that runs the loop on a run whose score is high; returns treatment, report and the treatments tried."""
+    """A function that runs the loop on a run with a high score; returns treatment, report and the treatments tried."""
 
     def build(*mitigations, score=0.1, cancelled=lambda: None):
         guard = Guard(policy="mitigate", mitigation=list(mitigations), profile=profile())

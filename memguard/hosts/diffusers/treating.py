@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...loop import BROKEN
-from ...mitigations.base import Mitigation, Parity, Treatment
+from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from . import pipes
 from .batch import Enough
@@ -169,7 +169,7 @@ def optimize_prompt(
             contextlib.suppress(Enough),
         ):
             pipe(**{k: v for k, v in call.items() if v is not None})
-    except Unscored as reason:
+    except (Unscored, Unsuitable) as reason:
         raise ValueError(f"the prompt cannot be optimised: {reason}") from None
     finally:
         pipe.set_progress_bar_config(**progress)
