@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from . import neurons
     from .guard import Guard, MemorizationStop
     from .hosts.diffusers import attach, calibrate, explain, scan
     from .records import Attribution, Finding, Report
@@ -27,6 +28,8 @@ _LAZY = {
     "explain": ".hosts.diffusers",
     "scan": ".hosts.diffusers",
 }
+# neuron_host is for memguard.neurons: the core reaches a host through this door only
+_MODULES = {"neurons": ".neurons", "neuron_host": ".hosts.diffusers.neurons"}
 
 __all__ = [
     "Attribution",
@@ -38,6 +41,7 @@ __all__ = [
     "attach",
     "calibrate",
     "explain",
+    "neurons",
     "scan",
 ]
 
@@ -45,4 +49,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
