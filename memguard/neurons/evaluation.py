@@ -98,7 +98,7 @@ class Trials:
 
     @property
     def asked(self) -> int:
-        """Rows that this search has asked for, known or not; a search that is continued decides by this as the first."""
+        """Rows that this search has asked for, known or not: a search that is continued decides as the first did."""
         return sum(self._asked.values())
 
     @property

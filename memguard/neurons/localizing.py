@@ -94,8 +94,10 @@ def _provenance(trials: Trials, prompt: str, mode: str, threshold: float, outcom
     said = [
         f"memguard {VERSION}, NeMo, mode {mode}, parity {trials.parity or 'repaired'}, timestep {trials.t:g}",
         f"MS-SSIM with {taps(*size)} taps on {size[1]} x {size[0]} latents",
-        f"{len(trials.images)} of {len(trials.x)} seeds look memorized (threshold {threshold:g})",
+        f"{len(trials.images)} of {len(trials.x)} seeds have a twin above {threshold:g}",
     ]
+    if outcome is None:
+        said.append("the prompt does not look memorized")
     if outcome is not None:
         at = f"theta {outcome.round.theta:g}, k {outcome.round.top_k}"
         said.append(f"{len(outcome.neurons)} of {outcome.candidates} candidates ({at})")

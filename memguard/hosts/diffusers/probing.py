@@ -130,8 +130,7 @@ def activations(layers: Mapping[str, Any], text: Tensor) -> dict[str, Tensor]:
     found = {}
     with torch.no_grad(), own():
         for name, layer in layers.items():
-            given = text.to(layer.to_v.weight.dtype) if text.dtype != layer.to_v.weight.dtype else text
-            given = layer.norm_encoder_hidden_states(given) if layer.norm_cross else given
+            given = layer.norm_encoder_hidden_states(text) if layer.norm_cross else text
             found[name] = layer.to_v(given).float().abs().mean(1).cpu()
     return found
 
