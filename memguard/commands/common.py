@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,17 @@ def progress(items: Iterable[Any], total: int | None, what: str, start: int = 0)
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on one line."""
     print(json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def neuron_values(neurons: Any) -> dict[str, Any]:
+    """Return a neuron set as plain values."""
+    return {"neurons": neurons.count, **asdict(neurons)}
+
+
+def neuron_line(name: object, neurons: Any) -> str:
+    """Return a neuron set in one line."""
+    what = "1 neuron" if neurons.count == 1 else f"{neurons.count} neurons"
+    ssim = "" if neurons.ssim_after is None else f", SSIM {neurons.ssim_after:.3f} with them blocked"
+    before = "" if neurons.ssim_before is None else f", seeds alike {neurons.ssim_before:.3f}"
+    rows = f", {neurons.rows} rows" if neurons.rows else ""
+    return f"{name}: {what} in {len(neurons.indices)} layers{before}{ssim}{rows}, model {neurons.model or 'unknown'}"

@@ -138,6 +138,22 @@ class Call:
         with own():
             return _image(tensor_of(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
 
+    def moved(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Predict other latents, all with the prompt and the arguments of the first row; follows the gradient mode.
+
+        Args:
+            x: [R, C, h, w].
+            timestep: a scalar.
+
+        Returns:
+            The prediction, [R, C, h, w].
+
+        """
+        batch = len(self.text)
+        first = {k: _tiled(_rows(v, slice(0, 1), batch), len(x), 1) for k, v in self.arguments.items()}
+        with own():
+            return _tensor(self.module(**first | {"sample": x, "timestep": timestep}))[:, : self.prediction.shape[1]]
+
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a denoiser call by name."""
