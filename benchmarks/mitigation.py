@@ -244,8 +244,8 @@ def _gate(rows: list[dict[str, Any]]) -> str:
     helped = sum(r["after"] == "ordinary" for r in rows if r["kind"] != "ordinary")
     return (
         f"auto: {same} of the {len(judged)} runs that it judged ordinary are bit-identical; it touched {touched} of "
-        f"{len(ordinary)} ordinary prompts, judged {len(missed)} of {len(rows) - len(ordinary)} memorized runs ordinary "
-        f"and brought {helped} down to ordinary."
+        f"{len(ordinary)} prompts that were never trained, judged {len(missed)} of {len(rows) - len(ordinary)} "
+        f"memorized runs ordinary and brought {helped} down to ordinary."
     )
 
 

@@ -17,10 +17,11 @@ from ...loop import mitigate
 from ...mitigations.base import Treatment
 from ...records import Attempt, StepEvidence
 from .calls import Call
+from .hooks import eagerly, set_eager
 from .reader import Reader
 from .rows import OWN
 from .starting import start
-from .steering import TWO_CALLS, Steering, eagerly, set_eager, suitable
+from .steering import TWO_CALLS, Steering, suitable
 
 
 class Mitigating:
@@ -65,7 +66,16 @@ class Mitigating:
             self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
             return None
         scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
-        began = start(self.reader.pipe, call, blocks, self.reader.prompts, steering.editor, scored, self._count)
+        began = start(
+            self.reader.pipe,
+            call,
+            blocks,
+            self.reader.prompts,
+            steering.editor,
+            scored,
+            self._count,
+            steering.scale(call),
+        )
 
         def redo(treatment: Treatment) -> StepEvidence:
             again, given = steering.again(call, blocks, treatment)

@@ -6,8 +6,8 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -105,11 +105,10 @@ class Steering:
         self.treatment = treatment
         if treatment.noise is not None and self.latents is not None:
             noise = treatment.noise.to(self.latents)
-            factor = getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
             if noise.shape != self.latents.shape:  # Flux packs its latents
                 noise = with_latents({"hidden_states": self.latents}, noise)["hidden_states"]
             with torch.no_grad():
-                self.latents.copy_(noise * factor)
+                self.latents.copy_(noise * self._initial())
 
     def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> tuple[Call, Any]:
         """Make the first call again under a treatment; return it and its output."""
@@ -128,11 +127,29 @@ class Steering:
 
     def guided(self, call: Call, output: Any) -> Any:
         """Return an output of the first call with the gap of the treatment's guidance."""
-        return self._guided(call, output) if self.treatment.guidance else output
+        changed = self._guided(call, output) if self.treatment.guidance else None
+        return output if changed is None else changed
 
     def _noise(self, call: Call, treatment: Treatment | None = None) -> Tensor | None:
         noise = (treatment or self.treatment).noise
-        return None if noise is None else noise.to(call.x).repeat(len(call.x) // len(noise), 1, 1, 1)
+        if noise is None:
+            return None
+        return (noise * self.scale(call)).to(call.x).repeat(len(call.x) // len(noise), 1, 1, 1)
+
+    def scale(self, call: Call) -> float:
+        """Return what noise of unit variance is multiplied by in the model's input; schedulers scale it twice."""
+        given = call.arguments.get("sample", call.arguments.get("hidden_states"))
+        if self.latents is None or given is None:
+            return 1.0
+        latents = self.latents.float()
+        x = given[: len(latents), : latents.shape[1]].float()
+        if x.shape != latents.shape:
+            return 1.0
+        ratio = float((x * latents).sum() / latents.square().sum()) * self._initial()
+        return 1.0 if math.isclose(ratio, 1.0, rel_tol=1e-4) or not math.isfinite(ratio) else ratio
+
+    def _initial(self) -> float:
+        return float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
 
     def _exchanged(
         self, arguments: dict[str, Any], blocks: dict[str, slice], treatment: Treatment | None = None
@@ -195,23 +212,6 @@ class Steering:
         channels = call.prediction.shape[1]
         changed[cond, :channels] = (changed[uncond, :channels].float() + gap / units).to(changed)
         return output_of(output, changed)
-
-
-@contextmanager
-def eagerly(module: Any) -> Iterator[None]:
-    """Let a module that was compiled in place run as it is written: its graph would not follow the edits of a call."""
-    compiled = module._compiled_call_impl
-    module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        module._compiled_call_impl = compiled
-
-
-def set_eager(stack: ExitStack, module: nn.Module) -> None:
-    """Do the same for what torch.compile returned, until the stack is left."""
-    if hasattr(module, "_orig_mod") and hasattr(torch.compiler, "set_stance"):
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:

@@ -19,11 +19,12 @@ from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from . import pipes
 from .batch import Enough
-from .calls import Call, listening
+from .calls import Call
 from .edits import Editor
+from .hooks import eagerly, listening, set_eager
 from .rows import OWN, Prompts, Unscored
 from .starting import start
-from .steering import Steering, eagerly, keeping_latents, set_eager, suitable
+from .steering import Steering, keeping_latents, suitable
 from .watch import encoding, methods
 
 log = logging.getLogger("memguard")
@@ -78,7 +79,9 @@ class _Now:
 def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
     def choose(call: Call, blocks: dict[str, slice]) -> Treatment:
         assert now.steering is not None and now.prompts is not None
-        began = start(pipe, call, blocks, now.prompts, now.steering.editor, None, lambda rows: None)
+        began = start(
+            pipe, call, blocks, now.prompts, now.steering.editor, None, lambda rows: None, now.steering.scale(call)
+        )
         try:
             treatment = mitigation.treat(began, Treatment())
         except BROKEN as error:
@@ -155,7 +158,7 @@ def optimize_prompt(
         if OWN.get():
             return
         first = Call.of(called, args, kwargs, None)
-        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None)
+        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None, 1.0)
         found.append(optimize(settings, began, Treatment(), settings.target)[0])
         raise Enough
 

@@ -20,7 +20,7 @@ from torch import nn
 from ...guard import Guard, Run
 from . import pipes
 from .attention import attending
-from .calls import listening
+from .hooks import listening
 from .mitigating import Mitigating
 from .reader import Reader
 from .rows import OWN, Prompts
