@@ -22,21 +22,31 @@ TESTBED = "testbed"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model, --device and --dtype."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder, or testbed: the shipped one")
+    group.add_argument(
+        "--model", required=required, metavar="DIR", help="a diffusers folder, or testbed: the shipped one"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16 on cuda, else float32")
 
 
-def add_run(parser: argparse.ArgumentParser) -> Any:
-    """Add the settings that every run has, and return their group; the defaults are those of the Python functions."""
+def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
+    """Add the settings that every run has, and return their group; the defaults are those of the Python functions.
+
+    Args:
+        parser: of the command.
+        scored: whether a run ends with the scored steps.
+
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt")
-    group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
+    if scored:
+        group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
     group.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="steps of the whole schedule")
-    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help="does not act on the first step")
+    unused = ", does not act on the first step" if scored else ""
+    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help=f"default 7.5{unused}")
     group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--seed", type=int, default=0)

@@ -375,3 +375,23 @@ class TestOptimizePrompt:
     def test_bad_input_gets_one_line(self, sd, settings, line):
         with pytest.raises(ValueError, match=line):
             memguard.mitigations.optimize_prompt(sd, PROMPT, **settings)
+
+
+@pytest.mark.parametrize("inner", ["guard", "mitigation"])
+@pytest.mark.parametrize(
+    "name", ["padding", "noise_adjustment", "guidance_delay", "prompt_optimization", "attention_scaling"]
+)
+def test_a_guard_scores_what_a_treated_run_predicts(sd, inner, name):
+    guard, mitigation, plain, seen = Guard(), made(name), Guard(), []
+    generate(sd, plain, prompt=PROMPT)
+    handle = sd.unet.register_forward_hook(lambda m, a, k, out: seen.append(out[0]), with_kwargs=True, prepend=True)
+    order = (guard, mitigation) if inner == "mitigation" else (mitigation, guard)
+    with order[0].attach(sd), order[1].attach(sd):
+        found = generate(sd, prompt=PROMPT)
+    handle.remove()
+    uncond, cond = next(out for out in seen if len(out) == 2).chunk(2)
+    finding = guard.report.findings[0]
+    assert finding.status == "ok"
+    assert finding.scores == (pytest.approx(float((cond - uncond).norm()), rel=1e-5),)
+    assert (finding.scores == plain.report.findings[0].scores) == (name == "guidance_delay")
+    assert torch.equal(found, treated(sd, mitigation))

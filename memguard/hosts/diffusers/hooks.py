@@ -20,7 +20,11 @@ Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any
 
 @contextmanager
 def listening(
-    module: nn.Module, hook: Hook, before: Before | None = None, plainly: Callable[[], bool] = lambda: False
+    module: nn.Module,
+    hook: Hook,
+    before: Before | None = None,
+    plainly: Callable[[], bool] = lambda: False,
+    first: bool = False,
 ) -> Iterator[None]:
     """Call ``before`` and ``hook`` around every call of a module; leaves no hook behind.
 
@@ -28,12 +32,13 @@ def listening(
         module: the denoiser.
         hook: called after each call.
         before: called before it.
+        first: whether ``hook`` comes before those that stand there already: it sees what the model itself predicts.
         plainly: whether a module that was compiled in place is to run this call as it is written.
 
     """
     compiled = module._compiled_call_impl
     if compiled is None:
-        handles = [module.register_forward_hook(hook, with_kwargs=True)]
+        handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=first)]
         if before is not None:
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         try:

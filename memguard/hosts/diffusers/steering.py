@@ -19,7 +19,7 @@ from ...mitigations.edit import OTHER, Plan
 from .calls import Call, by_name, output_of, prompt_of, tensor_of, with_latents, with_prompt
 from .edits import PLAN, Editor
 from .levels import level
-from .rows import OWN, Encoded, Prompts, Unscored
+from .rows import OWN, SWAPPED, Encoded, Prompts, Unscored
 from .starting import Count, gain, groups_of, step
 
 TWO_CALLS = "this pipeline predicts with and without the prompt in two calls, and the guidance needs both in one"
@@ -86,7 +86,10 @@ class Steering:
             return None
         blocks = self.blocks(arguments["encoder_hidden_states"])
         self._token = PLAN.set(self._plan(arguments, blocks))
-        return (), self._exchanged(arguments, blocks)
+        changed = self._exchanged(arguments, blocks)
+        if changed is not arguments:
+            SWAPPED.set((changed["encoder_hidden_states"], self._roles))
+        return (), changed
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output of a model call with the gap that guidance is to be applied to; None leaves it."""

@@ -22,7 +22,7 @@ from .batch import Enough
 from .calls import Call
 from .edits import Editor
 from .hooks import eagerly, listening, set_eager
-from .rows import OWN, Prompts, Unscored
+from .rows import OWN, SWAPPED, Prompts, Unscored
 from .starting import start
 from .steering import Steering, keeping_latents, suitable
 from .watch import encoding, methods
@@ -59,6 +59,7 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
                 return plain(self, *args, **kwargs)
         finally:
             now.prompts = now.steering = None
+            SWAPPED.set(None)
 
     def learn(*what: Any) -> None:
         if now.prompts is not None:
