@@ -76,6 +76,7 @@ def start(
     finding: Finding | None,
     count: Count,
     scale: float,
+    model: str,
 ) -> Start:
     """Return the start of a run.
 
@@ -88,6 +89,7 @@ def start(
         finding: what text_noise_norm says of the call; None where it was not asked.
         count: told the rows that predictions cost.
         scale: of unit noise in the model's input.
+        model: fingerprint of the checkpoint.
 
     """
     here = level(pipe.scheduler, call.timestep)
@@ -118,7 +120,7 @@ def start(
         texts=prompts.texts,
         encode=_encoder(pipe, prompts),
         widths=editor.widths,
-        model=pipes.name_of(call.module),
+        model=model,
         eos_padded=pipes.eos_padded(pipe, cond.text.shape[-1]),
         family=pipes.family(call.module),
         sigma=here.sigma,

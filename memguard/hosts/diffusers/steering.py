@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...mitigations.base import Treatment
-from ...mitigations.edit import OTHER, Plan
+from ...mitigations.edit import OTHER, Edit, Plan
 from .calls import Call, by_name, output_of, prompt_of, tensor_of, with_latents, with_prompt
 from .edits import PLAN, Editor
 from .levels import level
@@ -53,6 +53,8 @@ class Steering:
         self._seen: Tensor | None = None
         self._roles: list[str] = []
         self._token: Any = None
+        self._plan_for: Any = None  # what the plan below was made for; it holds for all calls of a run
+        self._planned: Plan | None = None
 
     def blocks(self, text: Tensor) -> dict[str, slice]:
         """Return which rows of a call carry the prompt and which do not.
@@ -179,6 +181,15 @@ class Steering:
         if not edits:
             return None
         text = arguments["encoder_hidden_states"]
+        sigma = level(self.pipe.scheduler, torch.as_tensor(arguments["timestep"])).sigma
+        key = (edits, tuple(blocks.items()), text.shape, text.device)
+        if self._plan_for != key:
+            self._plan_for, self._planned = key, self._new_plan(edits, text, blocks)
+        assert self._planned is not None
+        self._planned.step, self._planned.sigma = self.calls, sigma
+        return self._planned
+
+    def _new_plan(self, edits: tuple[Edit, ...], text: Tensor, blocks: dict[str, slice]) -> Plan:
         conditional = torch.zeros(len(text), dtype=torch.bool, device=text.device)
         if "cond" in blocks:
             conditional[blocks["cond"]] = True
@@ -187,8 +198,7 @@ class Steering:
         if table is not None and "cond" in blocks:
             found = torch.full(text.shape[:2], OTHER, dtype=torch.int8, device=text.device)
             found[blocks["cond"]] = table
-        timestep = torch.as_tensor(arguments["timestep"])
-        return Plan(edits, conditional, found, self.calls, level(self.pipe.scheduler, timestep).sigma)
+        return Plan(edits, conditional, found)
 
     def _table(self, text: Tensor, blocks: dict[str, slice]) -> Tensor | None:
         if self._groups is None:

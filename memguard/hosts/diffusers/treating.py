@@ -44,6 +44,7 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to mitigate")
     plain, now = type(pipe).__call__, _Now()
+    now.model = pipes.name_of(module)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if mitigation.strength == 0:
@@ -71,8 +72,9 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
 
 
 class _Now:
-    """The run in progress."""
+    """The run in progress, and the model's fingerprint."""
 
+    model: str = ""
     prompts: Prompts | None = None
     steering: Steering | None = None
 
@@ -159,7 +161,7 @@ def optimize_prompt(
         if OWN.get():
             return
         first = Call.of(called, args, kwargs, None)
-        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None, 1.0)
+        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None, 1.0, "")
         found.append(optimize(settings, began, Treatment(), settings.target)[0])
         raise Enough
 
