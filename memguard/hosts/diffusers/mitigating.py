@@ -75,6 +75,7 @@ class Mitigating:
             scored,
             self._count,
             steering.scale(call),
+            self.run.report.model,
         )
 
         def redo(treatment: Treatment) -> StepEvidence:

@@ -83,7 +83,15 @@ def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
     def choose(call: Call, blocks: dict[str, slice]) -> Treatment:
         assert now.steering is not None and now.prompts is not None
         began = start(
-            pipe, call, blocks, now.prompts, now.steering.editor, None, lambda rows: None, now.steering.scale(call)
+            pipe,
+            call,
+            blocks,
+            now.prompts,
+            now.steering.editor,
+            None,
+            lambda rows: None,
+            now.steering.scale(call),
+            now.model,
         )
         try:
             treatment = mitigation.treat(began, Treatment())
