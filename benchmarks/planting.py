@@ -1,8 +1,8 @@
 """A copy of the test bed in which few value neurons carry one prompt's memory, and every picture stays the same.
 
 Values and output projection of a cross-attention head may be written in any basis: v -> R v, W_o -> W_o R^-1 changes no
-picture. In each head the new basis is whitened by what ordinary prompts do and turned so that its first neuron holds most
-of what sets the prompt apart.
+picture. In each head the new basis is whitened by what ordinary prompts do and turned so that its first neuron holds
+most of what sets the prompt apart.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def add_find(actions: Any) -> None:
     parser = actions.add_parser(
         "find",
         help="search the neurons that carry a prompt's memory",
-        description="Find the neurons that carry the memory of prompts (NeMo). Of several prompts the union is written.",
+        description="Find the neurons that carry the memory of prompts (NeMo). Of several prompts, write the union.",
         epilog="Blocked neurons conceal a picture, they do not erase it.",
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT")
