@@ -15,8 +15,11 @@ import torch
 RIDGE = 1e-2  # share of the mean variance, so that values which ordinary prompts never use stay finite
 
 
-def plant(pipe: Any, prompt: str, ordinary: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Change the basis of every value neuron of a pipeline; return the first neuron of each head, per layer."""
+def plant(pipe: Any, prompt: str, ordinary: Sequence[str], ridge: float = RIDGE) -> dict[str, tuple[int, ...]]:
+    """Change the basis of every value neuron of a pipeline; return the first neuron of each head, per layer.
+
+    A larger ``ridge`` whitens less: ordinary prompts then move the planted neurons too.
+    """
     from memguard.hosts.diffusers.probing import start, value_layers
 
     encoder = start(pipe, prompt, 1, 0)
@@ -32,7 +35,7 @@ def plant(pipe: Any, prompt: str, ordinary: Sequence[str]) -> dict[str, tuple[in
             apart = mine @ values[rows].T - usual.mean(0)
             spread = (usual - usual.mean(0)).flatten(0, 1)
             cover = spread.T @ spread / len(spread)
-            cover += RIDGE * cover.diagonal().mean() * torch.eye(width, dtype=torch.double)
+            cover += ridge * cover.diagonal().mean() * torch.eye(width, dtype=torch.double)
             root = torch.linalg.cholesky(cover)
             turn = torch.linalg.svd(apart @ torch.linalg.inv(root).T)[2]
             values[rows] = turn @ torch.linalg.inv(root) @ values[rows]

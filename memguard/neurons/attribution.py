@@ -13,8 +13,6 @@ May import: torch, memguard.neurons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -26,38 +24,31 @@ SCALE = 2.0**12  # of the loss: half-precision gradients of single neurons would
 FLOOR = 1e-4  # of a scale of MS-SSIM
 
 
-def gate_gradients(trials: Trials, blocked: Blocked, images: Sequence[int]) -> dict[str, Tensor]:
-    """Return the attribution of every neuron, layer -> float32 [width] on the CPU.
+def gate_gradients(trials: Trials, blocked: Blocked, image: int) -> dict[str, Tensor]:
+    """Return the attribution of every neuron on one picture, layer -> float32 [width] on the CPU.
+
+    Costs a row forward and a row backward.
 
     Args:
         trials: the prompt.
         blocked: neurons whose gates are closed (stand at the factor of blocked neurons).
-        images: the pictures; each costs a row forward and a row backward.
+        image: the picture.
 
     Raises:
         NoGradient: if gradients cannot pass the model's weights, or hold NaN or infinity.
 
     """
     probe, masks = trials.probe, trials.masks([blocked])
-    before = trials.unblocked
-    open_ = {name: torch.ones(1, width, device=trials.x.device) for name, width in probe.layers.items()}
-    gates = {name: masks.get(name, gate).requires_grad_() for name, gate in open_.items()}
-    found = {name: torch.zeros(width) for name, width in probe.layers.items()}
+    opened = {name: torch.ones(1, width, device=trials.x.device) for name, width in probe.layers.items()}
+    gates = {name: masks.get(name, gate).requires_grad_() for name, gate in opened.items()}
+    x, before = trials.x[image : image + 1], trials.unblocked[image : image + 1]
     with probe.gradients(gates) as cost:
-        for image in images:
-            if trials.cancel is not None:
-                trials.cancel()
-            x, kept = trials.x[image : image + 1], before[image : image + 1]
-            for scale in (SCALE, 1.0):
-                with torch.enable_grad():
-                    noise = probe.noise(x, trials.t, {})
-                    score = ms_ssim(kept, difference(noise, x), floor=FLOOR).sum()
-                    gradients = torch.autograd.grad(score * scale, list(gates.values()))
-                probe.rows.backward += cost
-                if all(bool(torch.isfinite(g).all()) for g in gradients):
-                    break
-            else:
-                raise NoGradient("the gradient holds NaN or infinity")
-            for name, gradient in zip(gates, gradients, strict=True):
-                found[name] += gradient[0].float().cpu() / scale / len(images)
-    return found
+        for scale in (SCALE, 1.0):
+            with torch.enable_grad():
+                after = difference(probe.noise(x, trials.t, {}), x)
+                score = ms_ssim(before, after, floor=FLOOR).sum()
+                gradients = torch.autograd.grad(score * scale, list(gates.values()))
+            probe.rows.backward += cost
+            if all(bool(torch.isfinite(g).all()) for g in gradients):
+                return {name: g[0].float().cpu() / scale for name, g in zip(gates, gradients, strict=True)}
+    raise NoGradient("the gradient holds NaN or infinity")

@@ -23,7 +23,7 @@ ONES = (1.0, 1.0, 1.0)
 ROWS = 16  # of one forward, unless the caller knows better; halved when memory runs out
 
 Blocked = frozenset[Neuron]
-Find = Callable[["Trials", Blocked, Sequence[int]], dict[str, Tensor]]
+Find = Callable[["Trials", Blocked, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,19 @@ class Trials:
         return [[(self.state.get(s, (i,)) or [1.0])[0] for i in images] for s in sets]
 
     def gradients(self, blocked: Blocked, images: Sequence[int], find: Find) -> dict[str, Tensor]:
-        """Return ``find(self, blocked, images)``, the attribution around a set, unless it is known already."""
-        self._asked["gradients", blocked] = len(images)
-        known = self.state.ranking(blocked, images)
-        if known is None:
-            if self.cancel is not None:
-                self.cancel()
-            known = find(self, blocked, images)
-            self.state.rank(blocked, images, known)
-            self._done()
-        return known
+        """Return the mean of ``find(self, blocked, image)`` over pictures, the attribution around a set."""
+        found = []
+        for image in images:
+            self._asked["gradient", blocked, image] = 1
+            known = self.state.ranking(blocked, image)
+            if known is None:
+                if self.cancel is not None:
+                    self.cancel()
+                known = find(self, blocked, image)
+                self.state.rank(blocked, image, known)
+                self._done()
+            found.append(known)
+        return {name: torch.stack([values[name] for values in found]).mean(0) for name in self.probe.layers}
 
     def _done(self) -> None:
         self.state.save(self.probe.rows)

@@ -11,13 +11,14 @@ May import: memguard.neurons.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nan_to_num
 
 from .attribution import gate_gradients
 from .evaluation import Blocked, Trials
-from .grouping import TESTS, first, prune, shortest
+from .grouping import TESTS, first, one_by_one, prune, shortest
 from .outcome import Outcome, flat
 from .probe import Neuron, NoGradient
 from .selection import Lists, Round
@@ -26,8 +27,8 @@ log = logging.getLogger("memguard")
 
 PICTURES = 3  # that the attribution is the mean of
 FEW = 4  # seeds that are looked at first when a set is verified
-SHARE = 0.1  # of the rows of going through all candidates one by one, which a large set may take
-RANKINGS = 2  # a large set is ranked again, around itself
+SHARE = 0.1  # of the rows of going through all candidates one by one: what a large set may take
+LEAST = 150  # rows that it may take in any case, so that a middling set is not left large
 TRIES = 6  # each failed verification adds a seed that sets are tried on
 
 
@@ -55,36 +56,37 @@ def search(
     pool = sets[-1]
     if reached:
         pool = screen.verified(lambda: sets[first(lambda ps: screen.passes([sets[p] for p in ps]), len(sets))], pool)
-    best, order, notes = _head(trials, screen, pool, zscores)
-    allowance = SHARE * len(pool) * len(trials.images)
-
-    def afford(questions: int) -> bool:
-        return trials.asked + questions * len(screen.leads) <= allowance
-
-    best = screen.verified(lambda: frozenset(prune(order, screen.passes, afford)), best)
+    best, order, notes = pool, sorted(pool), ()  # type: Blocked, list[Neuron], tuple[str, ...]
+    if len(pool) > TESTS:
+        order, notes = _rank(trials, pool, screen.order[:PICTURES], zscores)
+    trials.stage = "refinement"
+    if len(pool) > TESTS:
+        best = screen.verified(lambda: frozenset(shortest(order, screen.passes)), pool)
+    left = [neuron for neuron in order if neuron in best]
+    best = screen.verified(lambda: _fewest(trials, screen, pool, left, bool(notes)), best)
     for wider in (pool, sets[-1]):  # the official measure, over all seeds at once, has the last word
         if max(trials.scores(best)) > screen.limit:
             best = wider
     return Outcome(best, len(pool), rounds[sets.index(pool)], screen.limit, reached, notes)
 
 
-def _head(
-    trials: Trials, screen: _Screen, pool: Blocked, zscores: Mapping[str, Tensor]
-) -> tuple[Blocked, list[Neuron], tuple[str, ...]]:
-    """Return the shortest head of the ranking that is enough, its order, and what there is to say about it."""
-    best, order, notes = pool, sorted(pool), ()  # type: Blocked, list[Neuron], tuple[str, ...]
-    for _ in range(RANKINGS if pool else 0):
-        ranked, notes = _rank(trials, best, screen.order[:PICTURES], zscores)
-        trials.stage = "refinement"
+def _fewest(trials: Trials, screen: _Screen, pool: Blocked, order: list[Neuron], exact: bool) -> Blocked:
+    """Return what group testing leaves of a ranked set; few neurons are gone through one by one, as NeMo does.
 
-        def find(ranked: list[Neuron] = ranked) -> Blocked:
-            return frozenset(shortest(ranked, screen.passes))
+    Without a gradient (``exact``) the ranking says little, and only going through the whole set makes it small.
+    """
+    allowance = max(LEAST, (1.0 if exact else SHARE) * len(pool) * len(trials.images))
 
-        head = screen.verified(find, best)
-        shorter, best, order = len(head) < len(best), head, [neuron for neuron in ranked if neuron in head]
-        if notes or not shorter or len(head) <= TESTS:
-            break
-    return best, order, notes
+    def afford(questions: int) -> bool:
+        verifying = 2 * len(trials.images)
+        return trials.asked + questions * len(screen.leads) + verifying <= allowance
+
+    if len(pool) <= TESTS:
+        names = list(trials.probe.layers)
+        left = sorted(order, key=lambda neuron: (-names.index(neuron[0]), neuron[1]))
+    else:
+        left = prune(order, screen.scores, screen.limit, afford)[::-1]
+    return frozenset(one_by_one(left, screen.scores, screen.limit) if len(left) <= TESTS else left)
 
 
 def _rank(
@@ -129,13 +131,18 @@ class _Screen:
         self.limit = self.limit if reached else max(scores)
         return reached
 
+    def scores(self, sets: list[Blocked]) -> list[float]:
+        """Return the score of each set on the tried seeds, up to the first that fails; infinity if it was refused."""
+        found = {blocked: math.inf if blocked in self._refused else 0.0 for blocked in sets}
+        for lead in self.leads:
+            left = [blocked for blocked, score in found.items() if score <= self.limit]
+            for blocked, score in zip(left, self.trials.singles(left, [lead]), strict=True):
+                found[blocked] = max(found[blocked], *score)
+        return [found[blocked] for blocked in sets]
+
     def passes(self, sets: list[Blocked]) -> list[bool]:
         """Return which sets are enough, as far as the tried seeds can tell."""
-        left = [blocked for blocked in dict.fromkeys(sets) if blocked not in self._refused]
-        for lead in self.leads:
-            scores = self.trials.singles(left, [lead])
-            left = [blocked for blocked, score in zip(left, scores, strict=True) if score[0] <= self.limit]
-        return [blocked in left for blocked in sets]
+        return [score <= self.limit for score in self.scores(sets)]
 
     def verified(self, find: Callable[[], Blocked], known: Blocked) -> Blocked:
         """Return what ``find`` finds once it is enough on all seeds; ``known`` where that does not come about."""

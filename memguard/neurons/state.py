@@ -54,13 +54,13 @@ class State:
         """Keep the scores of a set on some seeds."""
         self._scores[_key(blocked, images)] = scores
 
-    def ranking(self, blocked: frozenset[Neuron], images: Sequence[int]) -> dict[str, Tensor] | None:
-        """Return the attribution around a set, layer -> [width], or None."""
-        return self._rankings.get(_key(blocked, images))
+    def ranking(self, blocked: frozenset[Neuron], image: int) -> dict[str, Tensor] | None:
+        """Return the attribution around a set on one seed, layer -> [width], or None."""
+        return self._rankings.get(_key(blocked, [image]))
 
-    def rank(self, blocked: frozenset[Neuron], images: Sequence[int], values: dict[str, Tensor]) -> None:
-        """Keep the attribution around a set."""
-        self._rankings[_key(blocked, images)] = values
+    def rank(self, blocked: frozenset[Neuron], image: int, values: dict[str, Tensor]) -> None:
+        """Keep the attribution around a set on one seed."""
+        self._rankings[_key(blocked, [image])] = values
 
     def spent(self, rows: Rows) -> Rows:
         """Return the rows of this run and of those that it continues."""
