@@ -127,7 +127,11 @@ def test_a_score_that_stays_high_says_so(tried):
 def test_what_goes_wrong_in_one_attempt_is_noted_and_the_next_is_tried(tried, error):
     treatment, report, _ = tried(Falling(error=error), Falling(leaves=0.1))
     assert [edit.leaves for edit in treatment.edits] == [0.1]
-    assert report.attempts[0].changes == (f"Falling was left out: {str(error).splitlines()[0]}",)
+    (line,) = report.attempts[0].changes
+    assert line.startswith("Falling was left out: ") and str(error).splitlines()[0] in line
+    assert "\n" not in line
+    remedy = "use" in line
+    assert remedy == isinstance(error, RuntimeError)
     assert not report.attempts[0].kept
 
 

@@ -264,6 +264,28 @@ class TestGate:
         (line,) = guard.report.attempts[0].changes
         assert "00000000cafe0001" in line and guard.report.model in line
 
+    def test_weights_without_a_gradient_leave_the_plain_picture_and_a_remedy(self):
+        pipe = tiny.sd()
+        pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        guard = Guard(policy="mitigate", mitigation="prompt_optimization", profile=flagging(pipe))
+        assert torch.equal(generate(pipe, guard, prompt=PROMPT), generate(pipe, prompt=PROMPT))
+        assert "these weights have no gradient" in guard.report.attempts[0].changes[0]
+        assert "use one without gradients" in guard.report.attempts[0].changes[0]
+
+    def test_not_a_number_leaves_a_reason(self):
+        pipe = tiny.sd()
+        profiled, calls = flagging(pipe), []
+
+        def broken(module, inputs, output):
+            calls.append(1)
+            return output * math.nan if len(calls) in (2, 3) else None
+
+        pipe.unet.mid_block.register_forward_hook(broken)
+        guard = Guard(policy="mitigate", mitigation="prompt_optimization", profile=profiled)
+        found = generate(pipe, guard, prompt=PROMPT)
+        assert torch.isfinite(found).all()
+        assert "run the model in float32" in guard.report.attempts[0].changes[0]
+
     def test_an_exception_in_the_run_leaves_nothing_behind(self):
         host = Diffusers()
         profiled = flagging(host.pipe)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...loop import BROKEN
+from ...loop import BROKEN, reason
 from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from . import pipes
@@ -96,7 +96,7 @@ def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
         try:
             treatment = mitigation.treat(began, Treatment())
         except BROKEN as error:
-            log.warning("%s was left out: %s", mitigation.TITLE, error)
+            log.warning("%s was left out: %s", mitigation.TITLE, reason(error))
             return Treatment()
         found = suitable(treatment, blocks, given=now.prompts.uncond is not None)
         for note in found.notes[len(treatment.notes) :]:
