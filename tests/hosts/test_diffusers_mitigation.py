@@ -237,6 +237,23 @@ class TestGate:
         assert torch.equal(generate(sd, guard, prompt=PROMPT, guidance_scale=1.0), plain)
         assert guard.report.findings[0].status.startswith("cfg is 1")
 
+    @pytest.mark.parametrize("cfg", [1.0, 7.5])
+    def test_compared_with_the_empty_prompt(self, sd, cfg, monkeypatch):
+        """At guidance 1 as well: there is no guidance to change, and everything else works."""
+        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        given = {"prompt": PROMPT, "guidance_scale": cfg, "negative_prompt": "ugly"}
+        plain = Guard(reference="empty")
+        generate(sd, plain, **given)
+        guard = Guard(
+            policy="mitigate", mitigation=made("prompt_optimization"), profile=profile(plain), reference="empty"
+        )
+        found = generate(sd, guard, **given)
+        (attempt,) = guard.report.attempts
+        assert attempt.kept
+        assert guard.report.scores_before == plain.report.findings[0].scores
+        assert f"noise gap {plain.report.findings[0].scores[0]:.3g} to {attempt.scores[0]:.3g}" in attempt.changes[0]
+        assert not torch.equal(found, generate(sd, **given))
+
     def test_two_calls_are_a_reason(self):
         pipe = tiny.flux()
         given = {"true_cfg_scale": 4.0, "negative_prompt": "a house", "max_sequence_length": 16}

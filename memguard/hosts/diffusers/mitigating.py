@@ -62,7 +62,8 @@ class Mitigating:
     def _first(self, call: Call, output: Any) -> Any:
         steering, made = self.steering, []
         blocks = steering.blocks(call.text)
-        if set(blocks) != {"cond", "uncond"}:
+        prompts = self.reader.prompts
+        if set(blocks) != {"cond", "uncond"} and (prompts.uncond is not None or "cond" not in blocks):
             self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
             return None
         scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
@@ -81,14 +82,19 @@ class Mitigating:
         def redo(treatment: Treatment) -> StepEvidence:
             again, given = steering.again(call, blocks, treatment)
             made.append((treatment, again, given))
-            return replace(self.reader.evidence(again, blocks["cond"], again.prediction[blocks["uncond"]]), step=0)
+            cond = blocks["cond"]
+            return replace(
+                self.reader.evidence(again, cond, self.reader.compared(again, cond, blocks.get("uncond"))), step=0
+            )
 
+        if self.reader.wish_differs() and prompts.wished is not None:
+            began = replace(began, reference=prompts.wished.head(len(began.prompt.text)))
         with steering.editor.installed(), eagerly(self.module):
             treatment = mitigate(self.run, began, redo)
         if not treatment.changes:
             steering.calls += 1
             return None
-        steering.adopt(suitable(treatment, blocks, given=True))
+        steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None))
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
         steering.calls += 1
