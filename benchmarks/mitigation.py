@@ -1,13 +1,13 @@
 """What each mitigation does to copies and to ordinary prompts, on the test bed, by its paper's defaults.
 
-    python benchmarks/mitigation.py run DIR [--only padding auto] [--steps 20] [--images 4]   # can be resumed
-    python benchmarks/mitigation.py table DIR
-    python benchmarks/mitigation.py figure DIR OUT.png
+    python benchmarks/mitigation.py DIR [--only padding auto] [--steps 20] [--images 4]   # can be resumed
+    python benchmarks/mitigation_table.py DIR [--figure OUT.png]
 
-"run" generates all 32 duplicates and 8 templates (4 seeds, guidance 5 and 7.5) and 32 prompts that were never trained
+Generates all 32 duplicates and 8 templates (4 seeds, guidance 5 and 7.5) and 32 prompts that were never trained
 (2 seeds, guidance 7.5) without and with each mitigation, and writes one line of JSON per prompt. Single mitigations are
 applied to every run; "auto" is policy mitigate, which decides for itself. A copy is a picture whose pixels correlate
-above .8 with the training picture; of a template only the part that did not vary counts.
+above .8 with the training picture; of a template only the part that did not vary counts. ``--sscd FILE`` adds the
+cosine of SSCD's descriptors, from a TorchScript file of that network (Pizzi et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-COPY = 0.8
 SEED = 1000
-SHOWN = (0, 9, 21, 33, 37)  # of the memorized prompts, in the figure
+SHOWN = (0, 9, 21, 33, 37)  # of the memorized prompts: pictures of these are kept for the figure
 
 
 def mitigations() -> dict[str, Any]:
@@ -123,6 +122,24 @@ class Bench:
         return statistics.fmean(losses)
 
 
+class Sscd:
+    """Cosine similarity of SSCD's descriptors, of pictures scaled to 288 pixels."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self.torch, self.model = torch, torch.jit.load(str(path)).eval()
+
+    def __call__(self, pictures: np.ndarray, truth: np.ndarray) -> list[float]:
+        """Return the similarity of each picture [N, H, W, 3] with one picture [H, W, 3]."""
+        both = self.torch.tensor(np.concatenate([pictures, truth[None]]), dtype=self.torch.float32).permute(0, 3, 1, 2)
+        mean, std = (self.torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        large = self.torch.nn.functional.interpolate(both, (288, 288), mode="bilinear", antialias=True)
+        with self.torch.no_grad():
+            found = self.torch.nn.functional.normalize(self.model((large - mean) / std), dim=1)
+        return (found[:-1] @ found[-1]).tolist()
+
+
 def correlation(a: np.ndarray, b: np.ndarray, region: Any = None) -> float:
     """Return Pearson's correlation of two pictures over pixels and colours, outside of a region."""
     kept = np.ones(a.shape[:2], bool)
@@ -143,7 +160,7 @@ def prompts() -> Iterator[tuple[str, str, Any, float, int]]:
         yield "ordinary", caption, None, 7.5, 2
 
 
-def run(folder: Path, only: list[str], steps: int, images: int) -> None:
+def run(folder: Path, only: list[str], steps: int, images: int, sscd: Sscd | None) -> None:
     """Generate what is not in the folder yet."""
     import torch
     from PIL import Image
@@ -180,6 +197,8 @@ def run(folder: Path, only: list[str], steps: int, images: int) -> None:
             if original is not None:
                 truth = original.picture / 255
                 row["similarity"] = [correlation(picture, truth, original.region) for picture in shown]
+                if sscd is not None:
+                    row["sscd"] = sscd(shown, truth)
             else:
                 unmodified = bench.pictures(before)
                 row["agreement"] = [correlation(a, b) for a, b in zip(shown, unmodified, strict=True)]
@@ -197,103 +216,17 @@ def run(folder: Path, only: list[str], steps: int, images: int) -> None:
         print(name, "done", flush=True)
 
 
-def table(folder: Path) -> str:
-    """Return the numbers of all mitigations as a table in Markdown."""
-    head = "| mitigation | similarity 7.5 / 5 | copied 7.5 / 5 | templates: similarity | copied | score | agreement | "
-    head += "caption loss | time |\n|" + "---|" * 9
-    lines, plain = [head], _rows(folder, "none")
-    for name in mitigations():
-        rows = _rows(folder, name)
-        if not rows:
-            continue
-        verbatim = [
-            [s for r in rows if (r["kind"], r["guidance"]) == ("verbatim", g) for s in r["similarity"]]
-            for g in (7.5, 5)
-        ]
-        template = [s for r in rows if r["kind"] == "template" for s in r["similarity"]]
-        ordinary = [r for r in rows if r["kind"] == "ordinary"]
-        score = statistics.fmean(r["score"] for r in rows if r["kind"] == "verbatim")
-        agreement = statistics.fmean(a for r in ordinary for a in r["agreement"])
-        loss = statistics.fmean(r["caption loss"] for r in ordinary)
-        pairs = {(r["caption"], r["guidance"]): r["seconds"] for r in plain}
-        ratio = statistics.median(
-            r["seconds"] / pairs[r["caption"], r["guidance"]] for r in rows if r["kind"] != "ordinary"
-        )
-        cells = [
-            " / ".join(f"{statistics.fmean(v):.2f}" for v in verbatim),
-            " / ".join(_share(v) for v in verbatim),
-            f"{statistics.fmean(template):.2f}",
-            _share(template),
-            f"{score:.2f}",
-            f"{agreement:.2f}",
-            f"{loss:.3f}",
-            f"{ratio:.2f}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        if name == "auto":
-            lines += ["", _gate(rows)]
-    return "\n".join(lines)
-
-
-def _gate(rows: list[dict[str, Any]]) -> str:
-    ordinary = [r for r in rows if r["kind"] == "ordinary"]
-    judged = [r for r in rows if r["verdict"] == "ordinary"]
-    missed = [r for r in judged if r["kind"] != "ordinary"]
-    touched = sum(r["verdict"] != "ordinary" for r in ordinary)
-    same = sum(r["equal"] for r in judged)
-    helped = sum(r["after"] == "ordinary" for r in rows if r["kind"] != "ordinary")
-    return (
-        f"auto: {same} of the {len(judged)} runs that it judged ordinary are bit-identical; it touched {touched} of "
-        f"{len(ordinary)} prompts that were never trained, judged {len(missed)} of {len(rows) - len(ordinary)} "
-        f"memorized runs ordinary and brought {helped} down to ordinary."
-    )
-
-
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    path = folder / f"{name.replace(' ', '-')}.jsonl"
-    return [json.loads(line) for line in path.open()] if path.exists() else []
-
-
-def _share(values: list[float]) -> str:
-    return f"{statistics.fmean(v > COPY for v in values):.0%}"
-
-
-def figure(folder: Path, out: Path) -> None:
-    """Draw rows of training picture, unmitigated and mitigated pictures."""
-    from PIL import Image, ImageDraw
-
-    names = [
-        name for name in mitigations() if all((folder / f"{name.replace(' ', '-')}-{i}.png").exists() for i in SHOWN)
-    ]
-    side, top = 128, 34
-    sheet = Image.new("RGB", ((len(names) + 1) * (side + 4), top + len(SHOWN) * (side + 4)), "white")
-    draw, known = ImageDraw.Draw(sheet), originals()
-    for column, name in enumerate(["training picture", *names]):
-        draw.multiline_text((column * (side + 4) + 2, 3), name.replace("_", " ").replace(" ", "\n", 1), "black")
-        for row, index in enumerate(SHOWN):
-            path = folder / f"{name.replace(' ', '-')}-{index}.png"
-            picture = Image.fromarray(known[index].picture) if column == 0 else Image.open(path)
-            sheet.paste(picture, (column * (side + 4), top + row * (side + 4)))
-    sheet.save(out, optimize=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "figure"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="NAME", help="of the table; none must be among the first"
     )
+    parser.add_argument("--sscd", type=Path, metavar="FILE", help="TorchScript file of SSCD")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=4)
     args = parser.parse_args()
-    if args.what == "run":
-        run(args.folder, args.only, args.steps, args.images)
-    elif args.what == "table":
-        print(table(args.folder))
-    else:
-        figure(args.folder, args.out or Path("mitigation.png"))
+    run(args.folder, args.only, args.steps, args.images, args.sscd and Sscd(args.sscd))
 
 
 if __name__ == "__main__":
