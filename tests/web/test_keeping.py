@@ -2,7 +2,7 @@
 
 import pytest
 
-from memguard.records import Attribution, Finding, Report, TokenSpan
+from memguard.records import Attempt, Attribution, Finding, Report, TokenSpan
 
 from .javascript import ask, needs_node
 
@@ -24,6 +24,37 @@ def report(run="r", created="2026-01-02T00:00:00"):
     finding = Finding("x", (5.0,), (0.1,), per_step=((5.0,),), verdict="memorized", percentile=99.2)
     words = Attribution("gradient", (TokenSpan("cup", (1,)),), (1.0,), token_scores=(1.0,), layers={"down": (1.0,)})
     return Report(run=run, findings=(finding,), attribution=words, created=created).to_dict()
+
+
+def mitigated(*attempts):
+    finding = Finding("x", (5.0,), (0.1,), per_step=((5.0,),), verdict="memorized", percentile=99.2)
+    return Report(run="r", findings=(finding,), attempts=attempts, policy="mitigate").to_dict()
+
+
+TRIED = Attempt("Padding", ("padded with zeros",), (2.0, 3.0), "memorized", kept=False)
+HELPED = Attempt("Noise", ("moved",), (0.5123,), "ordinary", kept=True)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "tone", "text"),
+    [
+        ((TRIED, HELPED), "ordinary", "Mitigated"),
+        ((TRIED,), "memorized", "Could not be mitigated"),
+        ((Attempt("Delay", kept=True),), "unknown", "Mitigated, not scored again"),
+        ((Attempt("Padding", (), (2.0,), "suspicious", kept=True),), "suspicious", "Still may be memorized"),
+        ((), "memorized", "Looks memorized"),
+    ],
+)
+def test_the_verdict_is_that_of_the_picture_that_was_made(attempts, tone, text):
+    badge = ask("words", "words.describe(values)", values=mitigated(*attempts))
+    assert (badge["tone"], badge["text"]) == (tone, text)
+
+
+def test_attempts_are_told_with_what_became_of_them():
+    assert ask("attempts", "attempts.attemptLines(values)", values=mitigated(TRIED, HELPED)) == [
+        {"text": "1. Padding: score 2.5, looks memorized; not kept", "details": ["Padded with zeros"]},
+        {"text": "2. Noise: score 0.512, looks ordinary", "details": ["Moved"]},
+    ]
 
 
 def test_a_known_prompt_is_said_with_its_evidence():

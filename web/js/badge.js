@@ -1,5 +1,6 @@
 // The panel on a node that shows a report: verdict, curve, words, maps, and what can be done with them.
 
+import { attemptLines } from "./attempts.js";
 import { chartOf } from "./chart.js";
 import { copyButton } from "./copy.js";
 import { button, part } from "./dom.js";
@@ -104,6 +105,12 @@ export class Badge {
       buttons.append(element);
     }
     return [
+      ...attemptLines(report).map(({ text, details }) => {
+        const line = part("div", "memguard-attempt", text);
+        line.title = details.join("\n");
+        line.append(...details.map((detail) => part("div", "memguard-change", detail)));
+        return line;
+      }),
       ...(chart ? [chart] : []),
       ...(report.attribution ? wordRows(report.attribution, setting("Colours"), selection) : []),
       ...(buttons.childElementCount > 0 ? [buttons] : []),

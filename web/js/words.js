@@ -1,6 +1,8 @@
 // What the page says about a report. Words only: no DOM, no ComfyUI, so that node can test it.
 // The sentence itself (report.message) is written by memguard/records.py and shown as it comes.
 
+import { outcome } from "./attempts.js";
+
 const BADGES = {
   memorized: { mark: "■", text: "Looks memorized" },
   suspicious: { mark: "▲", text: "May be memorized" },
@@ -26,7 +28,7 @@ export function toast(report) {
 export function describe(report) {
   const finding = gravest(report.findings ?? []);
   const scored = finding !== undefined && finding.scores.length > 0;
-  const badge = scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE;
+  const badge = outcome(report) ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
   const lines = scored ? scoreLines(finding) : [reason(report, finding)];
   return { ...badge, lines: [...lines, ...(report.notes ?? [])], sentence: report.message };
 }
