@@ -1,6 +1,6 @@
 """From a score to a verdict: by profile, else by the literature for SD1 at 512 px, else "unknown".
 
-May import: memguard.records, memguard.calibration.
+May import: memguard.records, memguard.detectors, memguard.calibration.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..detectors.text_noise_norm import NAME as NORM
 from ..records import Finding, Report, StepEvidence, Verdict
 from . import store
 from .profile import Profile, Sensitivity
@@ -61,11 +62,31 @@ def judge(
             return replace(finding, threshold_source=f"uncalibrated: {wrong}")
         return _by_profile(finding, rms, chosen, sensitivity)
     alike = report.family == "sd15" and latent[0] * latent[1] == LITERATURE_LATENT and high
-    if alike and finding.detector == "text_noise_norm":
+    if alike and finding.detector == NORM:
         return _by_literature(finding, rms)
     near = [profile.mismatch(have) for profile in store.of_model(report.model)]
     why = next((reason for reason in near if reason), "no profile for this model; run memguard calibrate")
     return replace(finding, threshold_source=f"uncalibrated: {why}")
+
+
+def ordinary(model: str, sigma: float, latent: tuple[int, int]) -> tuple[float | None, float | None]:
+    """Return RMS of text_noise_norm from which a run is suspicious, and that of the median ordinary prompt.
+
+    For the first step of a run that no guard watches; (None, None) without a profile of the model.
+
+    Args:
+        model: fingerprint of the checkpoint.
+        sigma: noise level of the step.
+        latent: height and width.
+
+    """
+    for reference in ("negative", "empty"):
+        have = {"model": model, "sigma": sigma, "steps_scored": 1, "reference": reference}
+        profile = store.find(have, latent, NORM)
+        if profile is not None:
+            found = profile.distributions[NORM]
+            return found.threshold(Sensitivity().suspicious), found.threshold(0.0)
+    return None, None
 
 
 def _by_profile(finding: Finding, rms: float, profile: Profile, sensitivity: Sensitivity) -> Finding:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from memguard.calibration import Sensitivity, judge, store
+from memguard.calibration import Sensitivity, judge, ordinary, save, store
 from memguard.detectors.text_noise_norm import detect
 from memguard.records import Report
 
@@ -139,3 +139,13 @@ def test_a_broken_file_is_one_line_in_the_log_and_hides_no_other(verdict, profil
         assert [verdict(0.05).verdict for _ in range(3)] == ["memorized"] * 3
     assert len(caplog.records) == 1
     assert "not a memguard profile" in caplog.text
+
+
+def test_a_run_that_nobody_watches_finds_what_is_ordinary(profile):
+    made = profile()
+    save(made)
+    suspicious, typical = ordinary(made.conditions.model, 14.6, (8, 8))
+    assert typical == pytest.approx(0.01)
+    assert suspicious == pytest.approx(made.distributions["text_noise_norm"].threshold(Sensitivity().suspicious))
+    assert ordinary(made.conditions.model, 3.0, (8, 8)) == (None, None)
+    assert ordinary("00000000cafe0002", 14.6, (8, 8)) == (None, None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...attributions import moment
 from ...attributions.lean import lean
+from ...calibration import ordinary
 from ...mitigations.base import Start, Step, View
 from ...mitigations.edit import CODES, OTHER, Plan
 from ...records import Finding
@@ -86,7 +87,7 @@ def start(
         blocks: rows of "cond" and, with guidance, "uncond".
         prompts: what the pipeline encoded.
         editor: of the model's cross-attention.
-        finding: what text_noise_norm says of the call; None where it was not asked.
+        finding: what text_noise_norm says of the call; None where it was not asked: a profile of the model tells then.
         count: told the rows that predictions cost.
         scale: of unit noise in the model's input.
         model: fingerprint of the checkpoint.
@@ -101,6 +102,8 @@ def start(
     known = {role: _rows(everything, part) for role, part in blocks.items()}
     cond, uncond = known.get("cond") or prompts.cond, known.get("uncond") or prompts.uncond
     assert cond is not None
+
+    levels = (finding.threshold, finding.typical) if finding else ordinary(model, here.sigma, size[1:])
 
     @contextmanager
     def gradients() -> Iterator[None]:
@@ -124,8 +127,8 @@ def start(
         eos_padded=pipes.eos_padded(pipe, cond.text.shape[-1]),
         family=pipes.family(call.module),
         sigma=here.sigma,
-        threshold=None if finding is None else finding.threshold,
-        typical=None if finding is None else finding.typical,
+        threshold=levels[0],
+        typical=levels[1],
         gradients=gradients,
         word=word if getattr(pipe, "tokenizer", None) is not None else None,
     )
