@@ -96,7 +96,7 @@ def rank(captions: list[str]) -> int:
 
     from memguard import neurons, testbed
     from memguard.hosts.diffusers.probing import probe_of
-    from memguard.neurons.attribution import gate_gradients
+    from memguard.neurons.attribution import GATES, gate_gradients
     from memguard.neurons.evaluation import Trials
     from memguard.neurons.outcome import flat
     from memguard.neurons.selection import candidates
@@ -108,7 +108,7 @@ def rank(captions: list[str]) -> int:
         probe = probe_of(pipe, caption, 10, 1, None)
         trials = Trials(probe, "official")
         pool = flat(candidates(probe.activations(), statistics, 1.25, 15))
-        images, opened = [0, 1, 2], {n: torch.ones(1, w) for n, w in probe.layers.items()}
+        images, opened = [0, 1, 2, 3], {n: torch.ones(1, w) for n, w in probe.layers.items()}
         encoder = trials.probe.prompts.wished.head(1)  # the empty prompt
         gap = {n: torch.zeros(w) for n, w in probe.layers.items()}
         for image in images:
@@ -121,7 +121,7 @@ def rank(captions: list[str]) -> int:
                 for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
                     gap[name] += gradient[0]
         rankings = {
-            "MS-SSIM, gates of the candidates at 0": trials.gradients(pool, images, gate_gradients),
+            "MS-SSIM, gates of the candidates at 0 and .25": trials.gradients(pool, images, GATES, gate_gradients),
             "noise gap, gates at 1": gap,
             "noise gap, gates at 1, magnitude": {n: g.abs() for n, g in gap.items()},
             "z-score": statistics.zscores(probe.activations()),

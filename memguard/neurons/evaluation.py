@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ ONES = (1.0, 1.0, 1.0)
 ROWS = 16  # of one forward, unless the caller knows better; halved when memory runs out
 
 Blocked = frozenset[Neuron]
-Find = Callable[["Trials", Blocked, int], dict[str, Tensor]]
+Find = Callable[["Trials", Blocked, int, float], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,18 @@ class Trials:
             self._done()
         return [[(self.state.get(s, (i,)) or [1.0])[0] for i in images] for s in sets]
 
-    def gradients(self, blocked: Blocked, images: Sequence[int], find: Find) -> dict[str, Tensor]:
-        """Return the mean of ``find(self, blocked, image)`` over pictures, the attribution around a set."""
+    def gradients(
+        self, blocked: Blocked, images: Sequence[int], gates: Sequence[float], find: Find
+    ) -> dict[str, Tensor]:
+        """Return the mean of ``find(self, blocked, image, gate)`` over pictures, which take the gates in turn."""
         found = []
-        for image in images:
+        for image, gate in zip(images, cycle(gates), strict=False):
             self._asked["gradient", blocked, image] = 1
             known = self.state.ranking(blocked, image)
             if known is None:
                 if self.cancel is not None:
                     self.cancel()
-                known = find(self, blocked, image)
+                known = find(self, blocked, image, gate)
                 self.state.rank(blocked, image, known)
                 self._done()
             found.append(known)

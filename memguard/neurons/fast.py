@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nan_to_num
 
-from .attribution import gate_gradients
+from .attribution import GATES, gate_gradients
 from .evaluation import Blocked, Trials
 from .grouping import TESTS, first, one_by_one, prune, shortest
 from .outcome import Outcome, flat
@@ -25,7 +25,7 @@ from .selection import Lists, Round
 
 log = logging.getLogger("memguard")
 
-PICTURES = 3  # that the attribution is the mean of
+PICTURES = 4  # that the attribution is the mean of
 FEW = 4  # seeds that are looked at first when a set is verified
 SHARE = 0.1  # of the rows of going through all candidates one by one: what a large set may take
 LEAST = 150  # rows that it may take in any case, so that a middling set is not left large
@@ -96,7 +96,7 @@ def _rank(
     trials.stage = "ranking"
     notes: tuple[str, ...] = ()
     try:
-        values: Mapping[str, Tensor] = trials.gradients(pool, images, gate_gradients)
+        values: Mapping[str, Tensor] = trials.gradients(pool, images, GATES, gate_gradients)
     except NoGradient as reason:
         notes = (
             f"no gradient, so candidates are ranked by their z-score: {reason}; load the model in float16 or wider",
