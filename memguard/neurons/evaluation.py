@@ -67,6 +67,7 @@ class Trials:
 
     Attributes:
         images: the seeds that count, chosen by ``keep``.
+        whole: whether ``scores`` evaluates the other seeds too, as the official code does, and leaves them out.
         stage: what the search is doing, for ``progress``.
         neurons: size of the best set so far, for ``progress``.
 
@@ -89,6 +90,7 @@ class Trials:
         self.images: tuple[int, ...] = tuple(range(len(self.x)))
         self.stage = "predictions without blocking"
         self.neurons: int | None = None
+        self.whole = False
         self._asked: dict[tuple[object, ...], int] = {}
 
     @property
@@ -123,13 +125,19 @@ class Trials:
 
     def scores(self, blocked: Blocked) -> list[float]:
         """Return the similarity of each seed that counts, as NeMo measures it: all seeds are one batch."""
-        if self.parity is None:
+        if self.parity is None and not self.whole:
             return self.singles([blocked], self.images)[0]
-        self._asked[blocked, self.images] = len(self.images)
+        kept = list(self.images)
+        self._asked[blocked, self.images] = len(self.x) if self.whole else len(kept)
         known = self.state.get(blocked, self.images)
         if known is None:
-            before, after = self.unblocked[list(self.images)], self._deltas([(blocked, i) for i in self.images])
-            known = ms_ssim(before, after, batch_spans(before, after)).tolist()
+            before = self.unblocked[kept]
+            after = (
+                self.predict([blocked] * len(self.x))[kept]
+                if self.whole
+                else self._deltas([(blocked, i) for i in kept])
+            )
+            known = ms_ssim(before, after, batch_spans(before, after) if self.parity else ONES).tolist()
             self.state.put(blocked, self.images, known)
             self._done()
         return known
