@@ -2,7 +2,9 @@
 
     python benchmarks/neurons.py testbed             # the shipped model, which shows no locality in neurons
     python benchmarks/neurons.py planted             # the same model, one prompt's memory turned into few neurons
-    python benchmarks/neurons.py ranking             # which first-order attribution ranks candidates best
+    python benchmarks/neurons.py locality            # what blocking all neurons leaves, and the planted ones
+    python benchmarks/neurons.py ranking             # which first-order attribution ranks candidates best; with --ridge
+                                                     # on planted neurons of all layers
 
 Both modes use the official noise, timestep and MS-SSIM (``parity="official"``). Rows are counted by the code: a row is
 one latent through the UNet once; a row's backward pass counts three, since blocks are computed again.
@@ -25,7 +27,7 @@ ORDINARY = 500  # prompts of the statistics
 def main() -> int:
     """Print one table; exit code 1 where the fast set is larger, or above the threshold that both used."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=("testbed", "planted", "ranking"))
+    parser.add_argument("what", choices=("testbed", "planted", "locality", "ranking"))
     parser.add_argument("--prompts", type=int, default=6, help="duplicated captions")
     parser.add_argument("--first", type=int, default=0, help="index of the first caption")
     parser.add_argument("--threshold", type=float, default=0.428)
@@ -36,11 +38,17 @@ def main() -> int:
 
     captions = [o.caption for o in testbed.originals()][options.first : options.first + options.prompts]
     if options.what == "ranking":
-        return rank(captions)
+        return rank(captions, options.ridge)
+    if options.what == "locality":
+        return locality(captions)
     layers = options.layers or ("all" if options.what == "planted" else "nemo")
     print("| prompt | mode | neurons | planted | SSIM of seeds | SSIM blocked | reached | rows | seconds | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    ratios = [compare(caption, options, layers) for caption in captions]
+    compared = [compare(caption, options, layers) for caption in captions]
+    ratios = [pair for pair in compared if pair is not None]
+    if not ratios:
+        print("\nno prompt looks memorized at this threshold")
+        return 0
     wrong = sum(larger for _, larger in ratios)
     share = sorted(ratio for ratio, _ in ratios)
     print(f"\nratio of rows, fast / official: median {share[len(share) // 2]:.3f}, largest {share[-1]:.3f}", end="")
@@ -48,8 +56,11 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def compare(caption: str, options: argparse.Namespace, layers: str) -> tuple[float, bool]:
-    """Print both modes' rows of the table; return the ratio of rows, and whether the fast set is larger."""
+def compare(caption: str, options: argparse.Namespace, layers: str) -> tuple[float, bool] | None:
+    """Print both modes' rows of the table; return the ratio of rows, and whether the fast set is larger.
+
+    None where the prompt does not look memorized, so that there is nothing to search.
+    """
     from planting import RIDGE, plant
 
     from memguard import neurons, testbed
@@ -71,12 +82,14 @@ def compare(caption: str, options: argparse.Namespace, layers: str) -> tuple[flo
             str(inside) if planted else "-",
             number(neuron_set.ssim_before),
             number(neuron_set.ssim_after),
-            "no" if "was not reached" in neuron_set.provenance else "yes",
+            "-" if neuron_set.ssim_after is None else "no" if "was not reached" in neuron_set.provenance else "yes",
             str(neuron_set.rows),
             f"{seconds:.1f}",
             "" if mode == "official" else f"{neuron_set.rows / found['official'].rows:.3f}",
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
+    if "does not look memorized" in found["official"].provenance:
+        return None
     return found["fast"].rows / found["official"].rows, found["fast"].count > found["official"].count
 
 
@@ -90,25 +103,56 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def rank(captions: list[str]) -> int:
-    """Print what blocking the heads of several rankings leaves of the noise difference (largest over the seeds)."""
+def locality(captions: list[str]) -> int:
+    """Print what blocking many neurons leaves, before and after few of them were made to carry the memory."""
     import torch
+    from planting import plant
 
     from memguard import neurons, testbed
     from memguard.hosts.diffusers.probing import probe_of
-    from memguard.neurons.attribution import gate_gradients
+    from memguard.neurons.evaluation import Trials
+
+    print("| prompt | NeMo's layers blocked | all layers blocked | planted neurons blocked | change by planting |")
+    print("|---|---|---|---|---|")
+    for caption in captions:
+        pipe = testbed.pipeline()
+        before = neurons.noise_difference(pipe, caption, parity="official")
+        trials = Trials(probe_of(pipe, caption, 10, 1, "all"), "official")
+        every = {(name, i) for name, width in trials.probe.layers.items() for i in range(width)}
+        nemo = {(name, i) for name, i in every if not name.startswith("up")}
+        left = [f"{trials.score(blocked):.3f} ({len(blocked)})" for blocked in (nemo, every)]
+        where = plant(pipe, caption, testbed.prompts("ordinary")[:150])
+        planted = {(name, i) for name, indices in where.items() for i in indices}
+        trials = Trials(probe_of(pipe, caption, 10, 1, "all"), "official")
+        left.append(f"{trials.score(planted):.3f} ({len(planted)})")
+        change = float(torch.dist(before, trials.unblocked, float("inf")))
+        print(f"| {' '.join(caption.split()[:2])} | {' | '.join(left)} | {change:.0e} |", flush=True)
+    return 0
+
+
+def rank(captions: list[str], ridge: float | None) -> int:
+    """Print what blocking the heads of several rankings leaves of the noise difference (largest over the seeds)."""
+    import torch
+    from planting import plant
+
+    from memguard import neurons, testbed
+    from memguard.hosts.diffusers.probing import probe_of
+    from memguard.neurons.attribution import GATES, gate_gradients
     from memguard.neurons.evaluation import Trials
     from memguard.neurons.outcome import flat
     from memguard.neurons.selection import candidates
 
-    pipe, ordinary = testbed.pipeline(), testbed.prompts("ordinary")
-    statistics, heads = neurons.statistics(pipe, ordinary[:ORDINARY]), (16, 32, 64, 96, 128)
+    ordinary, heads, layers = testbed.prompts("ordinary"), (16, 32, 64, 96, 128), "all" if ridge else None
     print(f"| prompt | ranking | {' | '.join(f'{head} blocked' for head in heads)} |\n|---|---|{len(heads) * '---|'}")
     for caption in captions:
-        probe = probe_of(pipe, caption, 10, 1, None)
+        pipe = testbed.pipeline()
+        if ridge:
+            plant(pipe, caption, ordinary[:150], ridge)
+        statistics = neurons.statistics(pipe, ordinary[150 : 150 + ORDINARY], layers)
+        probe = probe_of(pipe, caption, 10, 1, layers)
         trials = Trials(probe, "official")
         pool = flat(candidates(probe.activations(), statistics, 1.25, 15))
-        images, opened = [0, 1, 2], {n: torch.ones(1, w) for n, w in probe.layers.items()}
+        images, opened = [0, 1, 2, 3], {n: torch.ones(1, w) for n, w in probe.layers.items()}
         encoder = trials.probe.prompts.wished.head(1)  # the empty prompt
         gap = {n: torch.zeros(w) for n, w in probe.layers.items()}
         for image in images:
@@ -120,8 +164,12 @@ def rank(captions: list[str]) -> int:
                 loss = torch.linalg.vector_norm(probe.noise(x, trials.t, {}) - reference)
                 for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
                     gap[name] += gradient[0]
+        # not kept, unlike the gradients of the search: that would answer for the other gates
+        at = {g: [gate_gradients(trials, pool, image, g) for image in images] for g in GATES}
+        alone = {g: {n: torch.stack([f[n] for f in found]).mean(0) for n in opened} for g, found in at.items()}
         rankings = {
-            "MS-SSIM, gates of the candidates at 0": trials.gradients(pool, images, gate_gradients),
+            "MS-SSIM, gates of the candidates at 0 and .25": trials.gradients(pool, images, GATES, gate_gradients),
+            **{f"MS-SSIM, gates at {g:g}": values for g, values in alone.items()},
             "noise gap, gates at 1": gap,
             "noise gap, gates at 1, magnitude": {n: g.abs() for n, g in gap.items()},
             "z-score": statistics.zscores(probe.activations()),

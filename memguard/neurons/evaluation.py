@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ ONES = (1.0, 1.0, 1.0)
 ROWS = 16  # of one forward, unless the caller knows better; halved when memory runs out
 
 Blocked = frozenset[Neuron]
-Find = Callable[["Trials", Blocked, int], dict[str, Tensor]]
+Find = Callable[["Trials", Blocked, int, float], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Trials:
 
     Attributes:
         images: the seeds that count, chosen by ``keep``.
+        whole: whether ``scores`` evaluates the other seeds too, as the official code does, and leaves them out.
         stage: what the search is doing, for ``progress``.
         neurons: size of the best set so far, for ``progress``.
 
@@ -89,6 +90,7 @@ class Trials:
         self.images: tuple[int, ...] = tuple(range(len(self.x)))
         self.stage = "predictions without blocking"
         self.neurons: int | None = None
+        self.whole = False
         self._asked: dict[tuple[object, ...], int] = {}
 
     @property
@@ -123,13 +125,19 @@ class Trials:
 
     def scores(self, blocked: Blocked) -> list[float]:
         """Return the similarity of each seed that counts, as NeMo measures it: all seeds are one batch."""
-        if self.parity is None:
+        if self.parity is None and not self.whole:
             return self.singles([blocked], self.images)[0]
-        self._asked[blocked, self.images] = len(self.images)
+        kept = list(self.images)
+        self._asked[blocked, self.images] = len(self.x) if self.whole else len(kept)
         known = self.state.get(blocked, self.images)
         if known is None:
-            before, after = self.unblocked[list(self.images)], self._deltas([(blocked, i) for i in self.images])
-            known = ms_ssim(before, after, batch_spans(before, after)).tolist()
+            before = self.unblocked[kept]
+            after = (
+                self.predict([blocked] * len(self.x))[kept]
+                if self.whole
+                else self._deltas([(blocked, i) for i in kept])
+            )
+            known = ms_ssim(before, after, batch_spans(before, after) if self.parity else ONES).tolist()
             self.state.put(blocked, self.images, known)
             self._done()
         return known
@@ -155,16 +163,18 @@ class Trials:
             self._done()
         return [[(self.state.get(s, (i,)) or [1.0])[0] for i in images] for s in sets]
 
-    def gradients(self, blocked: Blocked, images: Sequence[int], find: Find) -> dict[str, Tensor]:
-        """Return the mean of ``find(self, blocked, image)`` over pictures, the attribution around a set."""
+    def gradients(
+        self, blocked: Blocked, images: Sequence[int], gates: Sequence[float], find: Find
+    ) -> dict[str, Tensor]:
+        """Return the mean of ``find(self, blocked, image, gate)`` over pictures, which take the gates in turn."""
         found = []
-        for image in images:
+        for image, gate in zip(images, cycle(gates), strict=False):
             self._asked["gradient", blocked, image] = 1
             known = self.state.ranking(blocked, image)
             if known is None:
                 if self.cancel is not None:
                     self.cancel()
-                known = find(self, blocked, image)
+                known = find(self, blocked, image, gate)
                 self.state.rank(blocked, image, known)
                 self._done()
             found.append(known)

@@ -16,19 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nan_to_num
 
-from .attribution import gate_gradients
+from .attribution import GATES, gate_gradients
 from .evaluation import Blocked, Trials
 from .grouping import TESTS, first, one_by_one, prune, shortest
-from .outcome import Outcome, flat
+from .outcome import Outcome, by_layer, flat
 from .probe import Neuron, NoGradient
+from .refinement import refine
 from .selection import Lists, Round
 
 log = logging.getLogger("memguard")
 
-PICTURES = 3  # that the attribution is the mean of
+PICTURES = 4  # that the attribution is the mean of
 FEW = 4  # seeds that are looked at first when a set is verified
 SHARE = 0.1  # of the rows of going through all candidates one by one: what a large set may take
 LEAST = 150  # rows that it may take in any case, so that a middling set is not left large
+EPSILON = 1e-6
 TRIES = 6  # each failed verification adds a seed that sets are tried on
 
 
@@ -56,22 +58,35 @@ def search(
     pool = sets[-1]
     if reached:
         pool = screen.verified(lambda: sets[first(lambda ps: screen.passes([sets[p] for p in ps]), len(sets))], pool)
-    best, order, notes = pool, sorted(pool), ()  # type: Blocked, list[Neuron], tuple[str, ...]
+    order, notes = sorted(pool), ()  # type: list[Neuron], tuple[str, ...]
     if len(pool) > TESTS:
         order, notes = _rank(trials, pool, screen.order[:PICTURES], zscores)
     trials.stage = "refinement"
+    wanted = screen.limit
+    for _ in range(TRIES):
+        best = _shrunk(trials, screen, pool, order, bool(notes))
+        over = max(trials.scores(best)) - wanted
+        if over <= 0:
+            break
+        screen.limit -= (
+            over + EPSILON
+        )  # the official measure, over all seeds at once, is a little stricter and has the last word
+    else:
+        best = next(known for known in (pool, sets[-1]) if max(trials.scores(known)) <= wanted)
+    return Outcome(best, len(pool), rounds[sets.index(pool)], wanted, reached, notes)
+
+
+def _shrunk(trials: Trials, screen: _Screen, pool: Blocked, order: list[Neuron], exact: bool) -> Blocked:
+    """Return the shortest head of a ranking that is enough, without what is not needed there."""
+    best = pool
     if len(pool) > TESTS:
         best = screen.verified(lambda: frozenset(shortest(order, screen.passes)), pool)
     left = [neuron for neuron in order if neuron in best]
-    best = screen.verified(lambda: _fewest(trials, screen, pool, left, bool(notes)), best)
-    for wider in (pool, sets[-1]):  # the official measure, over all seeds at once, has the last word
-        if max(trials.scores(best)) > screen.limit:
-            best = wider
-    return Outcome(best, len(pool), rounds[sets.index(pool)], screen.limit, reached, notes)
+    return screen.verified(lambda: _fewest(trials, screen, pool, left, exact), best)
 
 
 def _fewest(trials: Trials, screen: _Screen, pool: Blocked, order: list[Neuron], exact: bool) -> Blocked:
-    """Return what group testing leaves of a ranked set; few neurons are gone through one by one, as NeMo does.
+    """Return what group testing leaves of a ranked set; a small pool is refined as NeMo does it, on the hard seeds.
 
     Without a gradient (``exact``) the ranking says little, and only going through the whole set makes it small.
     """
@@ -82,10 +97,9 @@ def _fewest(trials: Trials, screen: _Screen, pool: Blocked, order: list[Neuron],
         return trials.asked + questions * len(screen.leads) + verifying <= allowance
 
     if len(pool) <= TESTS:
-        names = list(trials.probe.layers)
-        left = sorted(order, key=lambda neuron: (-names.index(neuron[0]), neuron[1]))
-    else:
-        left = prune(order, screen.scores, screen.limit, afford)[::-1]
+        lists = {name: list(indices) for name, indices in by_layer(pool, trials.probe.layers).items()}
+        return flat(refine(lists, trials.probe.layers, lambda left: screen.scores([flat(left)])[0], screen.limit))
+    left = prune(order, screen.scores, screen.limit, afford)[::-1]
     return frozenset(one_by_one(left, screen.scores, screen.limit) if len(left) <= TESTS else left)
 
 
@@ -96,7 +110,7 @@ def _rank(
     trials.stage = "ranking"
     notes: tuple[str, ...] = ()
     try:
-        values: Mapping[str, Tensor] = trials.gradients(pool, images, gate_gradients)
+        values: Mapping[str, Tensor] = trials.gradients(pool, images, GATES, gate_gradients)
     except NoGradient as reason:
         notes = (
             f"no gradient, so candidates are ranked by their z-score: {reason}; load the model in float16 or wider",

@@ -2,9 +2,9 @@
 
 The candidates are widened until blocking them is enough, and then taken away one by one.
 
-Every evaluation is a forward pass over all seeds. The official scripts make two per evaluation and use the second,
-and repeat some; here each is made once, so the official procedure costs more than twice the rows that are counted
-here.
+Every evaluation is a forward pass over all seeds, also those that do not count. The official scripts make two
+passes per evaluation and use the second, and repeat some; here each is made once, so the official procedure costs
+more than twice the rows that are counted here.
 
 May import: memguard.neurons.
 """
@@ -33,7 +33,7 @@ def search(trials: Trials, select: Callable[[Round], Lists], limit: float, parit
     def score(lists: Lists) -> float:
         return trials.score(flat(lists))
 
-    trials.stage = "selection"
+    trials.stage, trials.whole = "selection", True
     start = sweep(select, score, limit, parity)
     trials.stage, trials.neurons = "refinement", len(flat(start.lists))
     left = refine(start.lists, trials.probe.layers, score, start.threshold)
