@@ -13,21 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
-import comfy.ldm.modules.attention as attention
-import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...mitigations.edit import OTHER, Edit, Plan
+from ...mitigations.edit import OTHER, Edit
 from . import roles
 from .attention import Unreadable, cross_paths, eager, is_compiled
 from .calls import Cond
+from .following import KEY, Followed
 
-KEY = "memguard_edits"
 PATH = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.attn2$")
 PLAIN = "the network ran as it is and not as compiled, so that the edits of its attention act"
 LEFT = "cross-attention was left alone in {} layers: another node changes its rows or columns"
@@ -124,7 +121,7 @@ def _apply(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     named = "transformer_options" in kwargs
     options = kwargs["transformer_options"] if named else args[4]
     text = kwargs["c_crossattn"] if "c_crossattn" in kwargs else args[2]
-    followed = _Followed.of(options, len(x), None if text is None else text.shape[1], x.device)
+    followed = Followed.of(options, len(x), None if text is None else text.shape[1], x.device)
     if followed is None:
         return executor(x, *args, **kwargs)
     changed = followed.options(options)
@@ -137,120 +134,5 @@ def _apply(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 def _as_written(network: Any) -> AbstractContextManager[Any]:
     """Let a network that another node compiled for good run as it is written: its graph would not follow edits."""
     if hasattr(network.diffusion_model, "_orig_mod") and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+        return torch.compiler.set_stance("force_eager")
     return nullcontext()
-
-
-class _Followed:
-    """The edits of one call of the network."""
-
-    def __init__(self, plan: Plan, editor: Editor) -> None:
-        self.plan, self.editor = plan, editor
-        self._theirs: Any = None  # the override of another node
-        self._now: str | None = None  # the layer whose attention comes next
-        self._chunks: dict[int, list[int]] = {}
-
-    @classmethod
-    def of(cls, options: dict[str, Any], rows: int, columns: int | None, device: torch.device) -> _Followed | None:
-        """Return what a call is to follow; None where its rows cannot be told."""
-        asked = options[KEY]
-        editor, _, step, sigma = asked[-1]
-        if columns is None:
-            return None
-        found = [each.rows(options, rows, columns) for each, *_ in asked]
-        known = [each for each in found if each is not None]
-        if not known:
-            editor.note("edits were left out of calls whose rows another node changes")
-            return None
-        conditional = known[-1][0]
-        if not bool(conditional.any()):
-            return None
-        groups = next((table for _, table in known if table is not None), None)
-        edits = [edit for _, own, *_ in asked for edit in own]
-        table = None if groups is None else groups.to(device)
-        return cls(Plan(edits, conditional.to(device), table, step, sigma), editor)
-
-    def options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return a call's own transformer_options with the edits in them."""
-        patches = dict(options.get("patches", {}))
-        # the last of these patches is called right before the attention of its layer
-        patches["attn2_patch"] = [*patches.get("attn2_patch", ()), self._mark]
-        replaced = dict(options.get("patches_replace", {}))
-        replaced["attn2"] = {key: partial(self._replaced, theirs) for key, theirs in replaced.get("attn2", {}).items()}
-        self._theirs = options.get("optimized_attention_override")
-        more = {"patches": patches, "patches_replace": replaced, "optimized_attention_override": self._override}
-        return {**options, **more}
-
-    def _mark(self, x: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        block = extra.get("block") or ("", 0)
-        self._now = self.editor.layers.get((block[0], block[1], extra.get("block_index", 0)))
-        return x, context, value
-
-    def _layer(self, k: Tensor, odd: bool = False) -> str | None:
-        """Return the layer that was marked, if it is to be edited."""
-        layer, self._now = self._now, None
-        if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
-            return None
-        if odd or not self.plan.fits(k):
-            self.editor.left.add(layer)
-            return None
-        return layer
-
-    def _override(self, func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **named: Any) -> Any:
-        theirs = func if self._theirs is None else partial(self._theirs, func)
-        odd = bool(rest) or named.get("mask") is not None or named.get("skip_reshape", False)
-        layer = self._layer(k, odd)
-        if layer is None:
-            return theirs(q, k, v, heads, *rest, **named)
-
-        def backend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Any, columns: Any) -> Tensor:
-            here = dict(named)
-            if here.get("transformer_options") is not None:
-                here["transformer_options"] = self._part(here["transformer_options"], rows)
-            if bias is not None:
-                here["mask"] = bias
-            return theirs(q, k, v, heads, **here)
-
-        return self._attend(layer, heads, q, k, v, backend, lambda: theirs(q, k, v, heads, **named))
-
-    def _replaced(self, theirs: Any, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any], *rest: Any) -> Any:
-        layer = self._layer(k, bool(rest))
-        if layer is None:
-            return theirs(q, k, v, extra, *rest)
-        heads = int(extra["n_heads"])
-
-        def backend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Any, columns: Any) -> Tensor:
-            out = theirs(q, k, v, self._part(extra, rows))
-            if bias is None:
-                return out
-            # a replacement takes no bias; one that adds to the text's attention, as IPAdapter does, takes the change
-            plain, biased = (
-                attention.optimized_attention(q, k, v, heads, mask=mask, attn_precision=extra.get("attn_precision"))
-                for mask in (None, bias)
-            )
-            return out + (biased - plain).to(out)
-
-        return self._attend(layer, heads, q, k, v, backend, lambda: theirs(q, k, v, extra))
-
-    def _attend(self, layer: str, heads: int, q: Tensor, k: Tensor, v: Tensor, backend: Any, plain: Any) -> Any:
-        try:
-            return self.plan.attend(layer, heads, (q.shape[-1] // heads) ** -0.5, q, k, v, backend)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # of ours, or of the attention itself, which then fails once more
-            if torch.is_grad_enabled():
-                raise
-            self.editor.note(f"the edit of {layer} failed: {type(error).__name__}: {error}")
-            return plain()
-
-    def _part(self, options: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
-        """Return a call's options for some of its rows, which are always whole conditionings."""
-        chunks = options.get("cond_or_uncond")
-        if rows is None or not chunks:
-            return options
-        images = len(self.plan.conditional) // len(chunks)
-        if id(rows) not in self._chunks:
-            self._chunks[id(rows)] = sorted({row // images for row in rows.tolist()})
-        kept = self._chunks[id(rows)]
-        here = {name: [options[name][i] for i in kept] for name in ("cond_or_uncond", "uuids") if name in options}
-        return {**options, **here}

@@ -56,15 +56,13 @@ class Mitigating:
         self._ready: _Made | None = None  # what the sampler's next call is answered with
         self._level: list[Tensor] | None = None  # the last predictions below our own wrapper
 
-    def sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Start the sampler (SAMPLER_SAMPLE), and once more under a mitigation."""
-        return self.steering.sample(executor, *args, **kwargs)
-
     def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of a model call (PREDICT_NOISE)."""
         return self.steering.prepared(args) if self.steering.treatment.changes else args
 
-    def evaluate(self, wanted: bool, executor: Any, model: Any, conds: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self, wanted: bool, executor: Any, model: Any, conds: Any, x: Tensor, *rest: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate conditionings (CALC_COND_BATCH); the first call under a mitigation was made already.
 
         Args:

@@ -62,7 +62,9 @@ class Sampling:
 
     def sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Start the sampler; policy "mitigate" may start it once more, from its first call."""
-        return executor(*args, **kwargs) if self.mitigating is None else self.mitigating.sample(executor, *args, **kwargs)
+        if self.mitigating is None:
+            return executor(*args, **kwargs)
+        return self.mitigating.steering.sample(executor, *args, **kwargs)
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one model call: score it if it is one of the first, follow the noise gap in any case."""

@@ -24,7 +24,9 @@ from .gradients import differentiable, normal
 from .prompts import Prompts
 
 EOS_PADDED = {"sdxl": 768}  # features of CLIP-L; SD1's text is all of it
-NO_GRADIENT = "gradients do not go through this model ({}): load it in float16 or float32, or mitigate without gradients"
+NO_GRADIENT = (
+    "gradients do not go through this model ({}): load it in float16 or float32, or mitigate without gradients"
+)
 NO_MEMORY = "the gradient needs more memory than there is: sample fewer images at once, or mitigate without gradients"
 
 
@@ -66,7 +68,9 @@ class Predictor:
 
     """
 
-    def __init__(self, call: Call, began: Began | None, editor: Editor, count: Callable[[int], None], step: int) -> None:
+    def __init__(
+        self, call: Call, began: Began | None, editor: Editor, count: Callable[[int], None], step: int
+    ) -> None:
         self.call, self.began, self.editor, self.count, self.step = call, began, editor, count, step
         self._own: dict[int, tuple[Encoded, str]] = {}  # which of the guider's roles an Encoded stands for
         self._mode = torch.is_inference_mode_enabled()
@@ -92,7 +96,7 @@ class Predictor:
 
     @contextmanager
     def as_sampled(self) -> Iterator[None]:
-        """Make a call as the sampler does, which may write to weights; only gradients leave ComfyUI's inference mode."""
+        """Make a call as the sampler does, which may write to weights: in its inference mode, but for gradients."""
         if torch.is_grad_enabled() or not self._mode:
             yield
             return
@@ -164,7 +168,7 @@ def start(predict: Predictor, prompts: Prompts, reference: str | None, finding: 
         prompt=prompt,
         reference=None if reference is None else predict.encoded(reference),
         noise=began.noise.float() if began is not None and pure else None,
-        size=tuple(call.x.shape[1:]),
+        size=(call.x.shape[1], call.x.shape[-2], call.x.shape[-1]),
         predict=predict,
         groups=None if known is None else known.to(call.x.device),
         texts=(text,) if text else (),
@@ -192,4 +196,3 @@ def _gradients(network: Any) -> Iterator[None]:
         raise Unsuitable(NO_MEMORY) from error
     except (RuntimeError, NotImplementedError) as error:  # quantised weights have no derivative
         raise Unsuitable(NO_GRADIENT.format(str(error).splitlines()[0])) from error
-

@@ -31,6 +31,7 @@ from .windows import past_windows
 
 NO_GUIDANCE = "guidance was left alone: the sampler makes no prediction without the prompt to guide away from"
 TWO_CALLS = "guidance was left alone: prompt and negative prompt are predicted in two calls, and it needs both in one"
+REST = 0.01  # of the gap where nothing is to be left of it: PerpNeg's guider divides by its norm
 ODD = "the guider starts its sampler in a way of its own, so the run cannot be treated"
 
 log = logging.getLogger("memguard")
@@ -134,7 +135,8 @@ class Steering:
             return
         try:
             cond, uncond = predictions[found[roles.PROMPT]], predictions[found[reference]]
-            predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma)
+            perp = reference == roles.PERP_EMPTY
+            predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma, perp)
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:  # of ours: the picture goes on with the guidance that it had
@@ -155,7 +157,7 @@ class Steering:
         """Return what predicts a model call again; a compiled network would not follow edits and has no gradient."""
         return Predictor(Call(self.guider, x, sigma, eager(options)), self.began, self.editor, self.count, step)
 
-    def _reshaped(self, cond: Tensor, uncond: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def _reshaped(self, cond: Tensor, uncond: Tensor, x: Tensor, sigma: Tensor, perp: bool) -> Tensor:
         """Return the denoised prediction with the prompt, its noise gap changed by the treatment's guidance."""
         scale = sigma.float().reshape(-1, *[1] * (x.ndim - 1))
         epsilon = (x.float() - uncond.float()) / scale
@@ -165,6 +167,8 @@ class Steering:
             gap = guidance(gap, replace(step, cond=epsilon + gap))
         if gap is before:
             return cond
+        if perp and not bool(gap.any()):
+            gap = before * REST
         return (uncond.float() - gap.to(uncond.device) * scale).to(cond)
 
     def _step(self, x: Tensor, sigma: Tensor, cond: Tensor, uncond: Tensor) -> Step:

@@ -12,10 +12,10 @@ import logging
 from contextvars import ContextVar
 from typing import Any
 
+import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...loop import BROKEN
 from ...mitigations.base import Mitigation, Treatment
 from . import roles
 from .prompts import UNCONNECTED, Prompts, behind
@@ -134,7 +134,9 @@ class _Treated:
         try:
             treatment = self._treatment(x, sigma, options)
             steering.adopt(treatment)
-        except BROKEN as error:
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:  # why it cannot act, or an error of ours: the picture goes on without it
             self._leave_out(str(error).splitlines()[0] if str(error) else type(error).__name__)
             return
         self._said = treatment.notes

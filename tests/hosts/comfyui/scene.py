@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 
-import comfy.samplers
 import torch
 
 from memguard_pack.memguard import Guard, loop, mitigations
@@ -80,7 +79,13 @@ class Scene:
 
     def watched(self, mitigation, rms=1e-7, model=None, clip=True, **settings):
         """Return a model under policy mitigate, and its watcher; ordinary prompts score about ``rms``."""
-        settings = {"policy": "mitigate", "mitigation": mitigation, "profile": profile(self.model, rms)} | settings
+        known = profile(self.model, rms)
+        conditions = replace(known.conditions, reference=settings.get("reference", "negative"))
+        settings = {
+            "policy": "mitigate",
+            "mitigation": mitigation,
+            "profile": replace(known, conditions=conditions),
+        } | settings
         watcher = Watcher(Guard(**settings), clip=self.clip if clip else None, explain="never")
         return watcher.install(self.model if model is None else model), watcher
 
@@ -89,9 +94,8 @@ class Scene:
 
 
 def _masked(self, start, before):
+    if not start.widths:
+        raise mitigations.Unsuitable("the model has no cross-attention layers")
+    first = {next(iter(start.widths)): (0, 3, 5)}
     factor = 1 - self.strength
-    return replace(before, edits=(*before.edits, Mask(self.neurons.indices, factor))).note(f"neurons x {factor:g}")
-
-
-def sampler(name):
-    return comfy.samplers.sampler_object(name)
+    return replace(before, edits=(*before.edits, Mask(first, factor))).note(f"neurons x {factor:g}")

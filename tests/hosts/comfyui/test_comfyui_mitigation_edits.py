@@ -30,7 +30,9 @@ class Seen:
         now = {}
         pairs = (("q", self.layer.to_q), ("k", self.layer.to_k), ("v", self.layer.to_v))
         self._handles = [
-            part.register_forward_hook(lambda _m, ins, out, n=name: now.update({n: out.clone(), f"{n} of": ins[0].clone()}))
+            part.register_forward_hook(
+                lambda _m, ins, out, n=name: now.update({n: out.clone(), f"{n} of": ins[0].clone()})
+            )
             for name, part in pairs
         ]
         out = self.layer.to_out[0].register_forward_pre_hook(
