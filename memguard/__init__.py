@@ -30,6 +30,8 @@ _LAZY = {
     "scan": ".hosts.diffusers",
     "treat": ".hosts.diffusers",
 }
+# neuron_host is for memguard.neurons: the core reaches a host through this door only
+_MODULES = {"mitigations": ".mitigations", "neurons": ".neurons", "neuron_host": ".hosts.diffusers.neurons"}
 
 __all__ = [
     "Attribution",
@@ -50,8 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("mitigations", "neurons"):
-        return importlib.import_module(f".{name}", __name__)
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

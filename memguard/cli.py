@@ -20,6 +20,8 @@ COMMANDS = {
     "demo": "see memorization detected on a small model that really memorizes",
     "scan": "score a list of prompts on a model",
     "explain": "say which words of a prompt drive its score, and where in the picture",
+    "generate": "generate pictures, watched by a guard or mitigated",
+    "neurons": "find the neurons that carry a memorized picture, and handle files of them",
     "calibrate": "measure what ordinary prompts score on a model",
     "testbed": "export the small model that really memorizes",
     "doctor": "versions, hosts, devices, and what works here",

@@ -1,14 +1,17 @@
 """The closed loop of policy ``mitigate``: try, score the first step again, keep what helped, escalate, report.
 
-May import: memguard.guard, memguard.records, memguard.mitigations.
+May import: memguard.guard, memguard.records, memguard.mitigations, torch.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch
 
 from .guard import Run
 from .mitigations.auto import ATTEMPTS, title
@@ -20,6 +23,7 @@ log = logging.getLogger("memguard")
 # A score that just slips under the threshold belongs to a prompt that still copies (docs/evidence/mitigation.md): an
 # attempt has helped when the score is within this factor of the median ordinary prompt's.
 CLOSE = 1.1
+QUANTISED = re.compile(r"float8|not implemented for|derivative|does not require grad|int8", re.IGNORECASE)
 HELPED = 0.75  # an attempt that leaves more than this share of the score is taken back: no change without effect
 LATER = "acts after the first step, so the first step's score does not change by it"
 BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
@@ -51,7 +55,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
         try:
             evidence = redo(treatment) if _rescored(treatment, best) else None
         except BROKEN as error:
-            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {_line(error)}"))
+            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {reason(error)}"))
             treatment = best
         found = None if evidence is None else run.judge(evidence)
         if found is not None:
@@ -83,8 +87,8 @@ def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple
             lines += after.notes[len(treatment.notes) :]
             treatment = after
         except BROKEN as error:
-            log.warning("%s: %s", each.TITLE, _line(error))
-            lines.append(f"{each.TITLE} was left out: {_line(error)}")
+            log.warning("%s: %s", each.TITLE, reason(error))
+            lines.append(f"{each.TITLE} was left out: {reason(error)}")
     return treatment, tuple(lines)
 
 
@@ -109,5 +113,11 @@ def _mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores)
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason(error: BaseException) -> str:
+    """Return one line that says why a mitigation was left out, with the remedy where there is one."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"not enough memory ({line}); use fewer images, or a mitigation without gradients such as padding"
+    if isinstance(error, RuntimeError) and QUANTISED.search(line):
+        return f"these weights have no gradient ({line}); use one without gradients such as padding or noise_adjustment"
+    return line

@@ -206,12 +206,32 @@ class Attribution:
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Value neurons of cross-attention layers: layer name -> sorted indices."""
+    """Value neurons of cross-attention layers, and what their output is multiplied with.
+
+    Attributes:
+        indices: layer name -> sorted indices; layers without neurons are left out.
+        scale: factor on the neurons' output, 0 blocks them.
+        model: fingerprint of the checkpoint that they were found on; "" where it is not known.
+        provenance: where the set comes from, in words.
+        ssim_before: memorization score without blocking: the largest MS-SSIM between the noise differences of two
+            seeds; None where it was not measured.
+        ssim_after: the largest MS-SSIM, over the seeds, between the noise differences without and with blocking.
+        rows: UNet rows that finding the set took, forward and backward.
+
+    """
 
     indices: dict[str, tuple[int, ...]]
     scale: float = 0.0
     model: str = ""
     provenance: str = ""
+    ssim_before: float | None = None
+    ssim_after: float | None = None
+    rows: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of neurons."""
+        return sum(map(len, self.indices.values()))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ May import: torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -21,11 +21,15 @@ BLOCKS = re.compile(r"(Res(net)?Block(2D)?|TransformerBlock|JointBlock|StreamBlo
 
 
 @contextmanager
-def lean(module: nn.Module) -> Iterator[int]:
+def lean(module: nn.Module, held: Sequence[Tensor] = ()) -> Iterator[int]:
     """Keep no activations inside the blocks of a module and take its weights out of the graph; both for a while.
 
     Gradients are those of a plain backward. The block must last until the backward pass is over. A model of unknown
     blocks just takes more memory.
+
+    Args:
+        module: the denoiser.
+        held: leaves that hooks inside the blocks use and whose gradient is wanted, besides that of the blocks' inputs.
 
     Yields:
         the number of blocks that are computed again.
@@ -41,7 +45,7 @@ def lean(module: nn.Module) -> Iterator[int]:
         for weight in weights:
             weight.requires_grad_(False)
         for block in blocks:
-            block.forward = partial(_again, block.forward)
+            block.forward = partial(_again, block.forward, tuple(held))
         yield len(blocks)
     finally:
         for block, forward in before:
@@ -55,7 +59,7 @@ def lean(module: nn.Module) -> Iterator[int]:
             module._compiled_call_impl = compiled
 
 
-def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _again(forward: Callable[..., Any], held: tuple[Tensor, ...], /, *args: Any, **kwargs: Any) -> Any:
     values, tree = tree_flatten((args, kwargs), is_leaf=lambda value: isinstance(value, dict) and value is not kwargs)
     # ComfyUI keeps the number of the block in such a dict and counts on: the second run must find that of the first
     values = [dict(value) if isinstance(value, dict) else value for value in values]
@@ -68,7 +72,7 @@ def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         again, named = tree_unflatten(given, tree)
         return forward(*again, **named)
 
-    return _Twice.apply(call, *(values[place] for place in places))
+    return _Twice.apply(call, held, *held, *(values[place] for place in places))
 
 
 class _Twice(torch.autograd.Function):
@@ -79,24 +83,27 @@ class _Twice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Callable[..., Any], *tensors: Tensor) -> Any:
+    def forward(ctx: Any, call: Callable[..., Any], held: tuple[Tensor, ...], *tensors: Tensor) -> Any:
         # a backward pass may run in another thread, and after what held for the forward pass is over
-        ctx.call = partial(copy_context().run, call)
-        ctx.save_for_backward(*tensors)
-        return call(*tensors)
+        ctx.call, ctx.held = partial(copy_context().run, call), held
+        ctx.save_for_backward(*tensors[len(held) :])
+        return call(*tensors[len(held) :])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:]
-        leaves = [t.detach().requires_grad_(want) for t, want in zip(ctx.saved_tensors, wanted, strict=True)]
+        held, wanted = ctx.held, ctx.needs_input_grad[2:]
+        inputs = zip(ctx.saved_tensors, wanted[len(held) :], strict=True)
+        given = [tensor.detach().requires_grad_(want) for tensor, want in inputs]
         with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-            made = ctx.call(*leaves)
+            made = ctx.call(*given)
             made = made if isinstance(made, tuple) else (made,)
             pairs = [(out, g) for out, g in zip(made, gradients, strict=True) if g is not None and out.requires_grad]
-            asked = [leaf for leaf in leaves if leaf.requires_grad]
+            if not pairs:
+                return (None, None, *(None for _ in wanted))  # this block uses none of what is held
+            asked = [leaf for leaf, want in zip((*held, *given), wanted, strict=True) if want]
             outputs, seeds = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(outputs, asked, seeds, allow_unused=True))
-        return (None, *(next(found) if want else None for want in wanted))
+        return (None, None, *(next(found) if want else None for want in wanted))
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,31 @@ TESTBED = "testbed"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model, --device and --dtype."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder, or testbed: the shipped one")
+    group.add_argument(
+        "--model", required=required, metavar="DIR", help="a diffusers folder, or testbed: the shipped one"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16 on cuda, else float32")
 
 
-def add_run(parser: argparse.ArgumentParser) -> Any:
-    """Add the settings that every run has, and return their group; the defaults are those of the Python functions."""
+def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
+    """Add the settings that every run has, and return their group; the defaults are those of the Python functions.
+
+    Args:
+        parser: of the command.
+        scored: whether a run ends with the scored steps.
+
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt")
-    group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
+    if scored:
+        group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
     group.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="steps of the whole schedule")
-    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help="does not act on the first step")
+    unused = ", does not act on the first step" if scored else ""
+    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help=f"default 7.5{unused}")
     group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--seed", type=int, default=0)
@@ -134,3 +145,17 @@ def progress(items: Iterable[Any], total: int | None, what: str, start: int = 0)
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on one line."""
     print(json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def neuron_values(neurons: Any) -> dict[str, Any]:
+    """Return a neuron set as plain values."""
+    return {"neurons": neurons.count, **asdict(neurons)}
+
+
+def neuron_line(name: object, neurons: Any) -> str:
+    """Return a neuron set in one line."""
+    what = "1 neuron" if neurons.count == 1 else f"{neurons.count} neurons"
+    ssim = "" if neurons.ssim_after is None else f", SSIM {neurons.ssim_after:.3f} with them blocked"
+    before = "" if neurons.ssim_before is None else f", seeds alike {neurons.ssim_before:.3f}"
+    rows = f", {neurons.rows} rows" if neurons.rows else ""
+    return f"{name}: {what} in {len(neurons.indices)} layers{before}{ssim}{rows}, model {neurons.model or 'unknown'}"

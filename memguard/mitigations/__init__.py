@@ -26,7 +26,7 @@ from .random_tokens import RandomTokens
 from .spike_attenuation import SpikeAttenuation
 from .three_rows import ThreeRows
 
-__all__ = ["Mitigation", "Treatment", "Unsuitable", "available", "get", "optimize_prompt", "parameters"]
+__all__ = ["Mitigation", "Treatment", "Unsuitable", "available", "describe", "get", "optimize_prompt", "parameters"]
 
 _KNOWN: tuple[type[Mitigation], ...] = (
     AttentionScaling,
@@ -53,6 +53,12 @@ def parameters(name: str) -> dict[str, Any]:
     return {
         f.name: f.default if f.default is not MISSING else None for f in fields(_class(name)) if f.name != "neurons"
     }
+
+
+def describe(name: str) -> str:
+    """Return title and source of a mitigation."""
+    cls = _class(name)
+    return f"{cls.TITLE} ({cls.SOURCE})"
 
 
 def get(name: str, **settings: Any) -> Mitigation:

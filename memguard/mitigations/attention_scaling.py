@@ -70,18 +70,24 @@ class ScaleAndMask(Edit):
 
     def __init__(self, bos_scale: float, masked: tuple[int, ...], share: float, parity: Parity) -> None:
         self.bos_scale, self.masked, self.share, self.parity = bos_scale, masked, share, parity
+        self._factor: tuple[Tensor, Tensor] | None = None  # of a layout, which is the same in every layer and step
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> tuple[Tensor, Tensor, Tensor]:
         """Return the keys of BOS multiplied by c1; to_k has no bias, so that its logits are."""
         if self.bos_scale == 1 or site.groups is None:
             return q, k, v
+        if self._factor is None or self._factor[0] is not site.groups:
+            self._factor = site.groups, self._scales(site, k)
+        return q, k * self._factor[1].to(k), v
+
+    def _scales(self, site: AttentionSite, k: Tensor) -> Tensor:
+        assert site.groups is not None
         rows = site.conditional
         bos = rows_of(site.groups, len(k)) == BOS
         if self.parity == "official":
             rows = torch.arange(len(k), device=k.device) % 2 == 1
             bos = torch.zeros_like(bos).index_fill(1, torch.zeros(1, dtype=torch.long, device=k.device), True)
-        factor = torch.where(bos & rows[:, None], self.bos_scale, 1.0).to(k)
-        return q, k * factor[..., None], v
+        return torch.where(bos & rows[:, None], self.bos_scale, 1.0).to(k)[..., None]
 
     def keep(self, conditional: Tensor, groups: Tensor | None) -> Tensor | None:
         """Return all columns but the masked ones of the prompt's rows."""

@@ -224,9 +224,7 @@ class Mitigation(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise ValueError(
-                f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all of it)"
-            )
+            raise ValueError(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
         if self.parity not in (None, "official"):
             raise ValueError(f"{self.NAME}: parity is {self.parity!r}; use None or 'official'")
 

@@ -21,9 +21,10 @@ CHUNK = 77  # columns of a CLIP prompt; longer prompts are chunks of it, each wi
 OTHER, BOS, WORD, EOS, PADDING = range(5)  # what stands in a token column; OTHER: not text (pictures as prompts)
 CODES = {"bos": BOS, "word": WORD, "eos": EOS, "padding": PADDING}
 
+Part = Tensor | slice  # some rows or columns; a slice where they lie together, so that nothing is copied
 # q, k, v as [R, positions or tokens, heads * d], a bias that broadcasts to [R, heads, positions, tokens], and which
 # rows and columns of the call these are (None: all) -> output [R, positions, ...]
-Backend = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"], Tensor]
+Backend = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Part | None", "Part | None"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,19 @@ class Plan:
         for rows, columns in self._alike:
             part = None if bias is None else bias[rows][..., columns]
             found.append(backend(q[rows], k[rows][:, columns], v[rows][:, columns], part, rows, columns))
+        if all(isinstance(rows, slice) for rows, _ in self._alike):
+            return torch.cat(found)
         out = found[0].new_empty((len(q), *found[0].shape[1:]))
         for (rows, _), part in zip(self._alike, found, strict=True):
             out[rows] = part
         return out
 
 
-def _alike(keeps: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]] | None:
-    """Return rows that keep the same columns, as (rows, columns); None where all rows keep all columns."""
+def _alike(keeps: Sequence[Tensor | None]) -> list[tuple[Part, Part]] | None:
+    """Return rows that keep the same columns, as (rows, columns); None where all rows keep all columns.
+
+    Slices come in the order of their rows.
+    """
     kept = None
     for keep in keeps:
         if keep is not None:
@@ -132,10 +138,14 @@ def _alike(keeps: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]] | None
     if kept is None or bool(kept.all()):
         return None
     patterns, which = kept.unique(dim=0, return_inverse=True)
-    return [
-        (torch.nonzero(which == number).flatten(), torch.nonzero(pattern).flatten())
-        for number, pattern in enumerate(patterns)
-    ]
+    found = [(_part(which == number), _part(pattern)) for number, pattern in enumerate(patterns)]
+    return sorted(found, key=lambda item: item[0].start if isinstance(item[0], slice) else -1)
+
+
+def _part(chosen: Tensor) -> Part:
+    indices = torch.nonzero(chosen).flatten()
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if last + 1 - first == len(indices) else indices
 
 
 def last_share(columns: Tensor, share: float) -> Tensor:

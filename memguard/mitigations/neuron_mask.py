@@ -41,9 +41,7 @@ class NeuronMask(Mitigation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(self.neurons.indices.values()):
-            raise ValueError(
-                f"{self.NAME}: neurons is empty; load a neuron set, or find one with memguard neurons find"
-            )
+            raise ValueError(f"{self.NAME}: neurons is empty; load a set, or find one with memguard neurons find")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         whole = self.neurons.scale if self.factor is None else self.factor
@@ -66,6 +64,7 @@ class Mask(Edit):
     def __init__(self, indices: dict[str, tuple[int, ...]], factor: float, everywhere: bool = False) -> None:
         self.indices = {layer: torch.tensor(found) for layer, found in indices.items() if found}
         self.factor, self.everywhere = factor, everywhere
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}  # by layer, for rows that are the same at every step
 
     def acts(self, layer: str) -> bool:
         """Whether the set has neurons of this layer."""
@@ -73,9 +72,13 @@ class Mask(Edit):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> tuple[Tensor, Tensor, Tensor]:
         """Return the values with the neurons of the prompt's rows multiplied."""
-        indices = self.indices[site.layer].to(v.device)
-        factor = v.new_ones(v.shape[-1]).index_fill(0, indices, self.factor)
-        if self.everywhere:
-            return q, k, v * factor
-        rows = site.conditional[:, None, None]
-        return q, k, torch.where(rows, v * factor, v)
+        known = self._factors.get(site.layer)
+        if known is None or known[0] is not site.conditional:
+            known = self._factors[site.layer] = site.conditional, self._table(site, v)
+        return q, k, v * known[1].to(v)
+
+    def _table(self, site: AttentionSite, v: Tensor) -> Tensor:
+        """Return the factors of a layer, [rows, 1, neurons]; 1 in the rows that are let be."""
+        factor = v.new_ones(v.shape[-1]).index_fill(0, self.indices[site.layer].to(v.device), self.factor)
+        rows = torch.ones_like(site.conditional) if self.everywhere else site.conditional
+        return torch.where(rows[:, None, None], factor, torch.ones_like(factor))

@@ -50,9 +50,7 @@ class Padding(Mitigation):
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if not start.eos_padded:
-            raise Unsuitable(
-                "padding acts where prompts are filled up with EOS (SD1, CLIP-L of SDXL); here they are not"
-            )
+            raise Unsuitable("it acts where prompts are filled up with EOS (SD1, CLIP-L of SDXL); here they are not")
         if start.groups is None:
             raise Unsuitable("the prompt's tokens are not known, so its padding is not")
         prompt = before.prompt or start.prompt

@@ -6,8 +6,6 @@ Room: memguard.hosts, diffusers. May import: memguard.attributions, torch, einop
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,51 +15,6 @@ from torch import Tensor, nn
 
 from ...attributions.moment import Encoded
 from .rows import Unscored, own
-
-# of a call: module, args, kwargs, output -> None, or what to give out instead
-Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
-# before a call: module, args, kwargs -> None, or the args and kwargs to use instead
-Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any, ...], dict[str, Any]] | None"]
-
-
-@contextmanager
-def listening(
-    module: nn.Module, hook: Hook, before: Before | None = None, plainly: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
-    """Call ``before`` and ``hook`` around every call of a module; leaves no hook behind.
-
-    Args:
-        module: the denoiser.
-        hook: called after each call.
-        before: called before it.
-        plainly: whether a module that was compiled in place is to run this call as it is written.
-
-    """
-    compiled = module._compiled_call_impl
-    if compiled is None:
-        handles = [module.register_forward_hook(hook, with_kwargs=True)]
-        if before is not None:
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        return
-
-    # module.compile() traces forward hooks into its graph; beside the compiled call the graph stays as it is
-    def call(*args: Any, **kwargs: Any) -> Any:
-        changed = None if before is None else before(module, args, kwargs)
-        args, kwargs = changed or (args, kwargs)
-        output = (module._call_impl if plainly() else compiled)(*args, **kwargs)
-        given = hook(module, args, kwargs, output)
-        return output if given is None else given
-
-    module._compiled_call_impl = call
-    try:
-        yield
-    finally:
-        module._compiled_call_impl = compiled
 
 
 @dataclass(frozen=True)
@@ -137,6 +90,22 @@ class Call:
         arguments = with_latents(with_prompt(arguments, prompt), x)
         with own():
             return _image(tensor_of(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
+
+    def moved(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Predict other latents, all with the prompt and the arguments of the first row; follows the gradient mode.
+
+        Args:
+            x: [R, C, h, w].
+            timestep: a scalar.
+
+        Returns:
+            The prediction, [R, C, h, w].
+
+        """
+        batch = len(self.text)
+        first = {k: _tiled(_rows(v, slice(0, 1), batch), len(x), 1) for k, v in self.arguments.items()}
+        with own():
+            return tensor_of(self.module(**first | {"sample": x, "timestep": timestep}))[:, : self.prediction.shape[1]]
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

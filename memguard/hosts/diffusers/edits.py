@@ -9,6 +9,7 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +42,7 @@ class Editor:
 
     def __init__(self, module: nn.Module) -> None:
         self.layers = cross_layers(getattr(module, "_orig_mod", module))
+        self._known: dict[str, frozenset[str]] = {}  # what the processors know besides text and mask
 
     @property
     def widths(self) -> dict[str, int]:
@@ -51,6 +53,7 @@ class Editor:
     def installed(self) -> Iterator[None]:
         """Stand there for the time of the block."""
         saved = [(layer, layer.__dict__.get("forward")) for layer in self.layers.values()]
+        self._known.clear()
         try:
             for name, layer in self.layers.items():
                 layer.forward = partial(self._forward, name, layer, layer.forward)
@@ -77,6 +80,9 @@ class Editor:
         edited = plan is not None and text is not None and plan.fits(text)
         if plan is None or not edited or not any(edit.acts(name) or plan.cuts for edit in plan.edits):
             return forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        if name not in self._known:
+            self._known[name] = frozenset(inspect.signature(layer.processor.__call__).parameters)
+        given = {key: value for key, value in kwargs.items() if key in self._known[name]}
         normed = layer.norm_encoder_hidden_states(text) if layer.norm_cross else text
         q, k, v = layer.to_q(hidden_states), layer.to_k(normed), layer.to_v(normed)
 
@@ -87,7 +93,8 @@ class Editor:
                 mask = mask if mask is None else mask[rows][..., columns]
             if bias is not None:
                 mask = _mask(layer, bias, mask)
-            return type(layer).forward(_StandIn(layer, q, k, v), own, words, mask, **kwargs)
+            stand_in = _StandIn(layer, q, k, v)
+            return layer.processor(stand_in, own, encoder_hidden_states=words, attention_mask=mask, **given)
 
         return plan.attend(name, int(layer.heads), float(layer.scale), q, k, v, backend)
 
@@ -104,7 +111,7 @@ class _StandIn:
         return getattr(self._layer, name)
 
 
-def _part(words: Any, rows: Tensor, columns: Tensor) -> Any:
+def _part(words: Any, rows: Any, columns: Any) -> Any:
     """Return rows and columns of an encoded prompt; pictures as prompts, beside it in a pair, keep all columns."""
     if isinstance(words, tuple):
         text, pictures = words

@@ -23,7 +23,7 @@ from ...records import Attribution, TokenSpan
 from . import pipes
 from .attention import reading
 from .batch import Enough
-from .calls import listening
+from .hooks import listening
 from .inputs import input_gradients
 from .keeping import Keeping
 from .rows import Prompts, Unscored

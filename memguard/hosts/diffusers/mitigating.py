@@ -17,10 +17,11 @@ from ...loop import mitigate
 from ...mitigations.base import Treatment
 from ...records import Attempt, StepEvidence
 from .calls import Call
+from .hooks import eagerly, set_eager
 from .reader import Reader
 from .rows import OWN
 from .starting import start
-from .steering import TWO_CALLS, Steering, eagerly, set_eager, suitable
+from .steering import TWO_CALLS, Steering, suitable
 
 
 class Mitigating:
@@ -61,23 +62,39 @@ class Mitigating:
     def _first(self, call: Call, output: Any) -> Any:
         steering, made = self.steering, []
         blocks = steering.blocks(call.text)
-        if set(blocks) != {"cond", "uncond"}:
+        prompts = self.reader.prompts
+        if set(blocks) != {"cond", "uncond"} and (prompts.uncond is not None or "cond" not in blocks):
             self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
             return None
         scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
-        began = start(self.reader.pipe, call, blocks, self.reader.prompts, steering.editor, scored, self._count)
+        began = start(
+            self.reader.pipe,
+            call,
+            blocks,
+            self.reader.prompts,
+            steering.editor,
+            scored,
+            self._count,
+            steering.scale(call),
+            self.run.report.model,
+        )
 
         def redo(treatment: Treatment) -> StepEvidence:
             again, given = steering.again(call, blocks, treatment)
             made.append((treatment, again, given))
-            return replace(self.reader.evidence(again, blocks["cond"], again.prediction[blocks["uncond"]]), step=0)
+            cond = blocks["cond"]
+            return replace(
+                self.reader.evidence(again, cond, self.reader.compared(again, cond, blocks.get("uncond"))), step=0
+            )
 
+        if self.reader.wish_differs() and prompts.wished is not None:
+            began = replace(began, reference=prompts.wished.head(len(began.prompt.text)))
         with steering.editor.installed(), eagerly(self.module):
             treatment = mitigate(self.run, began, redo)
         if not treatment.changes:
             steering.calls += 1
             return None
-        steering.adopt(suitable(treatment, blocks, given=True))
+        steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None))
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
         steering.calls += 1

@@ -150,9 +150,13 @@ class Reader:
         cond, uncond = blocks["cond"], blocks["uncond"]
         if not equal(call.x[cond].nan_to_num(), call.x[uncond].nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
-        if self._wish_differs():
-            return self.evidence(call, cond, self._spend(call, cond))
-        return self.evidence(call, cond, call.prediction[uncond])
+        return self.evidence(call, cond, self.compared(call, cond, uncond))
+
+    def compared(self, call: Call, cond: slice, uncond: slice | None) -> Tensor:
+        """Return what is predicted for the prompt's rows without it: the call's own rows, or rows that are spent."""
+        if uncond is None or self.wish_differs():
+            return self._spend(call, cond)
+        return call.prediction[uncond]
 
     def _alone(self, call: Call) -> StepEvidence | None:
         everything = slice(0, len(call.text))
@@ -162,7 +166,7 @@ class Reader:
             return self.evidence(call, everything, self._spend(call, everything))
         if self._batched:
             return None  # a further prediction of another guidance (skip-layer guidance), at a step that was read
-        if self._wish_differs():
+        if self.wish_differs():
             return self.evidence(call, everything, self._spend(call, everything))
         return self._second("cond", call)
 
@@ -177,7 +181,8 @@ class Reader:
         cond, uncond = (call, first) if role == "cond" else (first, call)
         return self.evidence(cond, slice(0, len(cond.text)), uncond.prediction)
 
-    def _wish_differs(self) -> bool:
+    def wish_differs(self) -> bool:
+        """Whether the prompt is compared with another one than the run's own negative prompt."""
         wished, uncond = self.prompts.wished, self.prompts.uncond
         return wished is not None and (uncond is None or not wished.same(uncond))
 

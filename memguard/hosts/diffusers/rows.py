@@ -21,6 +21,10 @@ from ...attributions import moment
 OWN: ContextVar[bool] = ContextVar("memguard_own", default=False)
 
 
+# The text that a mitigation of ours put into a model call, and what its rows are: they cannot be told by comparing.
+SWAPPED: ContextVar[tuple[Tensor, list[str]] | None] = ContextVar("memguard_swapped", default=None)
+
+
 @contextmanager
 def own():
     """Mark what happens inside as memguard's own work."""
@@ -150,6 +154,9 @@ class Prompts:
             Unscored: if the pipeline's prompts are not known.
 
         """
+        swapped = SWAPPED.get()
+        if swapped is not None and swapped[0] is text:
+            return swapped[1]
         if self.cond is None:
             raise Unscored("this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told")
         if self._confused:

@@ -25,7 +25,7 @@ from ...records import Reference, Report
 from . import pipes
 from .attention import attending
 from .batch import Enough, Seen, repeated_latents
-from .calls import listening
+from .hooks import listening
 from .reader import Reader, Shared
 from .rows import Prompts
 from .watch import encoding, methods

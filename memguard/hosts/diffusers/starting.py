@@ -39,8 +39,20 @@ def groups_of(pipe: Any, texts: Sequence[str], count: int, rows: int) -> Tensor 
     return table.repeat_interleave(rows // len(texts), 0)
 
 
-def predictor(call: Call, rows: slice, here: Level, groups: Tensor | None, count: Count) -> Callable[[View], Tensor]:
-    """Return the function from a View to the prediction of a call's rows, in units of epsilon."""
+def predictor(
+    call: Call, rows: slice, here: Level, groups: Tensor | None, count: Count, scale: float = 1.0
+) -> Callable[[View], Tensor]:
+    """Return the function from a View to the prediction of a call's rows, in units of epsilon.
+
+    Args:
+        call: the model call.
+        rows: of the prompt.
+        here: its noise level.
+        groups: what stands in each column of these rows.
+        count: told the rows that predictions cost.
+        scale: of unit noise in the model's input.
+
+    """
     x = call.x[rows]
     own = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
@@ -48,8 +60,9 @@ def predictor(call: Call, rows: slice, here: Level, groups: Tensor | None, count
         count(len(x))
         plan = Plan(view.edits, own, groups, sigma=here.sigma) if view.edits else None
         with following(plan):
-            made = call.repeat(rows, view.prompt, view.noise)
-        return here.convert(made, x if view.noise is None else view.noise)
+            given = None if view.noise is None else view.noise * scale
+            made = call.repeat(rows, view.prompt, given)
+        return here.convert(made, x if given is None else given)
 
     return predict
 
@@ -62,6 +75,8 @@ def start(
     editor: Editor,
     finding: Finding | None,
     count: Count,
+    scale: float,
+    model: str,
 ) -> Start:
     """Return the start of a run.
 
@@ -73,6 +88,8 @@ def start(
         editor: of the model's cross-attention.
         finding: what text_noise_norm says of the call; None where it was not asked.
         count: told the rows that predictions cost.
+        scale: of unit noise in the model's input.
+        model: fingerprint of the checkpoint.
 
     """
     here = level(pipe.scheduler, call.timestep)
@@ -96,14 +113,14 @@ def start(
     return Start(
         prompt=cond,
         reference=uncond,
-        noise=x[:, :channels].float() if here.full_noise else None,
+        noise=x[:, :channels].float() / scale if here.full_noise else None,
         size=size,
-        predict=predictor(call, rows, here, None if table is None else table.to(x.device), count),
+        predict=predictor(call, rows, here, None if table is None else table.to(x.device), count, scale),
         groups=None if table is None else table.to(x.device),
         texts=prompts.texts,
         encode=_encoder(pipe, prompts),
         widths=editor.widths,
-        model=pipes.name_of(call.module),
+        model=model,
         eos_padded=pipes.eos_padded(pipe, cond.text.shape[-1]),
         family=pipes.family(call.module),
         sigma=here.sigma,

@@ -6,8 +6,8 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ...mitigations.base import Treatment
-from ...mitigations.edit import OTHER, Plan
+from ...mitigations.edit import OTHER, Edit, Plan
 from .calls import Call, by_name, output_of, prompt_of, tensor_of, with_latents, with_prompt
 from .edits import PLAN, Editor
 from .levels import level
-from .rows import OWN, Encoded, Prompts, Unscored
+from .rows import OWN, SWAPPED, Encoded, Prompts, Unscored
 from .starting import Count, gain, groups_of, step
 
 TWO_CALLS = "this pipeline predicts with and without the prompt in two calls, and the guidance needs both in one"
@@ -53,6 +53,8 @@ class Steering:
         self._seen: Tensor | None = None
         self._roles: list[str] = []
         self._token: Any = None
+        self._plan_for: Any = None  # what the plan below was made for; it holds for all calls of a run
+        self._planned: Plan | None = None
 
     def blocks(self, text: Tensor) -> dict[str, slice]:
         """Return which rows of a call carry the prompt and which do not.
@@ -86,7 +88,10 @@ class Steering:
             return None
         blocks = self.blocks(arguments["encoder_hidden_states"])
         self._token = PLAN.set(self._plan(arguments, blocks))
-        return (), self._exchanged(arguments, blocks)
+        changed = self._exchanged(arguments, blocks)
+        if changed is not arguments:
+            SWAPPED.set((changed["encoder_hidden_states"], self._roles))
+        return (), changed
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output of a model call with the gap that guidance is to be applied to; None leaves it."""
@@ -105,11 +110,10 @@ class Steering:
         self.treatment = treatment
         if treatment.noise is not None and self.latents is not None:
             noise = treatment.noise.to(self.latents)
-            factor = getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)
             if noise.shape != self.latents.shape:  # Flux packs its latents
                 noise = with_latents({"hidden_states": self.latents}, noise)["hidden_states"]
             with torch.no_grad():
-                self.latents.copy_(noise * factor)
+                self.latents.copy_(noise * self._initial())
 
     def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> tuple[Call, Any]:
         """Make the first call again under a treatment; return it and its output."""
@@ -128,11 +132,29 @@ class Steering:
 
     def guided(self, call: Call, output: Any) -> Any:
         """Return an output of the first call with the gap of the treatment's guidance."""
-        return self._guided(call, output) if self.treatment.guidance else output
+        changed = self._guided(call, output) if self.treatment.guidance else None
+        return output if changed is None else changed
 
     def _noise(self, call: Call, treatment: Treatment | None = None) -> Tensor | None:
         noise = (treatment or self.treatment).noise
-        return None if noise is None else noise.to(call.x).repeat(len(call.x) // len(noise), 1, 1, 1)
+        if noise is None:
+            return None
+        return (noise * self.scale(call)).to(call.x).repeat(len(call.x) // len(noise), 1, 1, 1)
+
+    def scale(self, call: Call) -> float:
+        """Return what noise of unit variance is multiplied by in the model's input; schedulers scale it twice."""
+        given = call.arguments.get("sample", call.arguments.get("hidden_states"))
+        if self.latents is None or given is None:
+            return 1.0
+        latents = self.latents.float()
+        x = given[: len(latents), : latents.shape[1]].float()
+        if x.shape != latents.shape:
+            return 1.0
+        ratio = float((x * latents).sum() / latents.square().sum()) * self._initial()
+        return 1.0 if math.isclose(ratio, 1.0, rel_tol=1e-4) or not math.isfinite(ratio) else ratio
+
+    def _initial(self) -> float:
+        return float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
 
     def _exchanged(
         self, arguments: dict[str, Any], blocks: dict[str, slice], treatment: Treatment | None = None
@@ -159,6 +181,15 @@ class Steering:
         if not edits:
             return None
         text = arguments["encoder_hidden_states"]
+        sigma = level(self.pipe.scheduler, torch.as_tensor(arguments["timestep"])).sigma
+        key = (edits, tuple(blocks.items()), text.shape, text.device)
+        if self._plan_for != key:
+            self._plan_for, self._planned = key, self._new_plan(edits, text, blocks)
+        assert self._planned is not None
+        self._planned.step, self._planned.sigma = self.calls, sigma
+        return self._planned
+
+    def _new_plan(self, edits: tuple[Edit, ...], text: Tensor, blocks: dict[str, slice]) -> Plan:
         conditional = torch.zeros(len(text), dtype=torch.bool, device=text.device)
         if "cond" in blocks:
             conditional[blocks["cond"]] = True
@@ -167,8 +198,7 @@ class Steering:
         if table is not None and "cond" in blocks:
             found = torch.full(text.shape[:2], OTHER, dtype=torch.int8, device=text.device)
             found[blocks["cond"]] = table
-        timestep = torch.as_tensor(arguments["timestep"])
-        return Plan(edits, conditional, found, self.calls, level(self.pipe.scheduler, timestep).sigma)
+        return Plan(edits, conditional, found)
 
     def _table(self, text: Tensor, blocks: dict[str, slice]) -> Tensor | None:
         if self._groups is None:
@@ -195,23 +225,6 @@ class Steering:
         channels = call.prediction.shape[1]
         changed[cond, :channels] = (changed[uncond, :channels].float() + gap / units).to(changed)
         return output_of(output, changed)
-
-
-@contextmanager
-def eagerly(module: Any) -> Iterator[None]:
-    """Let a module that was compiled in place run as it is written: its graph would not follow the edits of a call."""
-    compiled = module._compiled_call_impl
-    module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        module._compiled_call_impl = compiled
-
-
-def set_eager(stack: ExitStack, module: nn.Module) -> None:
-    """Do the same for what torch.compile returned, until the stack is left."""
-    if hasattr(module, "_orig_mod") and hasattr(torch.compiler, "set_stance"):
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:

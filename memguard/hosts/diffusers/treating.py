@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...loop import BROKEN
-from ...mitigations.base import Mitigation, Parity, Treatment
+from ...loop import BROKEN, reason
+from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from . import pipes
 from .batch import Enough
-from .calls import Call, listening
+from .calls import Call
 from .edits import Editor
-from .rows import OWN, Prompts, Unscored
+from .hooks import eagerly, listening, set_eager
+from .rows import OWN, SWAPPED, Prompts, Unscored
 from .starting import start
-from .steering import Steering, eagerly, keeping_latents, set_eager, suitable
+from .steering import Steering, keeping_latents, suitable
 from .watch import encoding, methods
 
 log = logging.getLogger("memguard")
@@ -43,6 +44,7 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to mitigate")
     plain, now = type(pipe).__call__, _Now()
+    now.model = pipes.name_of(module)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if mitigation.strength == 0:
@@ -58,6 +60,7 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
                 return plain(self, *args, **kwargs)
         finally:
             now.prompts = now.steering = None
+            SWAPPED.set(None)
 
     def learn(*what: Any) -> None:
         if now.prompts is not None:
@@ -69,8 +72,9 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
 
 
 class _Now:
-    """The run in progress."""
+    """The run in progress, and the model's fingerprint."""
 
+    model: str = ""
     prompts: Prompts | None = None
     steering: Steering | None = None
 
@@ -78,11 +82,21 @@ class _Now:
 def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
     def choose(call: Call, blocks: dict[str, slice]) -> Treatment:
         assert now.steering is not None and now.prompts is not None
-        began = start(pipe, call, blocks, now.prompts, now.steering.editor, None, lambda rows: None)
+        began = start(
+            pipe,
+            call,
+            blocks,
+            now.prompts,
+            now.steering.editor,
+            None,
+            lambda rows: None,
+            now.steering.scale(call),
+            now.model,
+        )
         try:
             treatment = mitigation.treat(began, Treatment())
         except BROKEN as error:
-            log.warning("%s was left out: %s", mitigation.TITLE, error)
+            log.warning("%s was left out: %s", mitigation.TITLE, reason(error))
             return Treatment()
         found = suitable(treatment, blocks, given=now.prompts.uncond is not None)
         for note in found.notes[len(treatment.notes) :]:
@@ -155,7 +169,7 @@ def optimize_prompt(
         if OWN.get():
             return
         first = Call.of(called, args, kwargs, None)
-        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None)
+        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None, 1.0, "")
         found.append(optimize(settings, began, Treatment(), settings.target)[0])
         raise Enough
 
@@ -169,7 +183,7 @@ def optimize_prompt(
             contextlib.suppress(Enough),
         ):
             pipe(**{k: v for k, v in call.items() if v is not None})
-    except Unscored as reason:
+    except (Unscored, Unsuitable) as reason:
         raise ValueError(f"the prompt cannot be optimised: {reason}") from None
     finally:
         pipe.set_progress_bar_config(**progress)

@@ -20,10 +20,10 @@ from torch import nn
 from ...guard import Guard, Run
 from . import pipes
 from .attention import attending
-from .calls import listening
+from .hooks import listening
 from .mitigating import Mitigating
 from .reader import Reader
-from .rows import OWN, Prompts
+from .rows import OWN, SWAPPED, Prompts
 from .steering import Steering, keeping_latents
 
 
@@ -106,11 +106,13 @@ class _Watch:
                 if self.guard.policy == "mitigate":
                     hook = Mitigating(run, reader, module, stack)
                     self.steering = hook.steering
-                    stack.enter_context(listening(module, hook, hook.before, hook.plainly))
+                    stack.enter_context(listening(module, hook, hook.before, hook.plainly, first=True))
                 else:
-                    stack.enter_context(listening(module, reader))
+                    stack.enter_context(listening(module, reader, first=True))
                 return self.call(pipe, *args, **kwargs)
         finally:
+            if self.steering is not None:
+                SWAPPED.set(None)
             self._now = self.steering = None
             run.finish()
 

@@ -1,0 +1,136 @@
+"""What mitigations cost: time beside no mitigation, in alternating runs, and peak memory.
+
+    python benchmarks/mitigation_cost.py time [--model testbed|wide|DIR] [--pairs 20] [--steps 10] [--side 256]
+    python benchmarks/mitigation_cost.py memory [--model wide]
+
+Budget (DESIGN.md section 7): attention scaling, padding mask and neuron mask take at most 1.02 of the wall time.
+Each pair is one free and one mitigated run of the same prompt and seed, in alternating order, so that a busy machine
+slows both alike; given are the median of the ratios and its 95 % bootstrap interval, of wall time and of the process's
+own CPU time. "wide" is the test bed in SD1.5's widths. Memory is the growth of the resident set's peak over the loaded
+model, each mitigation in a process of its own, as a ratio to a run without; gradients are those of the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+BUDGET = 1.02
+PROMPT = "a red fox on a roof"
+FREE = ("attention_scaling", "spike_attenuation", "padding", "neuron_mask")  # what has a budget, or should keep one
+COSTLY = ("guidance_delay", "guard", "noise_adjustment", "prompt_optimization")
+
+
+def pipeline(model: str) -> Any:
+    """Return the model."""
+    from memguard.testbed import loader
+
+    if model in ("testbed", "wide"):
+        return loader.pipeline(wide=model == "wide")
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def build(name: str, pipe: Any) -> Any:
+    """Return a mitigation by its defaults; the neuron mask silences ten neurons of every layer."""
+    from memguard.hosts.diffusers.attention import cross_layers
+    from memguard.mitigations import get
+    from memguard.records import NeuronSet
+
+    if name != "neuron_mask":
+        return get(name)
+    return get(name, neurons=NeuronSet({layer: tuple(range(10)) for layer in cross_layers(pipe.unet)}))
+
+
+def one(pipe: Any, mitigation: Any, steps: int, side: int) -> tuple[float, float]:
+    """Generate once; return seconds of wall time and of CPU time."""
+    import contextlib
+
+    import torch
+
+    with contextlib.nullcontext() if mitigation is None else mitigation.attach(pipe):
+        wall, own = time.perf_counter(), time.process_time()
+        pipe(
+            PROMPT,
+            num_inference_steps=steps,
+            height=side,
+            width=side,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+        return time.perf_counter() - wall, time.process_time() - own
+
+
+def interval(ratios: list[float], draws: int = 2000) -> str:
+    """Return the median and its 95 % bootstrap interval as text."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return f"{statistics.median(ratios):.3f} [{medians[int(0.025 * draws)]:.3f}, {medians[int(0.975 * draws)]:.3f}]"
+
+
+def times(args: argparse.Namespace) -> None:
+    """Print the ratios of all mitigations."""
+    pipe = pipeline(args.model)
+    for name in args.only or (*FREE, *COSTLY):
+        mitigation = build(name, pipe)
+        walls, owns = [], []
+        for _ in range(2):
+            one(pipe, None, 1, args.side), one(pipe, mitigation, 1, args.side)
+        for number in range(args.pairs):
+            order = (None, mitigation) if number % 2 else (mitigation, None)
+            found = {each is None: one(pipe, each, args.steps, args.side) for each in order}
+            walls.append(found[False][0] / found[True][0])
+            owns.append(found[False][1] / found[True][1])
+        print(f"{name:20} wall {interval(walls)}  CPU {interval(owns)}", flush=True)
+
+
+def peak(model: str, name: str, side: int) -> float:
+    """Return the growth of this process's peak by one run, in MiB."""
+    pipe = pipeline(model)
+    mitigation = None if name == "none" else build(name, pipe)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    one(pipe, mitigation, 2, side)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Print the peaks of all mitigations, each in a process of its own."""
+    plain = None
+    for name in ("none", *(args.only or (*FREE, *COSTLY))):
+        command = [sys.executable, __file__, "memory", "--model", args.model, "--side", str(args.side), "--one", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        plain = plain or found
+        print(f"{name:20} {found:7.0f} MiB  ratio {found / plain:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("--model", default="testbed", help="testbed, wide, or a diffusers folder")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--side", type=int, default=128, help="of the picture")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(peak(args.model, args.one, args.side)))
+    else:
+        times(args) if args.what == "time" else memory(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""``memguard neurons find``: search the neurons of one prompt or of several.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput, read_prompts
+from . import common
+
+
+def add_find(actions: Any) -> None:
+    """Register the action."""
+    parser = actions.add_parser(
+        "find",
+        help="search the neurons that carry a prompt's memory",
+        description="Find the neurons that carry the memory of prompts (NeMo). Of several prompts, write the union.",
+        epilog="Blocked neurons conceal a picture, they do not erase it.",
+    )
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("--prompts", dest="file", type=Path, metavar="FILE", help=".txt, .jsonl, .csv or .parquet")
+    parser.add_argument("--column", metavar="NAME", help="of the prompts in files; default prompt, caption or text")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--statistics", type=Path, metavar="FILE", help="made before by --save-statistics")
+    how.add_argument("--ordinary", type=Path, metavar="FILE", help="ordinary prompts, some thousands, to compute them")
+    parser.add_argument("--save-statistics", type=Path, metavar="FILE", help="keep what --ordinary gave")
+    parser.add_argument("--layers", choices=("nemo", "all"), default="nemo", help="nemo: down blocks and middle")
+    parser.add_argument("--mode", choices=("fast", "official"), default="fast", help="official: NeMo's own procedure")
+    parser.add_argument("--parity", choices=("official", "repaired"), help="default: that of the mode")
+    parser.add_argument("--threshold", type=float, default=0.428, metavar="X", help="MS-SSIM (default .428, SD1.4's)")
+    parser.add_argument("--scale", type=float, default=0.0, metavar="X", help="factor on the neurons (default 0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the neuron set, .safetensors")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="keep what was evaluated here, and go on from it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_model(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--num-images", type=int, default=10, metavar="N", help="seeds that are compared (default 10)")
+    run.add_argument("--seed", type=int, default=1)
+    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows of one forward (default 16)")
+    run.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
+    run.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
+
+
+def find(args: argparse.Namespace) -> None:
+    """Search, and write the set.
+
+    Raises:
+        ValueError: for bad input.
+
+    """
+    from ..neurons import merge, save
+
+    prompts = [*args.prompts, *(read_prompts(args.file, args.column) if args.file else ())]
+    if not prompts:
+        raise BadInput("no prompts; give them as arguments or with --prompts FILE")
+    statistics = _statistics(args) if args.statistics else None  # a wrong file costs no loading of a model
+    ordinary = list(read_prompts(args.ordinary, args.column)) if args.ordinary else []
+    pipe = common.load_model(args)
+    statistics = statistics or _statistics(args, pipe, ordinary)
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        neurons = _one(args, pipe, prompt, statistics, f"{number}/{len(prompts)}")
+        found.append(neurons)
+        if not args.json:
+            print(common.neuron_line(" ".join(prompt.split())[:60], neurons), flush=True)
+    together = merge(found)
+    path = save(together, args.out)
+    if args.json:
+        each = [{"prompt": p, **common.neuron_values(n)} for p, n in zip(prompts, found, strict=True)]
+        common.print_json({"file": str(path), **common.neuron_values(together), "prompts": each})
+    else:
+        print(common.neuron_line(path, together))
+
+
+def _one(args: argparse.Namespace, pipe: Any, prompt: str, statistics: Any, which: str) -> Any:
+    from ..hosts.diffusers.neurons import localize
+
+    names = "parity num_images seed threshold scale height width batch_size".split()
+    settings = {name: getattr(args, name) for name in names}
+    if args.resume:
+        text = f"{prompt}\n{args.mode}\n{args.parity}"
+        settings["resume"] = args.resume / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    bar = common.progress((), None, " rows")
+
+    def show(progress: Any) -> None:
+        best = "" if progress.neurons is None else f", {progress.neurons} neurons"
+        bar.set_description(f"prompt {which}: {progress.stage}{best}", refresh=False)
+        bar.update(progress.rows - bar.n)
+
+    try:
+        with bar:
+            return localize(pipe, prompt, statistics, args.mode, progress=show, **settings)
+    except KeyboardInterrupt:
+        if args.resume:
+            print(f"memguard neurons: {args.resume} holds what was evaluated; --resume continues", file=sys.stderr)
+        raise
+
+
+def _statistics(args: argparse.Namespace, pipe: Any = None, ordinary: list[Any] | None = None) -> Any:
+    from ..neurons import ActivationStatistics
+
+    if pipe is None:
+        return ActivationStatistics.load(args.statistics)
+    from ..hosts.diffusers.neurons import statistics
+
+    bar = common.progress((), len(ordinary or ()), " prompts")
+    with bar:
+        layers = None if args.layers == "nemo" else "all"
+        made = statistics(pipe, ordinary or (), layers, progress=lambda done: bar.update(done - bar.n))
+    if args.save_statistics:
+        made.save(args.save_statistics)
+    return made

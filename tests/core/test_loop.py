@@ -1,0 +1,203 @@
+"""The closed loop: what is tried, in which order, what is kept, and what the report says of it."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from memguard.guard import Guard
+from memguard.loop import CLOSE, mitigate
+from memguard.mitigations import get
+from memguard.mitigations.base import Mitigation, Start, Treatment, Unsuitable
+from memguard.mitigations.edit import Edit
+from memguard.records import NeuronSet, Report
+from memguard.wording import message
+
+TYPICAL = 0.01  # of the profile
+MASK = NeuronSet({"down_blocks.0.attn2": (1,)})
+
+
+@dataclass(frozen=True)
+class Falling(Mitigation):
+    """Leaves a share of the score."""
+
+    NAME = "falling"
+    TITLE = "Falling"
+    SOURCE = "test"
+
+    leaves: float = 1.0
+    error: Exception | None = None
+    guides: bool = False
+
+    def _treat(self, start: Start, before: Treatment) -> Treatment:
+        if self.error is not None:
+            raise self.error
+        if self.guides:
+            return replace(before, guidance=(lambda gap, step: gap,)).note("guided")
+        edit = Edit()
+        edit.leaves = self.leaves
+        return replace(before, edits=(*before.edits, edit)).note(f"to {self.leaves}")
+
+
+@pytest.fixture
+def tried(step, profile):
+    """A function that runs the loop on a run with a high score; returns treatment, report and the treatments tried."""
+
+    def build(*mitigations, score=0.1, cancelled=lambda: None):
+        guard = Guard(policy="mitigate", mitigation=list(mitigations), profile=profile())
+        run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+        run.observe(step(score, score))
+        assert run.to_mitigate
+        made = []
+
+        def redo(treatment):
+            made.append(treatment)
+            run.extra_rows += 4
+            left = score
+            for edit in treatment.edits:
+                left *= edit.leaves
+            return step(left, left)
+
+        began = Start(None, None, None, (4, 8, 8), lambda view: None, cancelled=cancelled)
+        treatment = mitigate(run, began, redo)
+        return treatment, run.finish(), made
+
+    return build
+
+
+def test_the_first_attempt_that_helps_ends_it(tried):
+    treatment, report, made = tried(Falling(leaves=0.1), Falling(leaves=0.5))
+    assert [edit.leaves for edit in treatment.edits] == [0.1]
+    assert len(made) == 1
+    (attempt,) = report.attempts
+    assert (attempt.verdict, attempt.kept, attempt.extra_rows) == ("ordinary", True, 4)
+    assert report.scores_before == pytest.approx((1.6, 1.6))
+    assert report.scores_after == pytest.approx((0.16, 0.16))
+    assert report.actions == ("to 0.1",)
+    assert report.extra_rows == 4
+    assert report.verdict == "memorized"
+    assert report.verdict_after == "ordinary"
+    assert message(report).endswith("; mitigated by Falling: now looks ordinary (score 0.16)")
+
+
+def test_attempts_add_up_until_the_score_is_an_ordinary_prompts(tried):
+    treatment, report, _ = tried(Falling(leaves=0.5), Falling(leaves=0.4), Falling(leaves=0.5))
+    assert [edit.leaves for edit in treatment.edits] == [0.5, 0.4, 0.5]
+    assert [attempt.verdict for attempt in report.attempts] == ["memorized", "memorized", "ordinary"]
+    assert report.actions == ("to 0.5", "to 0.4", "to 0.5")
+
+
+def test_a_score_that_just_slips_under_the_threshold_is_not_enough(tried):
+    just_below = 0.0155  # of 0.0159, the 99th percentile
+    assert just_below > CLOSE * TYPICAL
+    _, report, made = tried(Falling(leaves=just_below / 0.1), Falling(leaves=0.5))
+    assert [attempt.verdict for attempt in report.attempts] == ["ordinary", "ordinary"]
+    assert len(made) == 2
+
+
+def test_what_hardly_lowers_the_score_is_taken_back(tried):
+    treatment, report, _ = tried(Falling(leaves=0.9), Falling(leaves=1.5), Falling(leaves=0.1))
+    assert [edit.leaves for edit in treatment.edits] == [0.1]
+    assert [attempt.kept for attempt in report.attempts] == [False, False, True]
+
+
+def test_failure_is_reported_as_such(tried):
+    treatment, report, _ = tried(Falling(leaves=0.95), Falling(leaves=0.95))
+    assert not treatment.changes
+    assert report.scores_after == ()
+    assert report.verdict_after == "unknown"
+    assert message(report).endswith("; could not be mitigated, the picture is the unmitigated one")
+
+
+def test_a_score_that_stays_high_says_so(tried):
+    _, report, _ = tried(Falling(leaves=0.5))
+    assert message(report).endswith("; mitigated by Falling: now looks memorized (score 0.8)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unsuitable("no text"),
+        RuntimeError('"addmm" not implemented for Float8\nmore'),
+        ValueError("a set for another model"),
+        FloatingPointError("NaN"),
+        torch.OutOfMemoryError("out of memory"),
+    ],
+)
+def test_what_goes_wrong_in_one_attempt_is_noted_and_the_next_is_tried(tried, error):
+    treatment, report, _ = tried(Falling(error=error), Falling(leaves=0.1))
+    assert [edit.leaves for edit in treatment.edits] == [0.1]
+    (line,) = report.attempts[0].changes
+    assert line.startswith("Falling was left out: ") and str(error).splitlines()[0] in line
+    assert "\n" not in line
+    remedy = "use" in line
+    assert remedy == isinstance(error, RuntimeError)
+    assert not report.attempts[0].kept
+
+
+class Pressed(BaseException):
+    """What a stop button raises."""
+
+
+def test_a_pressed_button_ends_it_between_attempts(tried):
+    def cancelled():
+        raise Pressed
+
+    with pytest.raises(Pressed):
+        tried(Falling(leaves=0.5), cancelled=cancelled)
+
+
+def test_guidance_alone_is_kept_and_not_scored_again(tried):
+    treatment, report, made = tried(Falling(guides=True))
+    assert made == []
+    assert treatment.guidance
+    assert report.attempts[0].kept
+    assert report.attempts[0].changes == (
+        "guided",
+        "acts after the first step, so the first step's score does not change by it",
+    )
+    assert message(report).endswith("; mitigated by Falling, not scored again")
+
+
+def test_a_report_with_attempts_survives_json(tried):
+    _, report, _ = tried(Falling(leaves=0.5), Falling(leaves=0.1))
+    assert Report.from_dict(report.to_dict()).attempts == report.attempts
+    assert report.to_dict()["verdict_after"] == "ordinary"
+
+
+class TestLadder:
+    def rungs(self, choice, **known):
+        start = Start(None, None, None, (4, 8, 8), lambda view: None, **known)
+        return Guard(policy="mitigate", mitigation=choice).ladder(start)
+
+    def names(self, rungs):
+        return [[each.NAME for each in rung] for rung in rungs]
+
+    @pytest.mark.parametrize("choice", [None, "auto", ["auto"]])
+    def test_auto_is_cheapest_first(self, choice):
+        expected = [["spike_attenuation", "guidance_delay"], ["noise_adjustment"], ["prompt_optimization"]]
+        assert self.names(self.rungs(choice)) == expected
+        assert self.names(self.rungs(choice, eos_padded=768))[0] == ["padding", "guidance_delay"]
+
+    def test_auto_ends_in_a_neuron_mask_if_there_is_one(self):
+        mask = get("neuron_mask", neurons=MASK)
+        assert self.rungs(["auto", mask])[-1] == (mask,)
+
+    def test_a_chosen_order(self):
+        padding = get("padding")
+        assert self.names(self.rungs(["attention_scaling", padding])) == [["attention_scaling"], ["padding"]]
+        assert self.names(self.rungs("padding")) == [["padding"]]
+
+    @pytest.mark.parametrize(
+        ("choice", "line"),
+        [
+            ("colour", "there is no mitigation 'colour'"),
+            (["padding"] * 4, "mitigation: 4 were given; give one to 3"),
+            ([], "mitigation: 0 were given"),
+            (["auto", "padding"], "auto chooses by itself; beside it only a neuron mask"),
+            ([3], "mitigation is 3; give a name"),
+        ],
+    )
+    def test_other_choices_are_refused(self, choice, line):
+        with pytest.raises(ValueError, match=line):
+            Guard(policy="mitigate", mitigation=choice)
