@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...mitigations.edit import OTHER, Edit
+from ...mitigations.edit import Edit, Plan
 from . import roles
 from .attention import Unreadable, cross_paths, eager, is_compiled
 from .calls import Cond
@@ -48,6 +48,7 @@ class Editor:
         self._layers: dict[tuple[str, int, int], str] | None = None
         self._conds: Sequence[Any] = ()
         self._images = 0
+        self.planned: tuple[Any, Plan] | None = None  # the last plan, and what it was made for
 
     @property
     def layers(self) -> dict[tuple[str, int, int], str]:
@@ -85,28 +86,29 @@ class Editor:
         transformer["wrappers"][WrappersMP.APPLY_MODEL][KEY] = [_apply]
         return found
 
-    def rows(self, options: dict[str, Any], rows: int, columns: int) -> tuple[Tensor, Tensor | None] | None:
-        """Return which rows of a call carry the prompt, bool [rows], and what stands in each column, if known.
+    def parts(self, options: dict[str, Any], rows: int) -> list[Cond | None] | None:
+        """Return the prompt's conditioning of each chunk of a call, None for other roles, an empty one if not known.
 
         None where the call has other rows than it was asked for, as when another node cuts pictures into tiles.
         """
         chunks = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
         if not chunks or rows != len(chunks) * self._images:
             return None
-        conditional = torch.zeros(len(chunks), dtype=torch.bool)
-        groups = torch.full((len(chunks), columns), OTHER, dtype=torch.int8)
-        known = False
-        for number, (index, uuid) in enumerate(chunks):
+        found: list[Cond | None] = []
+        for index, uuid in chunks:
             conds = self._conds[index] if index < len(self._conds) else None
             if conds is None or roles.role_of(conds, self.guider) != roles.PROMPT:
-                continue
-            conditional[number] = True
-            part = next((cond for cond in conds if cond.get("uuid") == uuid), None)
-            table = None if part is None else self.table(part)
-            if table is not None and columns % table.shape[1] == 0:  # ComfyUI repeats prompts to a common length
-                groups[number], known = table.repeat(1, columns // table.shape[1])[0], True
-        images = self._images
-        return conditional.repeat_interleave(images), groups.repeat_interleave(images, 0) if known else None
+                found.append(None)
+            else:
+                found.append(next((cond for cond in conds if cond.get("uuid") == uuid), {}))
+        return found
+
+    def row(self, part: Cond | None, columns: int) -> list[int] | None:
+        """Return what stands in each column of a conditioning, repeated to a length as ComfyUI does; None: unknown."""
+        table = self.table(part) if part else None
+        if table is None or columns % table.shape[1]:
+            return None
+        return list(table[0].tolist()) * (columns // table.shape[1])
 
 
 def _place(path: str) -> tuple[str, int, int]:

@@ -14,15 +14,17 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...mitigations.edit import Plan
+from ...mitigations.edit import OTHER, Part, Plan
 
 KEY = "memguard_edits"  # of what a call's options say of its edits
+ROWS = "edits were left out of calls whose rows another node changes"
 
 
 class Edited(Protocol):
     """Whose edits are followed: an Editor."""
 
     left: set[str]
+    planned: tuple[Any, Plan] | None
 
     @property
     def layers(self) -> Mapping[tuple[str, int, int], str]:
@@ -30,6 +32,9 @@ class Edited(Protocol):
 
     def note(self, line: str) -> None:
         """Take what the user must know."""
+
+    def parts(self, options: dict[str, Any], rows: int) -> list[Any] | None:
+        """Return the prompt's conditioning of each chunk of a call."""
 
 
 class Followed:
@@ -46,20 +51,30 @@ class Followed:
         """Return what a call is to follow; None where its rows cannot be told."""
         asked = options[KEY]
         editor, _, step, sigma = asked[-1]
-        if columns is None:
+        parts = editor.parts(options, rows)
+        if parts is None or columns is None:
+            editor.note(ROWS)
             return None
-        found = [each.rows(options, rows, columns) for each, *_ in asked]
-        known = [each for each in found if each is not None]
-        if not known:
-            editor.note("edits were left out of calls whose rows another node changes")
+        if all(part is None for part in parts):
             return None
-        conditional = known[-1][0]
-        if not bool(conditional.any()):
-            return None
-        groups = next((table for _, table in known if table is not None), None)
-        edits = [edit for _, own, *_ in asked for edit in own]
-        table = None if groups is None else groups.to(device)
-        return cls(Plan(edits, conditional.to(device), table, step, sigma), editor)
+        edits = tuple(edit for _, own, *_ in asked for edit in own)
+        images = rows // len(parts)
+        # a plan holds for all calls of its kind, and edits keep what they made for it; tensors that were made in
+        # inference mode cannot be part of a gradient
+        mode = torch.is_inference_mode_enabled()
+        key = (edits, tuple("" if part is None else part.get("uuid") for part in parts), images, columns, device, mode)
+        if editor.planned is None or editor.planned[0] != key:
+            tables = [next(filter(None, (each.row(part, columns) for each, *_ in asked)), None) for part in parts]
+            conditional = torch.tensor([part is not None for part in parts], device=device).repeat_interleave(images)
+            groups = None
+            if any(tables):
+                rest = [OTHER] * columns
+                table = torch.tensor([row or rest for row in tables], dtype=torch.int8, device=device)
+                groups = table.repeat_interleave(images, 0)
+            editor.planned = key, Plan(edits, conditional, groups)
+        plan = editor.planned[1]
+        plan.step, plan.sigma = step, sigma
+        return cls(plan, editor)
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return a call's own transformer_options with the edits in them."""
@@ -134,14 +149,16 @@ class Followed:
             self.editor.note(f"the edit of {layer} failed: {type(error).__name__}: {error}")
             return plain()
 
-    def _part(self, options: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
+    def _part(self, options: dict[str, Any], rows: Part | None) -> dict[str, Any]:
         """Return a call's options for some of its rows, which are always whole conditionings."""
         chunks = options.get("cond_or_uncond")
         if rows is None or not chunks:
             return options
         images = len(self.plan.conditional) // len(chunks)
         if id(rows) not in self._chunks:
-            self._chunks[id(rows)] = sorted({row // images for row in rows.tolist()})
+            every = range(len(self.plan.conditional))
+            these = every[rows] if isinstance(rows, slice) else rows.tolist()
+            self._chunks[id(rows)] = sorted({row // images for row in these})
         kept = self._chunks[id(rows)]
         own = [name for name in ("cond_or_uncond", "uuids") if name in options]
         return options | {name: [options[name][i] for i in kept] for name in own}

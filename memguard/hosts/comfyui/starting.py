@@ -24,10 +24,6 @@ from .gradients import differentiable, normal
 from .prompts import Prompts
 
 EOS_PADDED = {"sdxl": 768}  # features of CLIP-L; SD1's text is all of it
-NO_GRADIENT = (
-    "gradients do not go through this model ({}): load it in float16 or float32, or mitigate without gradients"
-)
-NO_MEMORY = "the gradient needs more memory than there is: sample fewer images at once, or mitigate without gradients"
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def start(predict: Predictor, prompts: Prompts, reference: str | None, finding: 
 
     """
     call, editor, began = predict.call, predict.editor, predict.began
-    guider, network = call.guider, call.guider.inner_model
+    guider, network = call.guider, call.guider.inner_model.diffusion_model
     parts = guider.conds[roles.PROMPT]
     prompt = predict.encoded(roles.PROMPT)
     family = model.family(guider.model_patcher)
@@ -180,19 +176,7 @@ def start(predict: Predictor, prompts: Prompts, reference: str | None, finding: 
         sigma=float(call.sigma.flatten()[0]),
         threshold=None if finding is None else finding.threshold,
         typical=None if finding is None else finding.typical,
-        gradients=lambda: _gradients(network.diffusion_model),
+        gradients=lambda: differentiable(getattr(network, "_orig_mod", network)),
         word=None if prompts.clip is None else prompts.word,
         cancelled=comfy.model_management.throw_exception_if_processing_interrupted,
     )
-
-
-@contextmanager
-def _gradients(network: Any) -> Iterator[None]:
-    """Let predictions be differentiated; say what to do where they cannot be."""
-    try:
-        with differentiable(getattr(network, "_orig_mod", network)):
-            yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise Unsuitable(NO_MEMORY) from error
-    except (RuntimeError, NotImplementedError) as error:  # quantised weights have no derivative
-        raise Unsuitable(NO_GRADIENT.format(str(error).splitlines()[0])) from error

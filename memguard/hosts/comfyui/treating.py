@@ -16,6 +16,7 @@ import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...loop import reason
 from ...mitigations.base import Mitigation, Treatment
 from . import roles
 from .prompts import UNCONNECTED, Prompts, behind
@@ -137,7 +138,7 @@ class _Treated:
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:  # why it cannot act, or an error of ours: the picture goes on without it
-            self._leave_out(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            self._leave_out(reason(error))
             return
         self._said = treatment.notes
         if treatment.noise is not None:
@@ -156,8 +157,8 @@ class _Treated:
             began = start(steering.predictor(x, sigma, options), self.prompts, reference, None)
             return mitigation.treat(began, Treatment())
 
-    def _leave_out(self, reason: str) -> None:
-        log.warning("%s was left out: %s", self.treater.mitigation.TITLE, reason)
-        self._said = (f"was left out: {reason}",)
-        if self.prompts.clip is None and "not known" in reason:
+    def _leave_out(self, why: str) -> None:
+        log.warning("%s was left out: %s", self.treater.mitigation.TITLE, why)
+        self._said = (f"was left out: {why}",)
+        if self.prompts.clip is None and "not known" in why:
             self._said = (*self._said, UNCONNECTED)

@@ -271,7 +271,7 @@ def test_other_models_are_mitigated_or_have_a_reason(name, kind, scene):
     if without:
         assert "the model has no cross-attention layers" in attempt.changes[0]
     elif unsuited:
-        assert "padding acts where prompts are filled up with EOS" in attempt.changes[0]
+        assert "it acts where prompts are filled up with EOS" in attempt.changes[0]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -488,6 +488,6 @@ def test_weights_without_a_derivative_get_one_line(scene, monkeypatch):
     (attempt,) = watcher.report_of(seen).attempts
     assert torch.equal(plain, seen)
     assert attempt.changes == (
-        "Prompt optimisation was left out: gradients do not go through this model (derivative for aten::_scaled_mm is"
-        " not implemented): load it in float16 or float32, or mitigate without gradients",
+        "Prompt optimisation was left out: these weights have no gradient (derivative for aten::_scaled_mm is not"
+        " implemented); use one without gradients such as padding or noise_adjustment",
     )
