@@ -23,9 +23,9 @@ def table(report: Report) -> list[str]:
         return ["no score" if not report.findings else f"no score, because {report.findings[0].status}"]
     lines = [f"score before {scored.score:.3g}, {scored.verdict}"]
     for number, attempt in enumerate(report.attempts, 1):
-        score = (
-            f"{sum(attempt.scores) / len(attempt.scores):.3g}, {attempt.verdict}" if attempt.scores else "not scored"
-        )
+        score = "not scored"
+        if attempt.scores:
+            score = f"{sum(attempt.scores) / len(attempt.scores):.3g}, {attempt.verdict}"
         lines.append(f"{number}. {attempt.mitigation}: {score}, {'kept' if attempt.kept else 'taken back'}")
     if report.attempts and not any(attempt.kept for attempt in report.attempts):
         lines.append("could not be mitigated, the picture is the unmitigated one")

@@ -133,4 +133,5 @@ def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def letters() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of all pictures, the one that comes with Pillow."""
     return ImageFont.load_default(FONT)

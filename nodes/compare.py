@@ -25,7 +25,7 @@ class MemGuardCompare(io.ComfyNode):
                 Handle.Input(
                     "memguard",
                     optional=True,
-                    tooltip="The handle of the MemGuard node that mitigated. With latent: a table.",
+                    tooltip="The MemGuard node that mitigated. With latent: its scores.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The two pictures with labels and scores.")],

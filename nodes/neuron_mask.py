@@ -25,7 +25,7 @@ class MemGuardNeuronMask(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="What the neurons are multiplied by: 0 silences them, 1 changes nothing. -1: as the set says.",
+                    tooltip="What the neurons are multiplied by: 0 silences, 1 changes nothing. -1: as the set says.",
                 ),
                 io.Boolean.Input(
                     "force", default=False, tooltip="Use a set that was made for another checkpoint, a close one."

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.preparing import optimized
-from ..memguard.mitigations import get
+from ..memguard.mitigations.prompt_optimization import PromptOptimization
 from .types import CATEGORY, SEED_MAX, MitigationType
 
 NO_TARGET = 0.0
@@ -57,7 +57,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     display_name="conditioning",
-                    tooltip="The optimised prompt, in place of positive. Empty without model.",
+                    tooltip="The optimised prompt, for positive. Empty without a model.",
                 ),
                 MitigationType.Output(
                     display_name="mitigation", tooltip="For MemGuard's mitigation input, policy mitigate."
@@ -81,8 +81,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
         sigmas=None,
         mitigation=(),
     ):
-        settings = {"lr": lr, "iterations": iterations, "target": target or None, "pooled": pooled}
-        own = get("prompt_optimization", **settings)
+        own = PromptOptimization(lr, iterations, target or None, pooled=pooled)
         if model is None:
             return io.NodeOutput(None, (*mitigation, own), -1.0)
         for name, given in (("positive", positive), ("negative", negative), ("latent", latent)):

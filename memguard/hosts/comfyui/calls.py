@@ -36,7 +36,8 @@ class Call:
 
     def normal(self) -> Call:
         """Return the same call of tensors that autograd may save."""
-        return Call(self.guider, normal(self.x), normal(self.sigma), self.options)
+        x = self.x if self.x.requires_grad else normal(self.x)
+        return Call(self.guider, x, normal(self.sigma), self.options)
 
     def predict(self, conds: list[list[Cond]]) -> list[Tensor]:
         """Return the prediction under each role's conditionings, in units of epsilon (velocity for flow models)."""

@@ -51,9 +51,7 @@ def path_of(name: str) -> Path:
     """
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        raise ValueError(
-            f"neuron set {name!r} is not below models/{FOLDER}; run MemGuard Find Neurons, or reload the page"
-        )
+        raise ValueError(f"neuron set {name!r} is not below models/{FOLDER}; run MemGuard Find Neurons or reload")
     return Path(path)
 
 

@@ -109,9 +109,7 @@ def optimized(
 
     """
     if len(positive) != 1:
-        raise ValueError(
-            f"positive holds {len(positive)} parts; optimise one prompt by itself and combine it afterwards"
-        )
+        raise ValueError(f"positive holds {len(positive)} parts; optimise one prompt by itself, and then combine it")
     found: list[Any] = []
 
     def work(began: Start) -> None:
