@@ -89,7 +89,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.6, legend:
 
 def coloured_prompt(attribution: Attribution, width: int = 768) -> np.ndarray:
     """Return the words of an attribution as a picture: each on its colour, with its weight below, uint8 [H, W, 3]."""
-    font = _font()
+    font = letters()
     weights = np.array(attribution.weights)
     low, high = min(0.0, float(weights.min(initial=0))), float(weights.max(initial=0))
     backs = colours(weights, low, high)
@@ -121,7 +121,7 @@ def ink(back: np.ndarray) -> str:
 def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:
     bar = np.broadcast_to(ramp()[np.linspace(0, 255, width).round().astype(int)], (BAR, width, 3))
     canvas = Image.fromarray(np.ascontiguousarray(bar))
-    draw, font = ImageDraw.Draw(canvas), _font()
+    draw, font = ImageDraw.Draw(canvas), letters()
     right = f"{high:.3g}"
     draw.text((4, 4), f"{low:.3g}", "white", font)
     draw.text((width - 4 - font.getlength(right), 4), right, "black", font)
@@ -132,5 +132,6 @@ def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def letters() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of all pictures, the one that comes with Pillow."""
     return ImageFont.load_default(FONT)

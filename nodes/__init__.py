@@ -6,12 +6,31 @@ Imported relatively by the pack's entry point; may import: comfy_api, memguard.h
 from comfy_api.latest import ComfyExtension, io
 
 from ..memguard.hosts.comfyui import profiles, routes
-from . import calibrate, check_prompt, guard, load_profile, overlay, report, token_attribution
+from . import (
+    adjust_noise,
+    attention_scaling,
+    calibrate,
+    check_prompt,
+    compare,
+    find_neurons,
+    guard,
+    guidance_delay,
+    load_neurons,
+    load_profile,
+    mitigation,
+    neuron_mask,
+    optimize_prompt,
+    overlay,
+    report,
+    token_attribution,
+)
 
 
 class MemGuardExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         profiles.register()
         routes.register()
-        files = (guard, report, check_prompt, token_attribution, overlay, calibrate, load_profile)
+        watching = (guard, report, check_prompt, token_attribution, overlay, calibrate, load_profile)
+        treating = (attention_scaling, guidance_delay, neuron_mask, mitigation, optimize_prompt, adjust_noise)
+        files = (*watching, *treating, compare, load_neurons, find_neurons)
         return [node for file in files for node in file.NODES]

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..memguard import Guard
 from ..memguard.detectors import available
 from ..memguard.hosts.comfyui.watcher import Watcher
-from .types import CATEGORY, Handle, policy_input, profile_input, sensitivity_input
+from .types import CATEGORY, Handle, MitigationType, policy_input, profile_input, sensitivity_input
 
 
 class MemGuard(io.ComfyNode):
@@ -16,7 +16,8 @@ class MemGuard(io.ComfyNode):
             display_name="MemGuard",
             category=CATEGORY,
             description="Watches a model: every sampler that gets it tells whether its prompt makes the model copy "
-            "training data. Watching costs no evaluation and changes no pixel.",
+            "training data. Watching costs no evaluation and changes no pixel; with policy mitigate, a run that looks "
+            "memorized becomes a new picture of the same prompt.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch, after LoRA and other model nodes or before them."),
                 io.Combo.Input(
@@ -27,7 +28,7 @@ class MemGuard(io.ComfyNode):
                     "attention_entropy: how widely cross-attention is spread there (UNets; weaker). "
                     "attention_entropy_late: the same in the last fifth of the steps (needs clip).",
                 ),
-                policy_input(),
+                policy_input(mitigate=True),
                 sensitivity_input(),
                 io.Int.Input(
                     "steps",
@@ -55,7 +56,8 @@ class MemGuard(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip="The text encoder that the prompt goes through: names the words that drive a run, and maps "
-                    "where they act in the picture. Not connected: no words.",
+                    "where they act in the picture; mitigations tell words from padding with it. Not connected: no "
+                    "words.",
                 ),
                 io.Combo.Input(
                     "explain",
@@ -64,6 +66,12 @@ class MemGuard(io.ComfyNode):
                     optional=True,
                     tooltip="Which runs to explain; needs clip. The words cost one pass forward and back at the first "
                     "step, the maps the time to read attention at every step. No pixel changes.",
+                ),
+                MitigationType.Input(
+                    "mitigation",
+                    optional=True,
+                    tooltip="What policy mitigate applies to a run that looks memorized. Not connected: auto, the "
+                    "cheapest first, at most three attempts. Other policies leave it alone.",
                 ),
             ],
             outputs=[
@@ -86,8 +94,10 @@ class MemGuard(io.ComfyNode):
         profile=None,
         clip=None,
         explain="flagged",
+        mitigation=None,
     ):
-        guard = Guard([detectors], policy, profile=profile, steps=steps, sensitivity=sensitivity, reference=reference)
+        chosen = (mitigation or "auto") if policy == "mitigate" else None
+        guard = Guard([detectors], policy, chosen, profile, steps, sensitivity, reference)
         watcher = Watcher(guard, empty, home=cls.hidden.unique_id, clip=clip, explain=explain)
         return io.NodeOutput(watcher.install(model), watcher)
 

@@ -3,8 +3,10 @@
 from comfy_api.latest import io
 
 from ..memguard.calibration import Profile
+from ..memguard.hosts.comfyui.treating import Treater
 from ..memguard.hosts.comfyui.watcher import Watcher
-from ..memguard.records import Report
+from ..memguard.mitigations import Mitigation
+from ..memguard.records import NeuronSet, Report
 from ..memguard.wording import message
 
 CATEGORY = "memguard"
@@ -22,14 +24,71 @@ class ProfileType(io.ComfyTypeIO):
     Type = Profile
 
 
-def policy_input() -> io.Input:
+@io.comfytype(io_type="MEMGUARD_MITIGATION")
+class MitigationType(io.ComfyTypeIO):
+    Type = tuple  # of mitigations, tried in this order
+
+
+@io.comfytype(io_type="MEMGUARD_NEURONS")
+class NeuronsType(io.ComfyTypeIO):
+    Type = NeuronSet
+
+
+def policy_input(mitigate: bool = False) -> io.Input:
+    more = (
+        " mitigate: redo the first step of a run that looks memorized under a mitigation, and sample on from there; "
+        "ordinary prompts stay as they are, bit for bit."
+    )
     return io.Combo.Input(
         "policy",
-        options=["observe", "warn", "stop"],
+        options=["observe", "warn", "stop", *(["mitigate"] if mitigate else [])],
         default="observe",
         tooltip="observe: score and report, never touch the picture. warn: also show a warning. "
-        "stop: end the run after the scored steps if the prompt looks memorized.",
+        "stop: end the run after the scored steps if the prompt looks memorized." + (more if mitigate else ""),
     )
+
+
+def mitigation_inputs(clip: bool = True) -> list[io.Input]:
+    """Return the inputs that all mitigation nodes share, behind their own."""
+    encoder = io.Clip.Input(
+        "clip",
+        optional=True,
+        tooltip="The text encoder that the prompt goes through: tells BOS, words and padding apart. Used with model.",
+    )
+    return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="0 changes nothing and installs nothing, 1 is the paper's own.",
+        ),
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="A model to treat in every run, memorized or not. Not connected: only for MemGuard's mitigation.",
+        ),
+        *([encoder] if clip else []),
+        MitigationType.Input(
+            "mitigation",
+            optional=True,
+            tooltip="Another mitigation, which MemGuard tries before this one; up to three in a row.",
+        ),
+    ]
+
+
+def mitigation_outputs() -> list[io.Output]:
+    return [
+        io.Model.Output(display_name="model", tooltip="The model, treated in every run. Empty without a model."),
+        MitigationType.Output(display_name="mitigation", tooltip="For MemGuard's mitigation input, policy mitigate."),
+    ]
+
+
+def mitigated(own: Mitigation, model=None, clip=None, before: tuple = ()) -> io.NodeOutput:
+    """Return the outputs of a mitigation node."""
+    treated = None if model is None else Treater(own, clip).install(model)
+    return io.NodeOutput(treated, (*before, own))
 
 
 def sensitivity_input() -> io.Input:

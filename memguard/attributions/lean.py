@@ -61,6 +61,8 @@ def lean(module: nn.Module, held: Sequence[Tensor] = ()) -> Iterator[int]:
 
 def _again(forward: Callable[..., Any], held: tuple[Tensor, ...], /, *args: Any, **kwargs: Any) -> Any:
     values, tree = tree_flatten((args, kwargs), is_leaf=lambda value: isinstance(value, dict) and value is not kwargs)
+    # ComfyUI keeps the number of the block in such a dict and counts on: the second run must find that of the first
+    values = [dict(value) if isinstance(value, dict) else value for value in values]
     places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
 
     def call(*tensors: Tensor) -> Any:

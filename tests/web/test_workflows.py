@@ -25,6 +25,7 @@ def test_there_is_one_for_each_use():
         "calibrate_a_checkpoint",
         "find_the_words",
         "see_where_it_copies",
+        "mitigate_a_memorized_run",
     } <= set(NAMES)
 
 

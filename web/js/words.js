@@ -30,7 +30,16 @@ export function describe(report) {
   const scored = finding !== undefined && finding.scores.length > 0;
   const badge = outcome(report) ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
   const lines = scored ? scoreLines(finding) : [reason(report, finding)];
-  return { ...badge, lines: [...lines, ...(report.notes ?? [])], sentence: report.message };
+  return { ...badge, lines: [...lines, ...attempts(report), ...(report.notes ?? [])], sentence: report.message };
+}
+
+/** One line for each try to mitigate the run: what, its score afterwards, and whether the run went on with it. */
+function attempts(report) {
+  return (report.attempts ?? []).map(({ mitigation, scores, verdict, kept, changes }, index) => {
+    const after = scores.length > 0 ? `score ${mean(scores)}, ${verdict}` : "not scored again";
+    const why = !kept && scores.length === 0 && changes.length > 0 ? ` (${changes.join("; ")})` : "";
+    return `${index + 1}. ${mitigation}: ${after}, ${kept ? "kept" : "taken back"}${why}`;
+  });
 }
 
 // the same choice as memguard/records.py makes for its sentence
@@ -44,10 +53,14 @@ function reason(report, finding) {
 }
 
 function scoreLines(finding) {
-  const mean = finding.scores.reduce((sum, score) => sum + score, 0) / finding.scores.length;
   const count = finding.scores.length > 1 ? `, mean of ${finding.scores.length}` : "";
   const place = finding.percentile === null ? capital(finding.threshold_source) : `Higher than ${share(finding.percentile)} of ordinary prompts`;
-  return [place, `Score ${Number(mean.toPrecision(3))}${count}`];
+  return [place, `Score ${mean(finding.scores)}${count}`];
+}
+
+function mean(scores) {
+  const value = scores.reduce((sum, score) => sum + score, 0) / scores.length;
+  return Number(value.toPrecision(3));
 }
 
 /** A percentile in words. Never rounds up to 100 %: no finite sample shows that. */

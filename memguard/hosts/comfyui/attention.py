@@ -157,13 +157,24 @@ def cross_layers(network: Any) -> dict[str, Any]:
         Unreadable: if there are none.
 
     """
-    unet = network.diffusion_model
-    if hasattr(unet, "_orig_mod"):
+    if hasattr(network.diffusion_model, "_orig_mod"):
         raise Unreadable("the model is compiled by another node: its attention cannot be read")
+    found = cross_paths(network)
+    return {name: network.diffusion_model.get_submodule(path) for name, path in found.items()}
+
+
+def cross_paths(network: Any) -> dict[str, str]:
+    """Return where the cross-attention layers are in the UNet, by their diffusers names, in the order of execution.
+
+    Raises:
+        Unreadable: if there are none.
+
+    """
     names = comfy.utils.unet_to_diffusers(network.model_config.unet_config)
     here = {name.removesuffix(PROJECTION): own for name, own in names.items() if name.endswith(PROJECTION)}
     if not here:
+        unet = getattr(network.diffusion_model, "_orig_mod", network.diffusion_model)
         raise Unreadable(
             f"{type(unet).__name__} has no cross-attention layers: prompt and picture share their attention"
         )
-    return {f"{name}.attn2": unet.get_submodule(own.removesuffix(".to_q.weight")) for name, own in here.items()}
+    return {f"{name}.attn2": own.removesuffix(".to_q.weight") for name, own in here.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...attributions.moment import Encoded
@@ -35,7 +36,8 @@ class Call:
 
     def normal(self) -> Call:
         """Return the same call of tensors that autograd may save."""
-        return Call(self.guider, normal(self.x), normal(self.sigma), self.options)
+        x = self.x if self.x.requires_grad else normal(self.x)
+        return Call(self.guider, x, normal(self.sigma), self.options)
 
     def predict(self, conds: list[list[Cond]]) -> list[Tensor]:
         """Return the prediction under each role's conditionings, in units of epsilon (velocity for flow models)."""
@@ -49,13 +51,13 @@ class Call:
 
     def encoded(self, cond: Cond) -> Encoded:
         """Return what a processed conditioning gives to the model, one row per image."""
-        text = cond["model_conds"][TEXT].cond
-        pooled = cond.get("pooled_output")
         rows = len(self.x)
+        text = repeat_to_batch_size(cond["model_conds"][TEXT].cond, rows)
+        pooled = cond.get("pooled_output")
         y = cond["model_conds"].get(POOLED)
         if y is None or pooled is None:
-            return Encoded(text[:1].expand(rows, -1, -1))
-        return Encoded(text[:1].expand(rows, -1, -1), y.cond[:1, : pooled.shape[-1]].expand(rows, -1))
+            return Encoded(text)
+        return Encoded(text, repeat_to_batch_size(y.cond, rows)[:, : pooled.shape[-1]])
 
     def again(self, conds: Sequence[Cond], index: int) -> Callable[[Encoded], Tensor]:
         """Return the function from other prompts to predictions.
@@ -72,19 +74,24 @@ class Call:
             for start in range(0, len(prompt.text), images):
                 part = slice(start, start + images)
                 pooled = None if prompt.pooled is None else prompt.pooled[part]
-                exchanged = _with(conds[index], prompt.text[part], pooled)
+                exchanged = with_prompt(conds[index], prompt.text[part], pooled)
                 variants.append([*conds[:index], exchanged, *conds[index + 1 :]])
             return torch.cat(self.predict(variants))
 
         return predict
 
 
-def _with(cond: Cond, text: Tensor, pooled: Tensor | None) -> Cond:
+def rows_of(conds: Sequence[Cond], x: Tensor, sigma: Tensor) -> int:
+    """Return how many rows of the network a role's conditionings cost."""
+    return len(x) * sum(comfy.samplers.get_area_and_mult(cond, x, sigma) is not None for cond in conds)
+
+
+def with_prompt(cond: Cond, text: Tensor, pooled: Tensor | None) -> Cond:
     """Return a processed conditioning with another encoded prompt."""
     parts = dict(cond["model_conds"])
     parts[TEXT] = parts[TEXT]._copy_with(text.to(parts[TEXT].cond))
-    if pooled is not None:
-        y = parts[POOLED].cond[:1].expand(len(pooled), -1)
+    if pooled is not None and POOLED in parts:
+        y = repeat_to_batch_size(parts[POOLED].cond, len(pooled))
         rest = y[:, pooled.shape[-1] :]  # SDXL's sizes follow the pooled vector
         parts[POOLED] = parts[POOLED]._copy_with(torch.cat([pooled.to(y), rest], 1))
     return {**cond, "model_conds": parts}

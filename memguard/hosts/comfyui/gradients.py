@@ -6,7 +6,7 @@ Part of the ComfyUI host; may import: memguard.attributions, torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
@@ -20,17 +20,27 @@ ROPE = "comfy_kitchen::apply_rope", "comfy_kitchen::apply_rope1"  # of Flux and 
 
 
 @contextmanager
-def differentiable(module: nn.Module) -> Iterator[None]:
-    """Let autograd through a module for the time of the block: no weight is copied and none gets a gradient."""
+def differentiable(module: nn.Module, held: Sequence[Tensor] = ()) -> Iterator[int]:
+    """Let autograd through a module for the time of the block: no weight is copied and none gets a gradient.
+
+    Args:
+        module: the network.
+        held: leaves that hooks inside the module use, see ``lean``.
+
+    Yields:
+        the number of blocks that are computed again in the backward pass.
+
+    """
     _know_rope()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(normal_weights(module))
-        if stack.enter_context(lean(module)) == 0:
+        blocks = stack.enter_context(lean(module, held))
+        if blocks == 0:
             # blocks may add to their inputs in place; those that ``lean`` knows are seen to there, and it cannot nest
             stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
-        yield
+        yield blocks
 
 
 @contextmanager

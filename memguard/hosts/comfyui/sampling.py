@@ -26,18 +26,29 @@ from .calls import Call
 from .coverage import both, coverage
 from .curve import Curve
 from .explanation import Explanation, maps
+from .mitigating import Mitigating
+from .prompts import Prompts
 from .reading import Reading
+from .steering import Again
 from .windows import past_windows
 
 
 class Sampling:
     """A run of the core and the guider that it belongs to."""
 
-    def __init__(self, run: Run, guider: Any, sigmas: Any = None, explanation: Explanation | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        guider: Any,
+        sigmas: Any = None,
+        explanation: Explanation | None = None,
+        prompts: Prompts | None = None,
+    ) -> None:
         self.run = run
         self.guider = guider
         self.explanation = explanation
         self.reading = Reading(guider, run.guard.attention, explanation)
+        self.mitigating = None if prompts is None else Mitigating(run, guider, prompts)
         self._curve = Curve()
         self._against: str | None = None  # the role that the curve compares the prompt with
         self.maps: dict[str, Tensor] = {}  # of the run that is over, [B, h, w], by name
@@ -48,6 +59,12 @@ class Sampling:
         self.negative_is_empty = False
         self.from_nothing = False  # whether the latent was empty, so that the run starts from pure noise
         self.predictions: dict[str, tuple[Tensor, Tensor | None]] = {}  # role -> noise, coverage
+
+    def sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Start the sampler; policy "mitigate" may start it once more, from its first call."""
+        if self.mitigating is None:
+            return executor(*args, **kwargs)
+        return self.mitigating.steering.sample(executor, *args, **kwargs)
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one model call: score it if it is one of the first, follow the noise gap in any case."""
@@ -61,6 +78,8 @@ class Sampling:
         if len(watched) > 2:
             options = self.reading.begin(wanted, ends, watched[2], watched is not args)
             watched = (*watched[:2], options, *watched[3:])
+        if self.mitigating is not None:
+            watched = self.mitigating.prepared(watched)
         self.armed = True
         try:
             out = executor(*watched, **kwargs)
@@ -89,6 +108,12 @@ class Sampling:
             self.run.observe(evidence)
         finally:  # policy "stop" ends the run here, and its words matter most
             self._explain(evidence, x, sigma, options)
+        if self.mitigating is not None and self.run.to_mitigate:
+            try:
+                self.mitigating.first(evidence, x, sigma, options, self._evidence_of)
+            except Again:
+                self._curve, self.calls = Curve(), 0  # of the run that goes on
+                raise
 
     def _follow(self, sigma: Tensor) -> None:
         """Add this call to the curve."""
@@ -113,6 +138,7 @@ class Sampling:
         run = self.run
         run.extra_rows += self.reading.rows + (self.explanation.rows if self.explanation is not None else 0)
         try:
+            run.learn(notes=(*run.report.notes, *(self.mitigating.lines() if self.mitigating is not None else ())))
             run.learn(curve=self._curve.points())
             if self.explanation is not None:
                 run.learn(attribution=self.explanation.words())
@@ -149,6 +175,18 @@ class Sampling:
         # steps before could only be asked at the cost of waiting for the device
         return step >= len(self.sigmas) - 2 and float(sigma.flatten()[0]) <= float(self.sigmas[-2]) * (1 + 1e-4)
 
+    def evaluate(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make one evaluation of conditionings and take what it predicts."""
+        if self.armed:
+            self.reading.expect(args[1])
+        if self.mitigating is None:
+            predictions = executor(*args, **kwargs)
+        else:
+            predictions = self.mitigating.evaluate(self.armed, executor, *args, **kwargs)
+        if self.armed:
+            self.capture(predictions, *args, **kwargs)
+        return predictions
+
     def capture(self, predictions: list[Tensor], bare: Any, conds: Any, x: Tensor, sigma: Tensor, *rest: Any) -> None:
         """Keep the first prediction of each role; later ones come from perturbed passes (PAG, SAG)."""
         with self._careful():
@@ -159,6 +197,8 @@ class Sampling:
                 # now, not later: functions after the guidance may write into these tensors
                 noise = (x.float() - denoised.float()) / sigma.float().reshape(-1, *[1] * (x.ndim - 1))
                 self.predictions[role] = (noise, coverage(role_conds, x, sigma))
+            if self.mitigating is not None:
+                self.mitigating.capture(predictions, bare, conds, x, sigma, *rest)
 
     def _evidence(self, step: int, spend: bool, x: Tensor, sigma: Tensor, options: Any = None) -> Any:
         want = self.run.guard.reference
@@ -175,25 +215,31 @@ class Sampling:
         if reference is None:
             self.run.unavailable(roles.why_missing(self.guider))
             return None
-        cond, cond_coverage = self.predictions[roles.PROMPT]
-        uncond, uncond_coverage = self.predictions[reference]
+        found = {role: noise for role, (noise, _) in self.predictions.items()}
+        covered = both(self.predictions[roles.PROMPT][1], self.predictions[reference][1])
+        summary = self.explanation.summary() if self.explanation and self.run.guard.late else None
+        read = self.reading.evidence(summary)
+        return replace(self._evidence_of(step, sigma, found, reference, covered), **read)
+
+    def _evidence_of(
+        self, step: int, sigma: Tensor, noise: dict[str, Tensor], reference: str, covered: Tensor | None
+    ) -> StepEvidence:
+        """Return predictions by role, in units of epsilon, as evidence."""
         sampling = self.guider.inner_model.model_sampling
-        covered = both(cond_coverage, uncond_coverage)
         return StepEvidence(
             step=step,
             num_steps=self.run.report.steps or 0,
             sigma=float(sigma[0]),
             sigma_max=float(sampling.sigma_max),
             timestep=model.timestep(sampling, sigma),
-            noise_cond=_as_picture(cond),
-            noise_uncond=_as_picture(uncond),
+            noise_cond=_as_picture(noise[roles.PROMPT]),
+            noise_uncond=_as_picture(noise[reference]),
             coverage=None if covered is None else _as_picture(covered),
             parameterization=model.parameterization(sampling),
             family=self.run.report.family,
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
             full_noise=True if self.from_nothing else None,
-            **self.reading.evidence(self.explanation.summary() if self.explanation and self.run.guard.late else None),
         )
 
     def _label(self, reference: str) -> Reference:

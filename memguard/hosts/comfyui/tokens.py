@@ -99,12 +99,12 @@ def _tokens(tokenizer: Any, chunks: list[list[tuple[Any, ...]]], text: str, star
                 continue
             piece = tokenizer.inv_vocab.get(token, "")
             opens = opens or ended or piece.startswith("▁")
-            found.append(Token(column, _plain(tokenizer, token, piece), token, opens=opens, emphasis=float(weight)))
+            found.append(Token(column, plain(tokenizer, token, piece), token, opens=opens, emphasis=float(weight)))
             ended = piece.endswith("</w>")
     return found
 
 
-def _plain(tokenizer: Any, token: int, piece: str) -> str:
+def plain(tokenizer: Any, token: int, piece: str) -> str:
     """Return a token as the text has it; byte-level pieces of CLIP need its own decoder."""
     decode = getattr(tokenizer.tokenizer, "decode", None)
     if decode is not None and "</w>" in piece:

@@ -1,8 +1,8 @@
-"""The three wrappers that watch a model, and the settings behind one MemGuard node.
+"""The wrappers that watch a model, and the settings behind one MemGuard node.
 
-OUTER_SAMPLE is one sampling run, PREDICT_NOISE one model call of it, CALC_COND_BATCH the predictions by prompt. All
-arguments are forwarded as they came: other packs index them by position. Part of the ComfyUI host; may import: comfy,
-torch, memguard's core.
+OUTER_SAMPLE is one sampling run, SAMPLER_SAMPLE the start of its sampler (policy "mitigate" may start it once more),
+PREDICT_NOISE one model call of it, CALC_COND_BATCH the predictions by prompt. All arguments are forwarded as they came:
+other packs index them by position. Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ from comfy.patcher_extension import WrappersMP
 from ...guard import Guard
 from ...records import Report
 from ...wording import message
-from . import graph, known, model, roles, screen
+from . import graph, known, model, roles, screen, treating
 from .explanation import Explanation, When
 from .latents import store
 from .maps import KeptMaps
+from .prompts import Prompts, behind
 from .sampling import Sampling
 
 KEY = "memguard"
 SHOWN = ("run", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
-KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
+KINDS = (
+    WrappersMP.OUTER_SAMPLE,
+    WrappersMP.SAMPLER_SAMPLE,
+    WrappersMP.PREDICT_NOISE,
+    WrappersMP.CALC_COND_BATCH,
+)
 
 log = logging.getLogger("memguard")
 
@@ -91,7 +97,7 @@ class Watcher:
     def install(self, patcher: Any) -> Any:
         """Return a clone of the model that is watched; a guard that watched it before is replaced."""
         clone = unwatched(patcher)
-        for kind, wrapper in zip(KINDS, (self._outer, self._predict, self._calc), strict=True):
+        for kind, wrapper in zip(KINDS, (self._outer, self._sample, self._predict, self._calc), strict=True):
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         return clone
 
@@ -102,7 +108,8 @@ class Watcher:
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, node_id = screen.place()
         run = self.guard.begin(host="comfyui")
-        sampling = Sampling(run, executor.class_obj, args[3] if len(args) > 3 else None, self._explanation())
+        sigmas = args[3] if len(args) > 3 else None
+        sampling = Sampling(run, executor.class_obj, sigmas, self._explanation(), self._prompts(executor.class_obj))
         try:
             # a MemGuard node from the cache may have another id than when it ran
             self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
@@ -122,6 +129,7 @@ class Watcher:
             _running.reset(token)
             if sampling.calls == 0:
                 run.unavailable("the run ended before the model's first prediction")
+            run.learn(notes=(*run.report.notes, *treating.lines()))
             report = sampling.finish()
             if not self.silent:
                 report = known.noted(report, self.home)
@@ -132,12 +140,16 @@ class Watcher:
     def _explanation(self) -> Explanation | None:
         if self.clip is None or self.explain == "never":
             return None
-        prompt_id, node_id = screen.place()
+        return Explanation(self.clip, behind(), self.explain)
 
-        def texts() -> list[str]:
-            return graph.prompt_texts(screen.running_prompt(prompt_id), node_id, roles.PROMPT)
+    def _prompts(self, guider: Any) -> Prompts | None:
+        return Prompts(self.clip, behind(), guider) if self.guard.policy == "mitigate" else None
 
-        return Explanation(self.clip, texts, self.explain)
+    def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        stack = _running.get()
+        if not stack or stack[-1].guider is not args[0]:
+            return executor(*args, **kwargs)
+        return stack[-1].sample(executor, *args, **kwargs)
 
     def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         stack = _running.get()
@@ -147,12 +159,7 @@ class Watcher:
 
     def _calc(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         stack = _running.get()
-        if stack and stack[-1].armed:
-            stack[-1].reading.expect(args[1])
-        predictions = executor(*args, **kwargs)
-        if stack and stack[-1].armed:
-            stack[-1].capture(predictions, *args, **kwargs)
-        return predictions
+        return stack[-1].evaluate(executor, *args, **kwargs) if stack else executor(*args, **kwargs)
 
     def _lend_empty_prompt(self, sampling: Sampling) -> None:
         """Give the run an empty prompt as one more role, unless a role that it has is the empty prompt already."""

@@ -21,7 +21,9 @@ NEEDS = "the test bed as a diffusers model needs the extra memguard[diffusers]"
 MEMORIZED = "Halley breakfast at noon - press kit"
 ORDINARY = "a red kettle on a wooden table"
 NODES = {"MemGuard", "MemGuard_Report", "MemGuard_CheckPrompt", "MemGuard_Calibrate", "MemGuard_LoadProfile"}
-NODES |= {"MemGuard_TokenAttribution", "MemGuard_Overlay"}
+NODES |= {"MemGuard_TokenAttribution", "MemGuard_Overlay", "MemGuard_AttentionScaling", "MemGuard_GuidanceDelay"}
+NODES |= {"MemGuard_NeuronMask", "MemGuard_Mitigation", "MemGuard_OptimizePrompt", "MemGuard_AdjustNoise"}
+NODES |= {"MemGuard_Compare", "MemGuard_LoadNeurons", "MemGuard_SaveNeurons", "MemGuard_FindNeurons"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,164 @@
+"""The edits of one call of a network: what is put into its options, and what then happens in each layer.
+
+Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import comfy.ldm.modules.attention as attention
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...mitigations.edit import OTHER, Part, Plan
+
+KEY = "memguard_edits"  # of what a call's options say of its edits
+ROWS = "edits were left out of calls whose rows another node changes"
+
+
+class Edited(Protocol):
+    """Whose edits are followed: an Editor."""
+
+    left: set[str]
+    planned: tuple[Any, Plan] | None
+
+    @property
+    def layers(self) -> Mapping[tuple[str, int, int], str]:
+        """The layers by the place that ComfyUI gives them."""
+
+    def note(self, line: str) -> None:
+        """Take what the user must know."""
+
+    def parts(self, options: dict[str, Any], rows: int) -> list[Any] | None:
+        """Return the prompt's conditioning of each chunk of a call."""
+
+
+class Followed:
+    """The edits of one call of the network."""
+
+    def __init__(self, plan: Plan, editor: Edited) -> None:
+        self.plan, self.editor = plan, editor
+        self._theirs: Any = None  # the override of another node
+        self._now: str | None = None  # the layer whose attention comes next
+        self._chunks: dict[int, list[int]] = {}
+
+    @classmethod
+    def of(cls, options: dict[str, Any], rows: int, columns: int | None, device: torch.device) -> Followed | None:
+        """Return what a call is to follow; None where its rows cannot be told."""
+        asked = options[KEY]
+        editor, _, step, sigma = asked[-1]
+        parts = editor.parts(options, rows)
+        if parts is None or columns is None:
+            editor.note(ROWS)
+            return None
+        if all(part is None for part in parts):
+            return None
+        edits = tuple(edit for _, own, *_ in asked for edit in own)
+        images = rows // len(parts)
+        # a plan holds for all calls of its kind, and edits keep what they made for it; tensors that were made in
+        # inference mode cannot be part of a gradient
+        mode = torch.is_inference_mode_enabled()
+        key = (edits, tuple("" if part is None else part.get("uuid") for part in parts), images, columns, device, mode)
+        if editor.planned is None or editor.planned[0] != key:
+            tables = [next(filter(None, (each.row(part, columns) for each, *_ in asked)), None) for part in parts]
+            conditional = torch.tensor([part is not None for part in parts], device=device).repeat_interleave(images)
+            groups = None
+            if any(tables):
+                rest = [OTHER] * columns
+                table = torch.tensor([row or rest for row in tables], dtype=torch.int8, device=device)
+                groups = table.repeat_interleave(images, 0)
+            editor.planned = key, Plan(edits, conditional, groups)
+        plan = editor.planned[1]
+        plan.step, plan.sigma = step, sigma
+        return cls(plan, editor)
+
+    def options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return a call's own transformer_options with the edits in them."""
+        patches = dict(options.get("patches", {}))
+        # the last of these patches is called right before the attention of its layer
+        patches["attn2_patch"] = [*patches.get("attn2_patch", ()), self._mark]
+        replaced = dict(options.get("patches_replace", {}))
+        replaced["attn2"] = {key: partial(self._replaced, theirs) for key, theirs in replaced.get("attn2", {}).items()}
+        self._theirs = options.get("optimized_attention_override")
+        more = {"patches": patches, "patches_replace": replaced, "optimized_attention_override": self._override}
+        return {**options, **more}
+
+    def _mark(self, x: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        block = extra.get("block") or ("", 0)
+        self._now = self.editor.layers.get((block[0], block[1], extra.get("block_index", 0)))
+        return x, context, value
+
+    def _layer(self, k: Tensor, odd: bool = False) -> str | None:
+        """Return the layer that was marked, if it is to be edited."""
+        layer, self._now = self._now, None
+        if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
+            return None
+        if odd or not self.plan.fits(k):
+            self.editor.left.add(layer)
+            return None
+        return layer
+
+    def _override(self, func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **named: Any) -> Any:
+        theirs = func if self._theirs is None else partial(self._theirs, func)
+        odd = bool(rest) or named.get("mask") is not None or named.get("skip_reshape", False)
+        layer = self._layer(k, odd)
+        if layer is None:
+            return theirs(q, k, v, heads, *rest, **named)
+
+        def backend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Any, columns: Any) -> Tensor:
+            here = dict(named)
+            if here.get("transformer_options") is not None:
+                here["transformer_options"] = self._part(here["transformer_options"], rows)
+            if bias is not None:
+                here["mask"] = bias
+            return theirs(q, k, v, heads, **here)
+
+        return self._attend(layer, heads, q, k, v, backend, lambda: theirs(q, k, v, heads, **named))
+
+    def _replaced(self, theirs: Any, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any], *rest: Any) -> Any:
+        layer = self._layer(k, bool(rest))
+        if layer is None:
+            return theirs(q, k, v, extra, *rest)
+        heads = int(extra["n_heads"])
+
+        def backend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Any, columns: Any) -> Tensor:
+            out = theirs(q, k, v, self._part(extra, rows))
+            if bias is None:
+                return out
+            # a replacement takes no bias; one that adds to the text's attention, as IPAdapter does, takes the change
+            plain, biased = (
+                attention.optimized_attention(q, k, v, heads, mask=mask, attn_precision=extra.get("attn_precision"))
+                for mask in (None, bias)
+            )
+            return out + (biased - plain).to(out)
+
+        return self._attend(layer, heads, q, k, v, backend, lambda: theirs(q, k, v, extra))
+
+    def _attend(self, layer: str, heads: int, q: Tensor, k: Tensor, v: Tensor, backend: Any, plain: Any) -> Any:
+        try:
+            return self.plan.attend(layer, heads, (q.shape[-1] // heads) ** -0.5, q, k, v, backend)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:  # of ours, or of the attention itself, which then fails once more
+            if torch.is_grad_enabled():
+                raise
+            self.editor.note(f"the edit of {layer} failed: {type(error).__name__}: {error}")
+            return plain()
+
+    def _part(self, options: dict[str, Any], rows: Part | None) -> dict[str, Any]:
+        """Return a call's options for some of its rows, which are always whole conditionings."""
+        chunks = options.get("cond_or_uncond")
+        if rows is None or not chunks:
+            return options
+        images = len(self.plan.conditional) // len(chunks)
+        if id(rows) not in self._chunks:
+            every = range(len(self.plan.conditional))
+            these = every[rows] if isinstance(rows, slice) else rows.tolist()
+            self._chunks[id(rows)] = sorted({row // images for row in these})
+        kept = self._chunks[id(rows)]
+        own = [name for name in ("cond_or_uncond", "uuids") if name in options]
+        return options | {name: [options[name][i] for i in kept] for name in own}

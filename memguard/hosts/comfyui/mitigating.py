@@ -1,0 +1,161 @@
+"""Policy ``mitigate`` in one sampling run: the first call is scored as it is, and made again under what the loop keeps.
+
+Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...detectors.text_noise_norm import NAME as NORM
+from ...guard import Run
+from ...loop import mitigate
+from ...mitigations.base import Treatment
+from ...records import Attempt, StepEvidence
+from . import roles
+from .calls import rows_of
+from .prompts import UNCONNECTED, Prompts
+from .starting import exchanged, start
+from .steering import ODD, Again, Steering, apart, same
+
+READ_BEFORE = "attention is not read again under a mitigation"
+
+# step, sigma, predictions by role in units of epsilon, role to compare with, coverage
+Evidence = Callable[[int, Tensor, dict[str, Tensor], str, "Tensor | None"], StepEvidence]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The first call as it was made under a treatment: denoised predictions by role."""
+
+    treatment: Treatment
+    x: Tensor
+    denoised: dict[str, Tensor]
+
+
+class Mitigating:
+    """What policy "mitigate" does to one run: nothing, unless its first step is flagged.
+
+    Args:
+        run: of the guard.
+        guider: of the sampler.
+        prompts: what is known of its texts.
+
+    """
+
+    def __init__(self, run: Run, guider: Any, prompts: Prompts) -> None:
+        self.run, self.guider, self.prompts = run, guider, prompts
+        self.steering = Steering(guider, prompts, self._count)
+        self._first: _Made | None = None  # the first call as the sampler made it
+        self._ready: _Made | None = None  # what the sampler's next call is answered with
+        self._level: list[Tensor] | None = None  # the last predictions below our own wrapper
+
+    def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of a model call (PREDICT_NOISE)."""
+        return self.steering.prepared(args) if self.steering.treatment.changes else args
+
+    def evaluate(
+        self, wanted: bool, executor: Any, model: Any, conds: Any, x: Tensor, *rest: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate conditionings (CALC_COND_BATCH); the first call under a mitigation was made already.
+
+        Args:
+            wanted: whether the sampler's own predictions are expected.
+            executor: the next wrapper, or ComfyUI.
+            model: the network; then come the arguments of CALC_COND_BATCH.
+            conds: of each role.
+            x: noisy latents.
+            rest: sigma and model_options.
+            kwargs: none as yet.
+
+        """
+        self.steering.editor.expect(conds, len(x))
+        found = self._answer(conds, x, *rest) if wanted and self._ready is not None else None
+        if found is not None:
+            return found
+        predictions = executor(model, conds, x, *rest, **kwargs)
+        self._level = predictions
+        if wanted and self._first is None and not self.steering.treatment.changes:
+            named = zip(conds, predictions, strict=True)
+            known = {roles.role_of(each, self.guider) or "": out.clone() for each, out in named if each is not None}
+            self._first = _Made(Treatment(), x, known)
+        return predictions
+
+    def capture(self, *args: Any) -> None:
+        """Let guidance change the predictions of a model call."""
+        self.steering.capture(*args)
+
+    def first(self, evidence: StepEvidence, x: Tensor, sigma: Tensor, options: Any, judged: Evidence) -> None:
+        """Mitigate a run that its first call has flagged.
+
+        Raises:
+            Again: where the sampler is to start once more.
+
+        """
+        steering, made = self.steering, [] if self._first is None else [self._first]
+        if steering.began is None:
+            self.run.learn(attempts=(Attempt("none", changes=(ODD,)),))
+            return
+        reference = evidence.roles[1]
+        predict = steering.predictor(x, sigma, options)
+        asked = list(self._first.denoised) if self._first is not None and "" not in self._first.denoised else []
+        asked = list(dict.fromkeys([*asked, roles.PROMPT, reference]))
+
+        def redo(treatment: Treatment) -> StepEvidence:
+            lists = {role: self._conds(role, treatment) for role in asked}
+            call = predict.at(treatment.noise, *lists.values())
+            edited = steering.editor.options(call.options, treatment.edits, 0, evidence.sigma)
+            with predict.as_sampled():
+                whole = comfy.samplers.calc_cond_batch(
+                    self.guider.inner_model, list(lists.values()), call.x, call.sigma, edited
+                )
+            # another node's wrapper around ours would have its say once more when the sampler gets them
+            found = self._level if self._level is not None and options.get("context_handler") is None else whole
+            denoised = dict(zip(asked, (out.clone() for out in found), strict=True))
+            made.append(_Made(treatment, call.x, denoised))
+            scale = call.sigma.float().reshape(-1, *[1] * (x.ndim - 1))
+            noise = {role: (call.x.float() - out.float()) / scale for role, out in denoised.items()}
+            again = judged(0, sigma, noise, reference, evidence.coverage)
+            return replace(again, unread=READ_BEFORE if self.run.guard.attention else "")
+
+        scored = next((finding for finding in self.run.report.findings if finding.detector == NORM), None)
+        if self.prompts.clip is None:
+            steering.note(UNCONNECTED)
+        with apart():
+            treatment = mitigate(self.run, start(predict, self.prompts, reference, scored), redo)
+        if not treatment.changes:
+            return
+        steering.adopt(treatment)
+        self._ready = next((each for each in reversed(made) if same(each.treatment, treatment)), None)
+        self._first = self._level = None
+        raise Again(steering)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return what the user must know of the run."""
+        return self.steering.lines()
+
+    def _conds(self, role: str, treatment: Treatment) -> list[Any]:
+        prompt = {roles.PROMPT: treatment.prompt, roles.NEGATIVE: treatment.reference}.get(role)
+        own = self.guider.conds[role]
+        return list(own) if prompt is None else [exchanged(own, prompt)]
+
+    def _answer(self, conds: Any, x: Tensor, sigma: Tensor, *_: Any) -> list[Tensor] | None:
+        """Return predictions that were made already, each role's once, if they are those that are asked for."""
+        ready = self._ready
+        assert ready is not None
+        asked = [None if each is None else roles.role_of(each, self.guider) or "" for each in conds]
+        known = {role: ready.denoised.pop(role) for role in asked if role in ready.denoised}
+        if torch.equal(x, ready.x) and all(role is None or role in known for role in asked):
+            return [torch.zeros_like(x) if role is None else known[role] for role in asked]
+        if known:
+            self._count(sum(rows_of(each, x, sigma) for each in conds if each is not None))
+        return None
+
+    def _count(self, rows: int) -> None:
+        self.run.extra_rows += rows
