@@ -31,6 +31,7 @@ EXAMPLES = (
     "stop_a_memorized_run",
     "find_the_words",
     "see_where_it_copies",
+    "mitigate_a_memorized_run",
 )
 SIZE = (1500, 900)
 GRAPH = (60, 80, 1500, 900)  # of a screenshot: what is not menu
