@@ -102,8 +102,8 @@ def localize(
         prompt: the text.
         statistics: of ordinary prompts on this model; its layers are searched.
         mode: "official" is NeMo's own procedure, one evaluation per neuron; "fast" finds a set at the
-            same score, mostly the same or a smaller one (docs/evidence/neurons.md), with about a tenth of the rows where
-            candidates are many.
+            same score, mostly the same or a smaller one (docs/evidence/neurons.md), with about a tenth of the rows
+            where candidates are many.
         parity: "official" or "repaired"; None is "official" for mode official, else "repaired". Official: noise of
             ``noise_difference(parity="official")``, torchmetrics' dynamic range, theta = 1 is never tried. Repaired:
             the noise that the pipeline starts with, dynamic range 1, theta = 1 is tried too.
