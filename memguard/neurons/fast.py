@@ -1,4 +1,4 @@
-"""The fast search: the official result, or a smaller set at the same score, at a tenth of the rows.
+"""The fast search: a set at the official score, mostly not larger, at about a tenth of the rows where they are many.
 
 What makes it cheap: candidates are ranked by a backward pass instead of tried in the order of their indices; heads
 of the ranking and groups are tested instead of single neurons, many as rows of one batch; and a set is tried first

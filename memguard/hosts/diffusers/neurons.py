@@ -101,8 +101,9 @@ def localize(
         pipe: a diffusers pipeline with a UNet.
         prompt: the text.
         statistics: of ordinary prompts on this model; its layers are searched.
-        mode: "official" is NeMo's own procedure, one evaluation per neuron; "fast" finds the same or a smaller set at
-            the same score with about a tenth of the rows.
+        mode: "official" is NeMo's own procedure, one evaluation per neuron; "fast" finds a set at the
+            same score, mostly the same or a smaller one (docs/evidence/neurons.md), with about a tenth of the rows
+            where candidates are many.
         parity: "official" or "repaired"; None is "official" for mode official, else "repaired". Official: noise of
             ``noise_difference(parity="official")``, torchmetrics' dynamic range, theta = 1 is never tried. Repaired:
             the noise that the pipeline starts with, dynamic range 1, theta = 1 is tried too.
