@@ -81,6 +81,7 @@ class Followed:
         patches = dict(options.get("patches", {}))
         # the last of these patches is called right before the attention of its layer
         patches["attn2_patch"] = [*patches.get("attn2_patch", ()), self._mark]
+        patches["attn2_output_patch"] = [self._past, *patches.get("attn2_output_patch", ())]
         replaced = dict(options.get("patches_replace", {}))
         replaced["attn2"] = {key: partial(self._replaced, theirs) for key, theirs in replaced.get("attn2", {}).items()}
         self._theirs = options.get("optimized_attention_override")
@@ -91,6 +92,12 @@ class Followed:
         block = extra.get("block") or ("", 0)
         self._now = self.editor.layers.get((block[0], block[1], extra.get("block_index", 0)))
         return x, context, value
+
+    def _past(self, out: Tensor, extra: dict[str, Any]) -> Tensor:
+        if self._now is not None:  # another node computes this layer in a way of its own
+            self.editor.left.add(self._now)
+            self._now = None
+        return out
 
     def _layer(self, k: Tensor, odd: bool = False) -> str | None:
         """Return the layer that was marked, if it is to be edited."""

@@ -55,6 +55,7 @@ class Mitigating:
         self._first: _Made | None = None  # the first call as the sampler made it
         self._ready: _Made | None = None  # what the sampler's next call is answered with
         self._level: list[Tensor] | None = None  # the last predictions below our own wrapper
+        self._trying = False
 
     def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of a model call (PREDICT_NOISE)."""
@@ -80,8 +81,10 @@ class Mitigating:
         if found is not None:
             return found
         predictions = executor(model, conds, x, *rest, **kwargs)
+        if self.run.evidence and not self._trying:
+            return predictions
         self._level = predictions
-        if wanted and self._first is None and not self.steering.treatment.changes:
+        if wanted and self._first is None and not self._trying:
             named = zip(conds, predictions, strict=True)
             known = {roles.role_of(each, self.guider) or "": out.clone() for each, out in named if each is not None}
             self._first = _Made(Treatment(), x, known)
@@ -125,10 +128,13 @@ class Mitigating:
             return replace(again, unread=READ_BEFORE if self.run.guard.attention else "")
 
         scored = next((finding for finding in self.run.report.findings if finding.detector == NORM), None)
-        if self.prompts.clip is None:
-            steering.note(UNCONNECTED)
+        self._trying = True
         with apart():
             treatment = mitigate(self.run, start(predict, self.prompts, reference, scored), redo)
+        self._trying = False
+        lines = " ".join(line for attempt in self.run.report.attempts for line in attempt.changes)
+        if self.prompts.clip is None and "not known" in lines:
+            steering.note(UNCONNECTED)
         if not treatment.changes:
             return
         steering.adopt(treatment)

@@ -255,7 +255,24 @@ def test_a_node_that_changes_the_rows_inside_is_left_alone_and_named(scene):
     seen = here.sample(watched)
     assert torch.equal(plain, seen)
     report = watcher.report_of(seen)
-    assert "cross-attention was left alone in 7 layers: another node changes its rows or columns" in report.notes
+    assert (
+        "cross-attention was left alone in 7 layers: another node changes its rows or columns, or all of it"
+        in report.notes
+    )
+
+
+def test_a_layer_that_another_node_computes_by_itself_is_left_alone(scene, monkeypatch):
+    """Its mark must not be taken by the self-attention that comes next, which has as many keys here."""
+    here = scene(texts=("a red fox on the roof",))
+    layer = here.model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2
+    monkeypatch.setattr(layer, "forward", lambda x, **_: x * 0.5)
+    short = [[here.positive[0][0][:, :64], {}]]  # as many columns as an 8 x 8 latent has positions
+    watched, watcher = here.watched(made("neuron_mask"), clip=False)
+    seen = here.sample(watched, positive=short, negative=[[here.negative[0][0][:, :64], {}]])
+    report = watcher.report_of(seen)
+    assert any("left alone in 1 layers" in note for note in report.notes)
+    plain = here.sample(positive=short, negative=[[here.negative[0][0][:, :64], {}]])
+    assert torch.equal(seen, plain)
 
 
 def test_columns_that_another_node_appends_are_left_alone(scene):

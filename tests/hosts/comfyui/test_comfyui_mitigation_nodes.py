@@ -156,8 +156,18 @@ def test_adjusted_noise_is_what_a_sampler_starts_from(method, scene):
             plain = torch.stack(list(drawn))
             expected = _from(here, plain, latent["samples"])
         assert torch.allclose(seen, expected, atol=1e-4)
+    if method == "sample":  # along the gradient of the gap itself
+        before, after = (_gap(here, each, latent["samples"]) for each in (own, drawn))
+        assert after < before and drawn.norm() == pytest.approx(float(own.norm()), rel=1e-4)
     with pytest.raises(ValueError, match="connect the latent that MemGuard Adjust Noise got$"):
         noise.generate_noise({"samples": tiny.latent(batch=3)})
+
+
+def _gap(here, noise, image):
+    x = noise * (1 + float(here.model.model.model_sampling.sigma_max) ** 2) ** 0.5
+    sigma = float(here.model.model.model_sampling.sigma_max)
+    with torch.inference_mode():
+        return float(tiny.gap(here.model, here.positive, here.negative, x, sigma).flatten(1).norm(dim=1).mean())
 
 
 def _from(here, noise, image):
