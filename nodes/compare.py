@@ -38,10 +38,13 @@ class MemGuardCompare(io.ComfyNode):
                 f"before holds {len(before)} pictures and after {len(after)}; connect two of one batch size"
             )
         known = latent is not None and memguard is not None
-        lines = table(memguard.report_of(latent["samples"])) if known else []
+        report = memguard.report_of(latent["samples"]) if known else None
+        lines = [] if report is None else table(report)
         pairs = zip(_pictures(before), _pictures(after), strict=True)
         made = [compare(one, other, lines) for one, other in pairs]
-        return io.NodeOutput(torch.from_numpy(np.stack(made)).float() / 255)
+        # from the cache as well: then no sampler runs that would tell the page
+        shown = None if report is None else {"memguard": [report.to_dict()], "memguard_home": [memguard.home]}
+        return io.NodeOutput(torch.from_numpy(np.stack(made)).float() / 255, ui=shown)
 
 
 def _pictures(images: torch.Tensor) -> np.ndarray:
