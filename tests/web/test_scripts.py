@@ -2,11 +2,10 @@
 
 import re
 import subprocess
-from dataclasses import replace
 
 import pytest
 
-from memguard.records import Attempt, Finding, Report
+from memguard.records import Finding, Report
 
 from . import javascript
 from .javascript import WEB, needs_node
@@ -99,20 +98,6 @@ def test_without_a_profile_it_says_why_there_is_no_verdict():
 def test_without_a_score_it_says_why(report, reason):
     badge = ask("words.describe(report)", report)
     assert (badge["tone"], badge["text"], badge["lines"]) == ("none", "No score", [f"Reason: {reason}"])
-
-
-@needs_node
-def test_every_attempt_to_mitigate_has_a_line():
-    tried = (
-        Attempt("Padding", scores=(4.0,), verdict="memorized"),
-        Attempt("Prompt optimisation", ("was left out: cfg is 1",)),
-        Attempt("Noise adjustment", scores=(1.0, 1.5), verdict="ordinary", kept=True),
-    )
-    assert ask("words.describe(report)", replace(scored(), attempts=tried))["lines"][2:] == [
-        "1. Padding: score 4, memorized, taken back",
-        "2. Prompt optimisation: not scored again, taken back (was left out: cfg is 1)",
-        "3. Noise adjustment: score 1.25, ordinary, kept",
-    ]
 
 
 @needs_node

@@ -30,16 +30,7 @@ export function describe(report) {
   const scored = finding !== undefined && finding.scores.length > 0;
   const badge = outcome(report) ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
   const lines = scored ? scoreLines(finding) : [reason(report, finding)];
-  return { ...badge, lines: [...lines, ...attempts(report), ...(report.notes ?? [])], sentence: report.message };
-}
-
-/** One line for each try to mitigate the run: what, its score afterwards, and whether the run went on with it. */
-function attempts(report) {
-  return (report.attempts ?? []).map(({ mitigation, scores, verdict, kept, changes }, index) => {
-    const after = scores.length > 0 ? `score ${mean(scores)}, ${verdict}` : "not scored again";
-    const why = !kept && scores.length === 0 && changes.length > 0 ? ` (${changes.join("; ")})` : "";
-    return `${index + 1}. ${mitigation}: ${after}, ${kept ? "kept" : "taken back"}${why}`;
-  });
+  return { ...badge, lines: [...lines, ...(report.notes ?? [])], sentence: report.message };
 }
 
 // the same choice as memguard/records.py makes for its sentence
