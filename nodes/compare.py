@@ -29,6 +29,7 @@ class MemGuardCompare(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The two pictures with labels and scores.")],
+            is_output_node=True,  # so that its report reaches the page from the cache as well
         )
 
     @classmethod
