@@ -48,6 +48,8 @@ HELPED = Attempt("Noise", ("moved",), (0.5123,), "ordinary", kept=True)
 def test_the_verdict_is_that_of_the_picture_that_was_made(attempts, tone, text):
     badge = ask("words", "words.describe(values)", values=mitigated(*attempts))
     assert (badge["tone"], badge["text"]) == (tone, text)
+    before = "Before: higher" if attempts else "Higher"
+    assert badge["lines"][0] == f"{before} than 99.2 % of ordinary prompts"
 
 
 def test_attempts_are_told_with_what_became_of_them():

@@ -28,9 +28,11 @@ export function toast(report) {
 export function describe(report) {
   const finding = gravest(report.findings ?? []);
   const scored = finding !== undefined && finding.scores.length > 0;
-  const badge = outcome(report) ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
+  const after = outcome(report);
+  const badge = after ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
   const lines = scored ? scoreLines(finding) : [reason(report, finding)];
-  return { ...badge, lines: [...lines, ...(report.notes ?? [])], sentence: report.message };
+  const shown = after ? lines.map((line) => `Before: ${line.charAt(0).toLowerCase()}${line.slice(1)}`) : lines;
+  return { ...badge, lines: [...shown, ...(report.notes ?? [])], sentence: report.message };
 }
 
 // the same choice as memguard/records.py makes for its sentence
