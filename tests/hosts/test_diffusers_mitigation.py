@@ -265,7 +265,10 @@ class TestGate:
 
     @pytest.mark.parametrize("error", [RuntimeError("inside"), ZeroDivisionError("inside"), KeyError("inside")])
     def test_an_error_of_ours_does_not_cost_the_picture(self, sd, monkeypatch, error):
+        calls = []
+
         def broken(*_):
+            calls.append(1)
             raise error
 
         guard = Guard(policy="mitigate", profile=flagging(sd))
@@ -273,6 +276,7 @@ class TestGate:
         monkeypatch.setattr("memguard.hosts.diffusers.mitigating.mitigate", broken)
         assert torch.equal(generate(sd, guard, prompt=PROMPT), plain)
         assert "inside" in guard.report.error
+        assert len(calls) == 1
 
     def test_a_set_for_another_model_leaves_the_plain_picture_and_names_both(self, sd):
         wrong = NeuronSet(NEURONS.indices, model="00000000cafe0001")

@@ -37,6 +37,7 @@ class Mitigating:
     def __init__(self, run: Run, reader: Reader, module: nn.Module, stack: ExitStack) -> None:
         self.run, self.reader, self.stack, self.module = run, reader, stack, module
         self.steering = Steering(reader.pipe, module, reader.prompts, self._count)
+        self._over = False  # whether the run was given its one chance, at its first step
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments of a model call under the treatment, if there is one."""
@@ -51,8 +52,9 @@ class Mitigating:
         self.reader(module, args, kwargs, output)
         if OWN.get():
             return None
-        if not self.run.to_mitigate:
+        if self._over or not self.run.to_mitigate:
             return self.steering.after(module, args, kwargs, output)
+        self._over = True
         try:
             return self._first(Call.of(module, args, kwargs, output), output)
         except Exception as error:  # of ours: the picture goes on unmitigated
