@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from overhead import interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 BUDGET = 1.02
@@ -74,11 +75,10 @@ def one(pipe: Any, mitigation: Any, steps: int, side: int) -> tuple[float, float
         return time.perf_counter() - wall, time.process_time() - own
 
 
-def interval(ratios: list[float], draws: int = 2000) -> str:
+def said(ratios: list[float]) -> str:
     """Return the median and its 95 % bootstrap interval as text."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return f"{statistics.median(ratios):.3f} [{medians[int(0.025 * draws)]:.3f}, {medians[int(0.975 * draws)]:.3f}]"
+    low, high = interval(ratios)
+    return f"{statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def times(args: argparse.Namespace) -> None:
@@ -94,7 +94,7 @@ def times(args: argparse.Namespace) -> None:
             found = {each is None: one(pipe, each, args.steps, args.side) for each in order}
             walls.append(found[False][0] / found[True][0])
             owns.append(found[False][1] / found[True][1])
-        print(f"{name:20} wall {interval(walls)}  CPU {interval(owns)}", flush=True)
+        print(f"{name:20} wall {said(walls)}  CPU {said(owns)}", flush=True)
 
 
 def peak(model: str, name: str, side: int) -> float:

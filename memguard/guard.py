@@ -92,6 +92,7 @@ class Guard:
             from .mitigations.auto import ladder
 
             self.ladder = ladder(mitigation, get_mitigation)
+        self.mitigation = mitigation
         self.policy: Policy = policy
         self.profile = profile
         self.steps = steps
@@ -163,7 +164,7 @@ class Run:
         error = self._judge()
         if error is not None:
             self.failed(error)
-        self._publish()
+        self.publish()
         if self.guard.policy == "stop" and self.report.flagged:
             raise MemorizationStop(self.report)
 
@@ -176,10 +177,6 @@ class Run:
         """Return what the detectors say of a treated first step: the gravest finding that has a verdict."""
         found = [finding for finding in self._findings([evidence])[0] if finding.verdict in VERDICTS]
         return max(found, key=lambda finding: VERDICTS.index(finding.verdict), default=None)
-
-    def publish(self) -> None:
-        """Show the report as it is now."""
-        self._publish()
 
     def failed(self, error: Exception) -> None:
         """Record an error inside memguard. The picture goes on, except under policy "stop".
@@ -204,7 +201,7 @@ class Run:
             if error is not None:
                 self._note(error)
         self.report = replace(self.report, seconds=time.perf_counter() - self.started, extra_rows=self.extra_rows)
-        self._publish()
+        self.publish()
         return self.report
 
     def _note(self, error: Exception) -> None:
@@ -239,7 +236,8 @@ class Run:
         finding = detector.detect(evidence if "late" in detector.NEEDS else first)
         return judge(finding, self.report, first, self.guard.profile, self.guard.sensitivity)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Show the report as it is now."""
         self.guard.report = self.report
         if self.guard.sink is None:
             return

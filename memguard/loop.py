@@ -53,7 +53,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
         attempt = Attempt(title(rung), changes)
         evidence = None
         try:
-            evidence = redo(treatment) if _rescored(treatment, best) else None
+            evidence = None if treatment.predicts_as(best) else redo(treatment)
         except BROKEN as error:
             attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {reason(error)}"))
             treatment = best
@@ -90,12 +90,6 @@ def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple
             log.warning("%s: %s", each.TITLE, reason(error))
             lines.append(f"{each.TITLE} was left out: {reason(error)}")
     return treatment, tuple(lines)
-
-
-def _rescored(treatment: Treatment, before: Treatment) -> bool:
-    """Whether a treatment changes the predictions of the first step, and not only how they are used."""
-    changed = (treatment.edits != before.edits, treatment.prompt is not before.prompt)
-    return any((*changed, treatment.reference is not before.reference, treatment.noise is not before.noise))
 
 
 def _ordinary(found: Finding) -> bool:

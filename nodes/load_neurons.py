@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..memguard.hosts.comfyui import neurons
+from ..memguard.hosts.comfyui import neurons as sets
 from ..memguard.neurons import load
 from .types import CATEGORY, NeuronsType
 
@@ -18,7 +18,7 @@ class MemGuardLoadNeurons(io.ComfyNode):
             category=CATEGORY,
             description="Loads a set of neurons from models/memguard, for MemGuard Neuron Mask.",
             inputs=[
-                io.Combo.Input("name", options=neurons.names() or [NONE], tooltip="A file below models/memguard."),
+                io.Combo.Input("name", options=sets.names() or [NONE], tooltip="A file below models/memguard."),
             ],
             outputs=[NeuronsType.Output(display_name="neurons", tooltip="For MemGuard Neuron Mask.")],
         )
@@ -26,18 +26,18 @@ class MemGuardLoadNeurons(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name):
         try:
-            neurons.path_of(name)
+            sets.path_of(name)
         except ValueError as error:
             return str(error)  # ComfyUI 0.3 does not check a V3 node's list itself
         return True
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        return neurons.path_of(name).stat().st_mtime
+        return sets.path_of(name).stat().st_mtime
 
     @classmethod
     def execute(cls, name):
-        return io.NodeOutput(load(neurons.path_of(name)))
+        return io.NodeOutput(load(sets.path_of(name)))
 
 
 class MemGuardSaveNeurons(io.ComfyNode):
@@ -58,9 +58,8 @@ class MemGuardSaveNeurons(io.ComfyNode):
 
     @classmethod
     def execute(cls, neurons, name):
-        path = str(save(neurons, name))
+        path = str(sets.save(neurons, name))
         return io.NodeOutput(path, ui={"text": [f"saved {path}"]})
 
 
-save = neurons.save
 NODES = [MemGuardLoadNeurons, MemGuardSaveNeurons]

@@ -102,11 +102,11 @@ def load_model(args: argparse.Namespace) -> Any:
                 local_files_only=True,
             )
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise BadInput(f"{args.model}: cannot be loaded ({_first_line(error)})") from None
+        raise BadInput(f"{args.model}: cannot be loaded ({first_line(error)})") from None
     try:
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {args.device}: {_first_line(error)}") from None
+        raise BadInput(f"--device {args.device}: {first_line(error)}") from None
 
 
 def _silent(package: str) -> Any:
@@ -131,7 +131,8 @@ def _folder(name: str) -> Path:
     return path
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -119,7 +119,7 @@ def _generate(args: argparse.Namespace, prompts: Sequence[Any]) -> Iterator[Repo
                 print(f"memguard generate: {stop}", file=sys.stderr)
                 pictures = []
             except (ValueError, RuntimeError) as error:
-                raise BadInput(f"{prompt!r:.60}: {_line(error)}") from None
+                raise BadInput(f"{prompt!r:.60}: {common.first_line(error)}") from None
         for image, picture in enumerate(pictures):
             picture.save(args.out / f"{number:04d}-{args.seed}-{image}-{NAME.sub('-', prompt)[:SHOWN].strip('-')}.png")
         assert guard.report is not None
@@ -144,7 +144,7 @@ def _chosen(args: argparse.Namespace) -> list[Any]:
         if args.neurons is not None:
             chosen.append(get("neuron_mask", neurons=files.load(args.neurons)))
     except (ValueError, OSError) as error:
-        raise BadInput(_line(error)) from None
+        raise BadInput(common.first_line(error)) from None
     if args.always and (not chosen or not all(isinstance(each, Mitigation) for each in chosen)):
         raise BadInput("--always needs --mitigation with the name of a mitigation; auto decides by the score")
     return chosen
@@ -178,7 +178,3 @@ def _list() -> None:
     for name in available():
         given = ", ".join(f"{key}={value!r}" for key, value in parameters(name).items())
         print(f"{name}: {describe(name)}\n    {given}")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

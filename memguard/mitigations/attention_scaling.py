@@ -66,8 +66,6 @@ class AttentionScaling(Mitigation):
 class ScaleAndMask(Edit):
     """The edit of ``AttentionScaling``."""
 
-    NEEDS_TOKENS = True
-
     def __init__(self, bos_scale: float, masked: tuple[int, ...], share: float, parity: Parity) -> None:
         self.bos_scale, self.masked, self.share, self.parity = bos_scale, masked, share, parity
         self._factor: tuple[Tensor, Tensor] | None = None  # of a layout, which is the same in every layer and step

@@ -199,6 +199,11 @@ class Treatment:
             value is not None for value in (self.prompt, self.reference, self.noise)
         )
 
+    def predicts_as(self, other: Treatment) -> bool:
+        """Whether the first step is predicted alike under both; only the use of its noise gap may differ."""
+        names = ("prompt", "reference", "noise")
+        return self.edits == other.edits and all(getattr(self, name) is getattr(other, name) for name in names)
+
     def note(self, text: str) -> Treatment:
         """Return the same with one more note."""
         return replace(self, notes=(*self.notes, text))
@@ -217,7 +222,6 @@ class Mitigation(ABC):
     NAME: ClassVar[str]
     TITLE: ClassVar[str]
     SOURCE: ClassVar[str]
-    EVALUATES: ClassVar[bool] = False  # whether it predicts before the run, so that it costs rows of the model
 
     strength: float = field(default=1.0, kw_only=True)
     parity: Parity = field(default=None, kw_only=True)

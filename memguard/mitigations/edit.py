@@ -55,8 +55,6 @@ class AttentionSite:
 class Edit:
     """An edit that changes nothing; a mitigation overrides what it needs."""
 
-    NEEDS_TOKENS = False  # whether it does nothing useful where ``groups`` is None
-
     def acts(self, layer: str) -> bool:
         """Whether the edit acts on a layer."""
         return True

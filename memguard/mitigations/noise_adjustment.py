@@ -49,7 +49,6 @@ class NoiseAdjustment(Mitigation):
     NAME = "noise_adjustment"
     TITLE = "Noise adjustment"
     SOURCE = "Han et al., NeurIPS 2025"
-    EVALUATES = True
 
     method: Literal["batch", "sample", "sail"] = "batch"
     rho: float = 50.0

@@ -43,7 +43,6 @@ class PromptOptimization(Mitigation):
     NAME = "prompt_optimization"
     TITLE = "Prompt optimisation"
     SOURCE = "Wen et al., ICLR 2024"
-    EVALUATES = True
 
     lr: float = 0.05
     iterations: int = 10

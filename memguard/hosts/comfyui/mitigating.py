@@ -22,7 +22,7 @@ from . import roles
 from .calls import rows_of
 from .prompts import UNCONNECTED, Prompts
 from .starting import exchanged, start
-from .steering import ODD, Again, Steering, apart, same
+from .steering import ODD, Again, Steering, apart
 
 READ_BEFORE = "attention is not read again under a mitigation"
 
@@ -138,7 +138,7 @@ class Mitigating:
         if not treatment.changes:
             return
         steering.adopt(treatment)
-        self._ready = next((each for each in reversed(made) if same(each.treatment, treatment)), None)
+        self._ready = next((each for each in reversed(made) if each.treatment.predicts_as(treatment)), None)
         self._first = self._level = None
         raise Again(steering)
 

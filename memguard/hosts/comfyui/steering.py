@@ -186,12 +186,6 @@ class Steering:
         return Step(index, count, level, model.timestep(sampling, sigma), cfg, predict, prompt, cond, uncond)
 
 
-def same(tried: Treatment, kept: Treatment) -> bool:
-    """Whether two treatments predict the same at the first step."""
-    names = ("prompt", "reference", "noise")
-    return tried.edits == kept.edits and all(getattr(tried, name) is getattr(kept, name) for name in names)
-
-
 @contextmanager
 def apart() -> Iterator[None]:
     """Leave ComfyUI's inference mode for the time of the block: what is made here may be optimised."""

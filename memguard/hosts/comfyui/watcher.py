@@ -13,7 +13,6 @@ from typing import Any
 
 import comfy.sampler_helpers
 import torch
-from comfy.patcher_extension import WrappersMP
 
 from ...guard import Guard
 from ...records import Report
@@ -27,12 +26,7 @@ from .sampling import Sampling
 
 KEY = "memguard"
 SHOWN = ("run", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
-KINDS = (
-    WrappersMP.OUTER_SAMPLE,
-    WrappersMP.SAMPLER_SAMPLE,
-    WrappersMP.PREDICT_NOISE,
-    WrappersMP.CALC_COND_BATCH,
-)
+KINDS = treating.KINDS
 
 log = logging.getLogger("memguard")
 
@@ -78,6 +72,7 @@ class Watcher:
             (
                 guard.detectors,
                 guard.policy,
+                guard.mitigation,
                 guard.steps,
                 guard.sensitivity,
                 guard.reference,

@@ -100,14 +100,8 @@ class Mitigating:
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
         steering.calls += 1
-        kept = [(again, given) for tried, again, given in made if _same(tried, treatment)]
+        kept = [(again, given) for tried, again, given in made if tried.predicts_as(treatment)]
         return steering.guided(*kept[-1]) if kept else steering.guided(call, output)
 
     def _count(self, rows: int) -> None:
         self.run.extra_rows += rows
-
-
-def _same(tried: Treatment, kept: Treatment) -> bool:
-    """Whether two treatments predict the same at the first step."""
-    names = ("prompt", "reference", "noise")
-    return tried.edits == kept.edits and all(getattr(tried, name) is getattr(kept, name) for name in names)
