@@ -13,6 +13,7 @@ cosine of SSCD's descriptors, from a TorchScript file of that network (Pizzi et 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -40,6 +41,9 @@ def mitigations() -> dict[str, Any]:
         name = next((o.name for o in originals() if o.caption == caption), caption.split()[-1])
         return get("paraphrase", text=" ".join(word for word in caption.split() if word != name) or "a picture")
 
+    def masked(caption: str) -> Any:
+        return get("neuron_mask", neurons=neurons_of(caption))
+
     return {
         "none": lambda caption: None,
         "attention_scaling": plain("attention_scaling"),
@@ -50,7 +54,8 @@ def mitigations() -> dict[str, Any]:
         "prompt_optimization": plain("prompt_optimization"),
         "prompt_optimization 60": plain("prompt_optimization", iterations=60, target=0.5),
         "noise_adjustment": plain("noise_adjustment"),
-        "noise_adjustment sample": plain("noise_adjustment", method="sample", iterations=100),
+        "noise_adjustment sample": plain("noise_adjustment", method="sample", iterations=30),
+        "neuron_mask": masked,
         "guard": plain("guard"),
         "paraphrase": otherwise,
         "random_tokens": plain("random_tokens"),
@@ -64,6 +69,32 @@ def originals() -> list[Any]:
     from memguard.testbed import loader
 
     return [o for o in loader.originals() if o.rate == 1 or o.kind == "template"]
+
+
+@functools.cache
+def statistics_of_ordinary() -> Any:
+    """Return what 500 ordinary prompts activate, all layers."""
+    from memguard import neurons, testbed
+
+    return neurons.statistics(testbed.pipeline(), testbed.prompts("ordinary")[150:650], "all")
+
+
+def neurons_of(caption: str) -> Any:
+    """Return the neurons that the fast search finds for a memorized caption; others get those of one of these."""
+
+    memorized = [o.caption for o in originals()]
+    if caption not in memorized:
+        caption = memorized[sum(map(ord, caption)) % len(memorized)]
+    return _localized(caption)
+
+
+@functools.cache
+def _localized(caption: str) -> Any:
+    from memguard import neurons, testbed
+
+    found = neurons.localize(testbed.pipeline(), caption, statistics_of_ordinary())
+    print(f"neuron_mask: {found.count} neurons, {found.rows} rows: {caption}", file=sys.stderr, flush=True)
+    return found
 
 
 class Bench:

@@ -6,6 +6,7 @@ May import: memguard.guard, memguard.records, memguard.mitigations, torch.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 from .guard import Run
 from .mitigations.auto import ATTEMPTS, title
 from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
+from .mitigations.subset import Subset
 from .records import FLAGGED, Attempt, Finding, StepEvidence
 
 log = logging.getLogger("memguard")
@@ -35,7 +37,8 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
     """Return the treatment that a flagged run goes on with; the report tells what was tried.
 
     Treatments add up. One that hardly lowers the score is taken back. What goes wrong in one attempt is
-    noted, and the next one is tried: the picture is never lost.
+    noted, and the next one is tried: the picture is never lost. Where a batch holds several prompts, those that look
+    memorized are treated and the others left alone.
 
     Args:
         run: flagged at its first step.
@@ -44,8 +47,15 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
 
     """
     assert run.guard.ladder is not None
-    flagged = _flagged(run.report.findings)
-    best, lowest = Treatment(), _mean(flagged.scores)
+    flagged, subset = _flagged(run.report.findings), None
+    images = _memorized(run)
+    if images:
+        subset = Subset(start, images)
+        start = subset.start
+        flagged = run.judge(_part(run.evidence[0], subset)) or flagged
+        numbers = ", ".join(str(image + 1) for image in images)
+        run.learn(notes=(*run.report.notes, f"only images {numbers} look memorized; the others were left alone"))
+    best, lowest = Treatment(), flagged.score or 0.0
     run.learn(scores_before=flagged.scores)
     for rung in run.guard.ladder(start)[:ATTEMPTS]:
         began, rows = time.perf_counter(), run.extra_rows
@@ -53,18 +63,19 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
         attempt = Attempt(title(rung), changes)
         evidence = None
         try:
-            evidence = None if treatment.predicts_as(best) else redo(treatment)
+            if not treatment.predicts_as(best):
+                evidence = redo(treatment if subset is None else subset.widened(treatment))
         except BROKEN as error:
             attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {reason(error)}"))
             treatment = best
-        found = None if evidence is None else run.judge(evidence)
+        found = None if evidence is None else run.judge(_part(evidence, subset))
         if found is not None:
             attempt = replace(attempt, scores=found.scores, verdict=found.verdict)
-        kept = treatment is not best and (found is None or _mean(found.scores) <= HELPED * lowest)
+        kept = treatment is not best and (found is None or _score(found) <= HELPED * lowest)
         if kept and found is None:
             attempt = replace(attempt, changes=(*attempt.changes, LATER))
         if kept:
-            best, lowest = treatment, lowest if found is None else _mean(found.scores)
+            best, lowest = treatment, lowest if found is None else _score(found)
         spent = run.extra_rows - rows
         attempt = replace(attempt, kept=kept, extra_rows=spent, seconds=time.perf_counter() - began)
         run.learn(attempts=(*run.report.attempts, attempt), actions=best.notes)
@@ -73,7 +84,23 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
         if found is not None and _ordinary(found):
             break
     run.publish()
-    return best
+    return best if subset is None else subset.widened(best)
+
+
+def _memorized(run: Run) -> list[int]:
+    """Return the images of the prompts that look memorized, where the batch holds others too; else none."""
+    evidence = run.evidence[0]
+    prompts = torch.tensor(evidence.prompts)
+    grave = []
+    for number in sorted(set(evidence.prompts)):
+        images = torch.nonzero(prompts == number).flatten()
+        found = run.judge(evidence.rows(images.to(evidence.noise_cond.device)))
+        grave += images.tolist() if found is not None and found.verdict in FLAGGED else []
+    return sorted(grave) if len(grave) < len(prompts) else []
+
+
+def _part(evidence: StepEvidence, subset: Subset | None) -> StepEvidence:
+    return evidence if subset is None else evidence.rows(subset.images.to(evidence.noise_cond.device))
 
 
 def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple[Treatment, tuple[str, ...]]:
@@ -103,8 +130,8 @@ def _flagged(findings: Sequence[Finding]) -> Finding:
     return next(finding for finding in findings if finding.verdict in FLAGGED)
 
 
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores)
+def _score(found: Finding) -> float:
+    return math.inf if found.score is None else found.score
 
 
 def reason(error: BaseException) -> str:

@@ -1,16 +1,17 @@
 """The values that cross rooms. Frozen dataclasses; tensors live in ``StepEvidence`` only.
 
-May import: torch, memguard.wording (for the sentence) and the standard library.
+May import: torch, memguard.plain (inside functions) and the standard library.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 SCHEMA = 1  # of Report.to_json
@@ -51,6 +52,7 @@ class StepEvidence:
             over heads and positions, in the order of execution; None where it was not read.
         summary: columns of EOS and padding, bool [B or 1, tokens]; None where the tokens are not known.
         unread: why attention was not read, where a detector asked for it.
+        prompts: number of the prompt of each image, where a batch holds several prompts; empty for one prompt.
 
     """
 
@@ -70,9 +72,10 @@ class StepEvidence:
     attention: Mapping[str, Tensor] | None = None
     summary: Tensor | None = None
     unread: str = ""
+    prompts: tuple[int, ...] = ()
 
-    def rows(self, rows: slice) -> StepEvidence:
-        """Return the evidence of some images."""
+    def rows(self, rows: slice | Tensor) -> StepEvidence:
+        """Return the evidence of some images, by a slice or their numbers."""
 
         def part(values: Tensor | None) -> Tensor | None:
             return values if values is None or len(values) == 1 else values[rows]
@@ -85,6 +88,7 @@ class StepEvidence:
             coverage=part(self.coverage),
             attention=masses,
             summary=part(self.summary),
+            prompts=tuple(torch.tensor(self.prompts)[rows if isinstance(rows, slice) else rows.cpu()].tolist()),
         )
 
 
@@ -107,7 +111,8 @@ class Finding:
         threshold: RMS from which the verdict is at least "suspicious".
         typical: RMS of the median ordinary prompt; None where it is not known.
         threshold_source: where the threshold comes from, or why there is none.
-        verdict: "ordinary", "suspicious", "memorized" or "unknown".
+        verdict: "ordinary", "suspicious", "memorized" or "unknown"; of several prompts in a batch, the gravest one's.
+        prompts: number of the prompt of each image, where a batch holds several prompts; empty for one prompt.
 
     """
 
@@ -126,16 +131,23 @@ class Finding:
     typical: float | None = None
     threshold_source: str = "uncalibrated"
     verdict: Verdict = "unknown"
+    prompts: tuple[int, ...] = ()
 
     @property
     def score(self) -> float | None:
-        """Mean score over the images, or None where there is no score."""
-        return math.fsum(self.scores) / len(self.scores) if self.scores else None
+        """Mean score over the images of a prompt, of several prompts the highest; None where there is no score."""
+        return self._highest(self.scores)
 
     @property
     def mean_rms(self) -> float | None:
-        """Mean RMS over the images, or None where there is no score."""
-        return math.fsum(self.rms) / len(self.rms) if self.rms else None
+        """Mean RMS over the images of a prompt, of several prompts the highest; None where there is no score."""
+        return self._highest(self.rms)
+
+    def _highest(self, values: tuple[float, ...]) -> float | None:
+        images: dict[int, list[float]] = {}
+        for number, value in zip(self.prompts or (0,) * len(values), values, strict=True):
+            images.setdefault(number, []).append(value)
+        return max((math.fsum(each) / len(each) for each in images.values()), default=None)
 
 
 @dataclass(frozen=True)
@@ -312,14 +324,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: numbers, strings, lists and dicts. NaN and infinity become None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise_gap_map"}
-        values["findings"] = [asdict(finding) for finding in self.findings]
-        values["attempts"] = [asdict(attempt) for attempt in self.attempts]
-        values["attribution"] = attribution_dict(self.attribution) if self.attribution else None
-        from .wording import message
+        from .plain import report_dict
 
-        more = {"verdict": self.verdict, "verdict_after": self.verdict_after, "message": message(self)}
-        return _plain({"schema": SCHEMA, **values, **more})
+        return report_dict(self)
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the report as JSON text with its schema version."""
@@ -333,44 +340,6 @@ class Report:
             ValueError: if the schema is not the one that this version of memguard reads.
 
         """
-        schema = values.get("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"report has schema {schema!r}, this memguard reads {SCHEMA}; update memguard")
-        known = {f.name for f in fields(cls)} - {"noise_gap_map"}
-        kept = {k: _frozen(v) for k, v in values.items() if k in known}
-        kept["findings"] = tuple(Finding(**{k: _frozen(v) for k, v in f.items()}) for f in values.get("findings", ()))
-        tried = values.get("attempts", ())
-        kept["attempts"] = tuple(Attempt(**{k: _frozen(v) for k, v in each.items()}) for each in tried)
-        kept["attribution"] = _attribution(values.get("attribution"))
-        return cls(**kept)
+        from .plain import report_of
 
-
-def attribution_dict(attribution: Attribution) -> dict[str, Any]:
-    """Return an attribution as plain values, without its maps and images."""
-    kept = [f.name for f in fields(attribution) if f.name not in ("maps", "images")]
-    values = {name: getattr(attribution, name) for name in kept}
-    return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
-
-
-def _attribution(values: dict[str, Any] | None) -> Attribution | None:
-    if values is None:
-        return None
-    spans = tuple(TokenSpan(**{k: _frozen(v) for k, v in span.items()}) for span in values["spans"])
-    layers = {name: _frozen(weights) for name, weights in values["layers"].items()}
-    return Attribution(**{k: _frozen(v) for k, v in values.items()} | {"spans": spans, "layers": layers})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_frozen(v) for v in value)
-    return value
+        return report_of(values)

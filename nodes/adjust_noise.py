@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.preparing import adjusted
 from ..memguard.mitigations.noise_adjustment import NoiseAdjustment
-from .types import CATEGORY, SEED_MAX, MitigationType
+from .types import CATEGORY, SEED_MAX, MitigationType, strength_input
 
 
 class MemGuardAdjustNoise(io.ComfyNode):
@@ -53,6 +53,7 @@ class MemGuardAdjustNoise(io.ComfyNode):
                     tooltip="Of method batch at MemGuard: timestep of 1000 down to which there is no guidance. The "
                     "noise output cannot carry this; add MemGuard Guidance Delay.",
                 ),
+                strength_input(),
                 io.Model.Input("model", optional=True, tooltip="The sampler's. Not connected: only for MemGuard."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The sampler's prompt."),
                 io.Conditioning.Input("negative", optional=True, tooltip="The sampler's negative prompt."),
@@ -80,13 +81,15 @@ class MemGuardAdjustNoise(io.ComfyNode):
         iterations,
         target,
         until,
+        strength,
         model=None,
         positive=None,
         negative=None,
         latent=None,
         mitigation=(),
     ):
-        own = NoiseAdjustment(method, rounds=rounds, iterations=iterations or None, target=target or None, until=until)
+        settings = {"rounds": rounds, "iterations": iterations or None, "target": target or None, "until": until}
+        own = NoiseAdjustment(method, **settings, strength=strength)
         if model is None:
             return io.NodeOutput(None, (*mitigation, own))
         for name, given in (("positive", positive), ("negative", negative), ("latent", latent)):

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.preparing import optimized
 from ..memguard.mitigations.prompt_optimization import PromptOptimization
-from .types import CATEGORY, SEED_MAX, MitigationType
+from .types import CATEGORY, SEED_MAX, MitigationType, strength_input
 
 NO_TARGET = 0.0
 
@@ -41,6 +41,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
                 io.Boolean.Input(
                     "pooled", default=False, tooltip="Move the pooled vector too, beside the words (SDXL, SD3, Flux)."
                 ),
+                strength_input(),
                 io.Model.Input("model", optional=True, tooltip="The sampler's. Not connected: only for MemGuard."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt, of one part."),
                 io.Conditioning.Input("negative", optional=True, tooltip="The sampler's negative prompt."),
@@ -74,6 +75,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
         iterations,
         target,
         pooled,
+        strength,
         model=None,
         positive=None,
         negative=None,
@@ -81,7 +83,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
         sigmas=None,
         mitigation=(),
     ):
-        own = PromptOptimization(lr, iterations, target or None, pooled=pooled)
+        own = PromptOptimization(lr, iterations, target or None, pooled=pooled, strength=strength)
         if model is None:
             return io.NodeOutput(None, (*mitigation, own), -1.0)
         for name, given in (("positive", positive), ("negative", negative), ("latent", latent)):

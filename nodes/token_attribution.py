@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.explaining import explain
 from ..memguard.overlay import NAMES, coloured_prompt
-from ..memguard.records import Attribution, attribution_dict
+from ..memguard.plain import attribution_dict
+from ..memguard.records import Attribution
 from .types import CATEGORY, SEED_MAX
 
 

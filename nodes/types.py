@@ -48,6 +48,17 @@ def policy_input(mitigate: bool = False) -> io.Input:
     )
 
 
+def strength_input() -> io.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip="0 changes nothing and installs nothing, 1 is the paper's own.",
+    )
+
+
 def mitigation_inputs(clip: bool = True) -> list[io.Input]:
     """Return the inputs that all mitigation nodes share, behind their own."""
     encoder = io.Clip.Input(
@@ -56,14 +67,7 @@ def mitigation_inputs(clip: bool = True) -> list[io.Input]:
         tooltip="The text encoder that the prompt goes through: tells BOS, words and padding apart. Used with model.",
     )
     return [
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="0 changes nothing and installs nothing, 1 is the paper's own.",
-        ),
+        strength_input(),
         io.Model.Input(
             "model",
             optional=True,

@@ -23,8 +23,21 @@ class Encoded:
 
     def row(self, index: int) -> Encoded:
         """Return one row."""
-        part = slice(index, index + 1)
-        return Encoded(self.text[part], None if self.pooled is None else self.pooled[part])
+        return self.rows(slice(index, index + 1))
+
+    def rows(self, rows: slice | Tensor) -> Encoded:
+        """Return some rows, by a slice or their numbers; a number may come several times."""
+        return Encoded(self.text[rows], None if self.pooled is None else self.pooled[rows])
+
+    def prompts(self) -> tuple[int, ...]:
+        """Return the number of the prompt of each row: rows of the same text have the same number, counted from 0."""
+        first: list[Tensor] = []
+        numbers = []
+        for text in self.text:
+            number = next((n for n, known in enumerate(first) if torch.equal(known, text)), len(first))
+            first += [text] if number == len(first) else []
+            numbers.append(number)
+        return tuple(numbers)
 
     def expand(self, rows: int) -> Encoded:
         """Return the prompt repeated to a number of rows."""

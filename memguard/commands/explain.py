@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Explain one prompt; return 0, also where the reason is all that there is to say."""
     from ..hosts.diffusers import explain
-    from ..records import attribution_dict
+    from ..plain import attribution_dict
 
     prompt = sys.stdin.read().strip() if args.prompt == "-" else args.prompt
     given = {name: getattr(args, name) for name in SETTINGS}

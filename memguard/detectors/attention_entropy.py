@@ -77,6 +77,7 @@ def scored(name: str, unit: str, evidence: Sequence[StepEvidence], score: Tensor
         reference=first.reference,
         sigma=first.sigma,
         timestep=first.timestep,
+        prompts=first.prompts,
     )
 
 

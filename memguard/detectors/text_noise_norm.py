@@ -65,6 +65,7 @@ def detect(evidence: Sequence[StepEvidence]) -> Finding:
         reference=first.reference,
         sigma=first.sigma,
         timestep=first.timestep,
+        prompts=first.prompts,
     )
 
 

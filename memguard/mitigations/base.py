@@ -181,6 +181,7 @@ class Treatment:
         reference: in place of the negative prompt's; None keeps them.
         noise: starting noise of unit variance, in place of the run's own.
         guidance: one after the other on the noise gap.
+        images: numbers of the images that are treated, where others of the batch are left as they are; None is all.
         notes: what was done, or why nothing was.
 
     """
@@ -190,6 +191,7 @@ class Treatment:
     reference: Encoded | None = None
     noise: Tensor | None = None
     guidance: tuple[Guidance, ...] = ()
+    images: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     @property

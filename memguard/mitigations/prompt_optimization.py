@@ -84,7 +84,9 @@ def optimize(
     official = settings.parity == "official"
     with torch.no_grad():
         uncond = start.predict(View(reference, before.noise)).float()
-    rows, which = _distinct(prompt)
+    numbers = prompt.prompts()
+    which = torch.tensor(numbers, device=prompt.text.device)
+    rows = torch.tensor([numbers.index(n) for n in range(max(numbers) + 1)], device=prompt.text.device)
     text = prompt.text[rows].detach().float().clone()
     pooled = None if prompt.pooled is None else prompt.pooled[rows].detach().float().clone()
     frozen = _frozen(start.groups, text, rows)
@@ -115,18 +117,6 @@ def optimize(
                     text[frozen] = kept[frozen]
     last = None if pooled is None else pooled.detach()[which]
     return Encoded(text.detach()[which], last), losses
-
-
-def _distinct(prompt: Encoded) -> tuple[Tensor, Tensor]:
-    """Return the first row of each different prompt, and for each row the number of its prompt."""
-    rows: list[int] = []
-    which: list[int] = []
-    for row, text in enumerate(prompt.text):
-        same = next((n for n, first in enumerate(rows) if torch.equal(text, prompt.text[first])), len(rows))
-        rows += [row] if same == len(rows) else []
-        which.append(same)
-    device = prompt.text.device
-    return torch.tensor(rows, device=device), torch.tensor(which, device=device)
 
 
 def _frozen(groups: Tensor | None, text: Tensor, rows: Tensor) -> Tensor:

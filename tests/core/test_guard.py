@@ -189,3 +189,14 @@ def test_the_public_names_are_the_cores():
     assert memguard.MemorizationStop is MemorizationStop
     with pytest.raises(AttributeError, match="has no attribute 'gaurd'"):
         memguard.gaurd  # noqa: B018
+
+
+def test_of_several_prompts_in_a_batch_the_gravest_decides(step, profile):
+    guard = Guard(profile=profile())
+    run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+    run.observe(step(0.002, 0.002, 0.002, 0.03, prompts=(0, 0, 0, 1)))
+    finding = run.finish().findings[0]
+    assert finding.verdict == "memorized"
+    assert finding.mean_rms == pytest.approx(0.03, rel=1e-4)
+    assert finding.score == pytest.approx(0.03 * 16, rel=1e-4)
+    assert finding.scores == pytest.approx((0.032, 0.032, 0.032, 0.48), rel=1e-4)

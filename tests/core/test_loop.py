@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from memguard.attributions.moment import Encoded
 from memguard.guard import Guard
 from memguard.loop import CLOSE, mitigate
 from memguard.mitigations import get
@@ -201,3 +202,37 @@ class TestLadder:
     def test_other_choices_are_refused(self, choice, line):
         with pytest.raises(ValueError, match=line):
             Guard(policy="mitigate", mitigation=choice)
+
+
+def test_of_several_prompts_only_those_that_look_memorized_are_treated(step, profile):
+    guard = Guard(policy="mitigate", mitigation=Falling(leaves=0.1), profile=profile())
+    run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+    scores = (0.01, 0.1, 0.008, 0.012)  # the mean of all is that of a prompt that looks memorized, too
+    run.observe(step(*scores, prompts=(0, 1, 0, 2)))
+    assert run.to_mitigate
+    text = torch.randn(4, 77, 6)
+    began = Start(Encoded(text), None, torch.randn(4, 4, 8, 8), (4, 8, 8), lambda view: None)
+    made = []
+
+    def redo(treatment):
+        made.append(treatment)
+        return step(0.01, 0.01, 0.008, 0.012, prompts=(0, 1, 0, 2))
+
+    treatment = mitigate(run, began, redo)
+    report = run.finish()
+    assert treatment.images.tolist() == [1]
+    assert made[0].images.tolist() == [1]
+    assert report.scores_before == pytest.approx((1.6,))
+    assert report.scores_after == pytest.approx((0.16,))
+    assert report.verdict_after == "ordinary"
+    assert "only images 2 look memorized; the others were left alone" in report.notes
+
+
+def test_all_prompts_look_memorized_and_all_are_treated(step, profile):
+    guard = Guard(policy="mitigate", mitigation=Falling(leaves=0.1), profile=profile())
+    run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+    run.observe(step(0.1, 0.2, prompts=(0, 1)))
+    began = Start(None, None, None, (4, 8, 8), lambda view: None)
+    treatment = mitigate(run, began, lambda treatment: step(0.01, 0.01, prompts=(0, 1)))
+    assert treatment.images is None
+    assert run.report.scores_before == pytest.approx((1.6, 3.2))

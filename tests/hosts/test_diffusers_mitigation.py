@@ -1,6 +1,8 @@
 """Mitigations in diffusers pipelines: identities, numbers against plain computations, and nothing left behind."""
 
 import math
+import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import memguard
 from memguard import Guard
+from memguard.calibration import Distribution
 from memguard.hosts.diffusers.attention import cross_layers
 from memguard.mitigations import available, get
 from memguard.records import NeuronSet
@@ -16,7 +19,7 @@ from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.test_diffusers import Diffusers, generate, noise_gap, seeded
 
-PROMPT = "a red fox"
+PROMPT, OTHER = "a red fox", "a blue house"
 NEURONS = NeuronSet({"mid_block.attentions.0.transformer_blocks.0.attn2": (0, 5, 9)})
 NEEDS = {
     "neuron_mask": {"neurons": NEURONS},
@@ -230,6 +233,26 @@ class TestGate:
         handle.remove()
         uncond, cond = seen[1].chunk(2)  # the first call again
         assert guard.report.scores_after == (pytest.approx(float((cond - uncond).norm()), rel=1e-5),)
+
+    @pytest.mark.parametrize("name", [name for name in available() if name != "local_guidance"])
+    def test_of_several_prompts_the_ordinary_one_keeps_its_bits(self, sd, name, monkeypatch):
+        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        settings = {"prompt": [PROMPT, OTHER, PROMPT], "num_images_per_prompt": 2, "generator": seeded()}
+        watch = Guard()
+        plain = generate(sd, watch, **settings)
+        finding = watch.report.findings[0]
+        assert finding.prompts == (0, 0, 1, 1, 0, 0)
+        high, low = statistics.fmean(finding.rms[:2] + finding.rms[4:]), statistics.fmean(finding.rms[2:4])
+        assert low < high
+        between = Distribution(50, math.log(math.sqrt(low * high)), 1e-3, {})
+        found = replace(profile(watch), distributions={"text_noise_norm": between})
+        guard = Guard(policy="mitigate", mitigation=made(name), profile=found)
+        gated = generate(sd, guard, **settings | {"generator": seeded()})
+        assert guard.report.error is None
+        assert [attempt.kept for attempt in guard.report.attempts] == [True]
+        assert torch.equal(gated[2:4], plain[2:4])
+        assert not any(torch.equal(gated[image], plain[image]) for image in (0, 1, 4, 5))
+        assert len(guard.report.scores_before) == 4
 
     def test_guidance_off_is_a_reason_and_the_picture_is_the_plain_one(self, sd):
         guard = Guard(policy="mitigate")

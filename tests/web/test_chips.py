@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from memguard.overlay import ink, ramp
-from memguard.records import Attribution, TokenSpan, attribution_dict
+from memguard.plain import attribution_dict
+from memguard.records import Attribution, TokenSpan
 
 from .javascript import ask, needs_node
 

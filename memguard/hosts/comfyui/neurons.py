@@ -5,6 +5,7 @@ Part of the ComfyUI host; may import: comfy, folder_paths, torch, memguard's cor
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from ...neurons import files, localizing
 from ...neurons.activations import Tally
 from ...neurons.evaluation import ROWS, Trials
 from ...neurons.selection import THRESHOLD
+from ...neurons.state import State
 from ...records import NeuronSet
-from . import roles
+from . import model, roles
 from .attention import Unreadable
 from .calls import with_prompt
 from .preflight import FirstCall
@@ -84,6 +86,9 @@ def find(
 ) -> NeuronSet:
     """Find the value neurons that carry the memory of a prompt (Hintersdorf et al., NeurIPS 2024).
 
+    A search that was stopped goes on where it was when it is started again; its file lies in ComfyUI's temporary folder
+    and goes when ComfyUI is started anew.
+
     Args:
         patcher: MODEL.
         clip: its text encoder.
@@ -111,21 +116,35 @@ def find(
     image = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])[:1]
     image = torch.zeros((images, *image.shape[1:]))
     noise = comfy.sample.prepare_noise(image, seed)
-    sampler = _Searching(texts, text, threshold, mode, every)
+    asked = _digest(patcher, text, texts, noise, threshold, mode, every)
+    path = Path(folder_paths.get_temp_directory()) / f"memguard-search-{asked}{ENDING}"
+    sampler = _Searching(texts, text, threshold, mode, every, State(path, {"asked": asked}))
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     try:
         guider.sample(noise, image, sampler, sigmas, disable_pbar=True, seed=seed)
     except Unreadable as why:
         raise ValueError(f"there are no neurons to find: {why}") from None
+    path.unlink(missing_ok=True)
     assert sampler.found is not None
     return sampler.found
+
+
+def _digest(patcher: Any, text: str, texts: Sequence[Tensor], noise: Tensor, *settings: Any) -> str:
+    """Return what tells two searches apart: model with LoRAs and the patches of other nodes, texts, seeds, settings."""
+    found = hashlib.sha256()
+    for fact in (model.name_of(patcher), patcher.patches_uuid, patcher.model_options, text, settings):
+        found.update(repr(fact).encode())
+    for tensor in (*texts, noise):
+        found.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 class _Searching(FirstCall):
     """Searches at the place of a sampler's first model call."""
 
-    def __init__(self, texts: list[Tensor], text: str, threshold: float, mode: Any, every: bool) -> None:
+    def __init__(self, texts: list[Tensor], text: str, threshold: float, mode: Any, every: bool, state: State) -> None:
         self.texts, self.text, self.threshold, self.mode, self.every = texts, text, threshold, mode, every
+        self.state = state
         self.found: NeuronSet | None = None
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any) -> Any:
@@ -143,8 +162,12 @@ class _Searching(FirstCall):
                 probe,
                 localizing.parity_of(self.mode, None),
                 batch=ROWS,
+                state=self.state,
                 progress=lambda progress: bar.update_absolute(min(99, progress.rows // 10)),
                 cancel=stop,
             )
-            self.found = localizing.search(trials, tally.result(probe.model), self.text, self.mode, self.threshold)
+            try:
+                self.found = localizing.search(trials, tally.result(probe.model), self.text, self.mode, self.threshold)
+            finally:
+                self.state.save(probe.rows, now=True)
         return noise

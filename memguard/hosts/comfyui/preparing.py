@@ -19,7 +19,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...mitigations.base import Start, Treatment, Unsuitable
+from ...attributions.moment import Encoded
+from ...mitigations.base import Start, Treatment, Unsuitable, blend
 from ...mitigations.noise_adjustment import NoiseAdjustment
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from . import roles
@@ -92,7 +93,7 @@ def optimized(
     seed: int,
     sigmas: Tensor | None = None,
 ) -> tuple[Any, list[float]]:
-    """Return a prompt, optimised for the starting noise of a seed, and the loss before each step and at the end.
+    """Return a prompt, optimised for the starting noise of a seed, and the losses; the last is the prompt's own.
 
     Args:
         settings: of the optimisation.
@@ -113,11 +114,14 @@ def optimized(
     found: list[Any] = []
 
     def work(began: Start) -> None:
-        made, losses = optimize(settings, began, Treatment(), settings.target)
         share = settings.strength
-        text = torch.lerp(began.prompt.text[:1].float(), made.text[:1], share)
-        pooled = made.pooled if settings.pooled and made.pooled is not None else None
-        found.append((text, None if pooled is None else pooled[:1], losses))
+        asked = settings if share > 0 else replace(settings, iterations=0)
+        made, losses = optimize(asked, began, Treatment(), settings.target)
+        own = began.prompt
+        made = blend(Encoded(own.text.float(), None if own.pooled is None else own.pooled.float()), made, share)
+        if 0 < share < 1:  # the score is that of the prompt which is handed out
+            losses.append(float(began.gap(Treatment(), prompt=made).flatten(1).norm(dim=1).mean()))
+        found.append((made.text[:1], made.pooled[:1] if settings.pooled and made.pooled is not None else None, losses))
 
     _at_first_call(work, settings.iterations + 1, patcher, positive, negative, latent, seed, sigmas)
     text, pooled, losses = found[0]

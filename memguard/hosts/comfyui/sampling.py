@@ -17,12 +17,13 @@ import comfy.model_management
 import comfy.samplers
 from torch import Tensor
 
+from ...attributions.moment import Encoded
 from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
 from ...records import Reference, Report, StepEvidence
 from . import model, roles
 from .attention import eager
-from .calls import Call
+from .calls import TEXT, Call
 from .coverage import both, coverage
 from .curve import Curve
 from .explanation import Explanation, maps
@@ -240,7 +241,17 @@ class Sampling:
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
             full_noise=True if self.from_nothing else None,
+            prompts=self._several(len(noise[roles.PROMPT])),
         )
+
+    def _several(self, images: int) -> tuple[int, ...]:
+        """Return the number of each image's prompt, where the prompt's conditioning has a row of its own for each."""
+        parts = self.guider.conds[roles.PROMPT]
+        text = parts[0]["model_conds"].get(TEXT) if len(parts) == 1 else None
+        if text is None or len(text.cond) != images:
+            return ()
+        numbers = Encoded(text.cond).prompts()
+        return numbers if any(numbers) else ()
 
     def _label(self, reference: str) -> Reference:
         """Return what the prompt was compared with; asked for the empty prompt, the negative one may be just that."""

@@ -169,7 +169,9 @@ class Steering:
             return cond
         if perp and not bool(gap.any()):
             gap = before * REST
-        return (uncond.float() - gap.to(uncond.device) * scale).to(cond)
+        moved = (uncond.float() - gap.to(uncond.device) * scale).to(cond)
+        images = self.treatment.images
+        return moved if images is None else cond.index_copy(0, images.to(cond.device), moved[images])
 
     def _step(self, x: Tensor, sigma: Tensor, cond: Tensor, uncond: Tensor) -> Step:
         sampling = self.guider.inner_model.model_sampling

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, equal, nn, no_grad
 
 from ...attributions import attention
+from ...attributions.moment import Encoded
 from ...records import Reference, StepEvidence
 from .attention import Reading
 from .calls import Call
@@ -228,6 +229,7 @@ class Reader:
             family=family(call.module),
             reference=self.reference,
             full_noise=self._full_noise,
+            prompts=numbers if any(numbers := Encoded(call.text[rows]).prompts()) else (),
             **self._attention(call, rows),
         )
 

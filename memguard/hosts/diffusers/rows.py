@@ -96,6 +96,12 @@ class Prompts:
         else:
             self._confused = True
 
+    def of_rows(self, rows: int) -> tuple[str, ...]:
+        """Return the text of each of a number of rows, or the one text of all; none where they are not known."""
+        if len(self.texts) < 2 or rows % len(self.texts):
+            return self.texts[:1] if len(self.texts) == 1 else ()
+        return tuple(text for text in self.texts for _ in range(rows // len(self.texts)))
+
     @property
     def wished(self) -> Encoded | None:
         """The wish, encoded when it is first asked for, as many rows as ``cond``; None for no wish."""

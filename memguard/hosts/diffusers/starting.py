@@ -120,7 +120,7 @@ def start(
         size=size,
         predict=predictor(call, rows, here, None if table is None else table.to(x.device), count, scale),
         groups=None if table is None else table.to(x.device),
-        texts=prompts.texts,
+        texts=prompts.of_rows(len(x)),
         encode=_encoder(pipe, prompts),
         widths=editor.widths,
         model=model,

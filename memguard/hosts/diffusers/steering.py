@@ -112,8 +112,9 @@ class Steering:
             noise = treatment.noise.to(self.latents)
             if noise.shape != self.latents.shape:  # Flux packs its latents
                 noise = with_latents({"hidden_states": self.latents}, noise)["hidden_states"]
+            images = slice(None) if treatment.images is None else treatment.images
             with torch.no_grad():
-                self.latents.copy_(noise * self._initial())
+                self.latents[images] = (noise * self._initial())[images]
 
     def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> tuple[Call, Any]:
         """Make the first call again under a treatment; return it and its output."""
@@ -136,10 +137,18 @@ class Steering:
         return output if changed is None else changed
 
     def _noise(self, call: Call, treatment: Treatment | None = None) -> Tensor | None:
-        noise = (treatment or self.treatment).noise
+        treatment = treatment or self.treatment
+        noise, images = treatment.noise, treatment.images
         if noise is None:
             return None
-        return (noise * self.scale(call)).to(call.x).repeat(len(call.x) // len(noise), 1, 1, 1)
+        blocks = len(call.x) // len(noise)
+        found = (noise * self.scale(call)).to(call.x).repeat(blocks, 1, 1, 1)
+        if images is None:
+            return found
+        x = call.x.clone()  # the other images' own, to the last bit
+        rows = torch.cat([images + block * len(noise) for block in range(blocks)])
+        x[rows] = found[rows]
+        return x
 
     def scale(self, call: Call) -> float:
         """Return what noise of unit variance is multiplied by in the model's input; schedulers scale it twice."""
@@ -223,7 +232,9 @@ class Steering:
             return None
         changed = tensor_of(output).clone()
         channels = call.prediction.shape[1]
-        changed[cond, :channels] = (changed[uncond, :channels].float() + gap / units).to(changed)
+        rows = slice(None) if self.treatment.images is None else self.treatment.images
+        moved = (changed[uncond, :channels].float() + gap / units).to(changed)
+        changed[cond, :channels][rows] = moved[rows]
         return output_of(output, changed)
 
 

@@ -124,6 +124,28 @@ def test_the_optimised_prompt_scores_what_the_optimisation_reached(kind, batch, 
     assert not torch.equal(here.positive[0][0], conditioning[0][0])
 
 
+def test_the_strength_of_the_optimised_prompt_and_of_the_adjusted_noise(scene, watch):
+    here = scene()
+    latent = {"samples": tiny.latent()}
+    inputs = {"model": here.model, "positive": here.positive, "negative": here.negative, "latent": latent}
+    texts = {}
+    for strength in (0.0, 0.5, 1.0):
+        conditioning, (own,), score = run("optimize_prompt", seed=5, iterations=3, strength=strength, **inputs).result
+        texts[strength] = conditioning[0][0]
+        watched, watcher = watch(here.model)
+        seen = here.sample(watched, positive=conditioning)
+        assert watcher.report_of(seen).findings[0].score == pytest.approx(score, rel=1e-5)
+        assert own.strength == strength
+    assert torch.equal(texts[0.0], here.positive[0][0])
+    torch.testing.assert_close(texts[0.5], (texts[0.0] + texts[1.0]) / 2)
+    assert not torch.equal(texts[1.0], texts[0.0])
+    own = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(5))
+    same = run("adjust_noise", noise_seed=5, strength=0.0, **inputs).result[0].generate_noise(latent)
+    half = run("adjust_noise", noise_seed=5, strength=0.5, **inputs).result[0].generate_noise(latent)
+    assert torch.equal(same, own)
+    assert not torch.equal(half, own) and half.norm() == pytest.approx(float(own.norm()), rel=1e-4)
+
+
 def test_optimize_prompt_says_what_is_missing(scene):
     here = scene()
     assert run("optimize_prompt").result[0] is None
@@ -233,6 +255,39 @@ def test_find_neurons_searches_the_model(mode, scene, rows):
     assert found.model == models.name_of(here.model) and found.rows >= sum(spent) > 0
     assert set(found.indices) <= {name for name in here.watched(None) and _layers(here)}
     assert "NeMo, mode" in said and not any(part._forward_hooks for part in here.model.model.modules())
+
+
+def test_a_stopped_search_goes_on_where_it_was(scene, rows, monkeypatch, tmp_path):
+    import comfy.model_management
+    import folder_paths
+
+    from memguard_pack.memguard.neurons import evaluation
+
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+    here = scene()
+    inputs = {"model": here.model, "clip": here.clip, "latent": {"samples": tiny.latent(side=16)}, "text": PROMPT}
+    inputs |= {"images": 2, "threshold": 0.02, "prompts": "a cat\na dog\na house"}
+    with rows(here.model) as whole:
+        expected = run("find_neurons", **inputs).result[0]
+    assert not list(tmp_path.iterdir())
+    score, calls = evaluation.Trials.score, []
+
+    def stopping(self, blocked):
+        calls.append(blocked)
+        if len(calls) == 3:
+            raise comfy.model_management.InterruptProcessingException
+        return score(self, blocked)
+
+    monkeypatch.setattr(evaluation.Trials, "score", stopping)
+    with rows(here.model) as first, pytest.raises(comfy.model_management.InterruptProcessingException):
+        run("find_neurons", **inputs)
+    assert len(list(tmp_path.iterdir())) == 1 and sum(first) > 0
+    monkeypatch.setattr(evaluation.Trials, "score", score)
+    with rows(here.model) as second:
+        found = run("find_neurons", **inputs).result[0]
+    assert found == expected
+    assert sum(first) + sum(second) == sum(whole)
+    assert not list(tmp_path.iterdir())
 
 
 def _layers(here):

@@ -1,0 +1,76 @@
+"""Records as plain values and back: the one format that the pages, infotext, JSONL and HTML reports read.
+
+May import: memguard.records, memguard.wording.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from .records import SCHEMA, Attempt, Attribution, Finding, Report, TokenSpan
+from .wording import message
+
+LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """Return a report as numbers, strings, lists and dicts. NaN and infinity become None."""
+    values = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in LIVE}
+    values["findings"] = [asdict(finding) for finding in report.findings]
+    values["attempts"] = [asdict(attempt) for attempt in report.attempts]
+    values["attribution"] = attribution_dict(report.attribution) if report.attribution else None
+    more = {"verdict": report.verdict, "verdict_after": report.verdict_after, "message": message(report)}
+    return _plain({"schema": SCHEMA, **values, **more})
+
+
+def report_of(values: dict[str, Any]) -> Report:
+    """Build a report from ``report_dict``'s result.
+
+    Raises:
+        ValueError: if the schema is not the one that this version of memguard reads.
+
+    """
+    schema = values.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"report has schema {schema!r}, this memguard reads {SCHEMA}; update memguard")
+    known = {f.name for f in fields(Report) if f.name not in LIVE}
+    kept = {k: _frozen(v) for k, v in values.items() if k in known}
+    kept["findings"] = tuple(Finding(**{k: _frozen(v) for k, v in f.items()}) for f in values.get("findings", ()))
+    tried = values.get("attempts", ())
+    kept["attempts"] = tuple(Attempt(**{k: _frozen(v) for k, v in each.items()}) for each in tried)
+    kept["attribution"] = _attribution(values.get("attribution"))
+    return Report(**kept)
+
+
+def attribution_dict(attribution: Attribution) -> dict[str, Any]:
+    """Return an attribution as plain values, without its maps and images."""
+    kept = [f.name for f in fields(attribution) if f.name not in ("maps", "images")]
+    values = {name: getattr(attribution, name) for name in kept}
+    return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
+
+
+def _attribution(values: dict[str, Any] | None) -> Attribution | None:
+    if values is None:
+        return None
+    spans = tuple(TokenSpan(**{k: _frozen(v) for k, v in span.items()}) for span in values["spans"])
+    layers = {name: _frozen(weights) for name, weights in values["layers"].items()}
+    return Attribution(**{k: _frozen(v) for k, v in values.items()} | {"spans": spans, "layers": layers})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_frozen(v) for v in value)
+    return value
