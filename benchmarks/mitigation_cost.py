@@ -30,6 +30,7 @@ BUDGET = 1.02
 PROMPT = "a red fox on a roof"
 FREE = ("attention_scaling", "spike_attenuation", "padding", "neuron_mask")  # what has a budget, or should keep one
 COSTLY = ("guidance_delay", "guard", "noise_adjustment", "prompt_optimization")
+MORE = ("local_guidance", "paraphrase", "random_tokens", "auto")
 
 
 def pipeline(model: str) -> Any:
@@ -46,33 +47,46 @@ def pipeline(model: str) -> Any:
 
 
 def build(name: str, pipe: Any) -> Any:
-    """Return a mitigation by its defaults; the neuron mask silences ten neurons of every layer."""
+    """Return a mitigation by its defaults; the neuron mask silences ten neurons of every layer, auto is a guard."""
+    from memguard import Guard
     from memguard.hosts.diffusers.attention import cross_layers
     from memguard.mitigations import get
     from memguard.records import NeuronSet
 
+    if name == "auto":
+        return Guard(policy="mitigate")
+    if name == "paraphrase":
+        return get(name, text="a crimson fox above a house")
     if name != "neuron_mask":
         return get(name)
     return get(name, neurons=NeuronSet({layer: tuple(range(10)) for layer in cross_layers(pipe.unet)}))
 
 
 def one(pipe: Any, mitigation: Any, steps: int, side: int) -> tuple[float, float]:
-    """Generate once; return seconds of wall time and of CPU time."""
+    """Generate once; return seconds of wall time and of CPU time. A guard gets a prompt that it mitigates."""
     import contextlib
 
     import torch
 
+    from memguard import Guard
+    from memguard.testbed import loader
+
+    prompt = loader.originals()[0].caption if isinstance(mitigation, Guard) else PROMPT
+
     with contextlib.nullcontext() if mitigation is None else mitigation.attach(pipe):
         wall, own = time.perf_counter(), time.process_time()
         pipe(
-            PROMPT,
+            prompt,
             num_inference_steps=steps,
             height=side,
             width=side,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         )
-        return time.perf_counter() - wall, time.process_time() - own
+        spent = time.perf_counter() - wall, time.process_time() - own
+    if isinstance(mitigation, Guard) and not (mitigation.report and mitigation.report.attempts):
+        sys.exit("auto did nothing: there is no profile of this model at this size; use --side 128")
+    return spent
 
 
 def said(ratios: list[float]) -> str:
@@ -84,7 +98,7 @@ def said(ratios: list[float]) -> str:
 def times(args: argparse.Namespace) -> None:
     """Print the ratios of all mitigations."""
     pipe = pipeline(args.model)
-    for name in args.only or (*FREE, *COSTLY):
+    for name in args.only or (*FREE, *COSTLY, *MORE):
         mitigation = build(name, pipe)
         walls, owns = [], []
         for _ in range(2):
@@ -124,7 +138,7 @@ def resident() -> int:
 def memory(args: argparse.Namespace) -> None:
     """Print the peaks of all mitigations, each in a process of its own."""
     plain = None
-    for name in ("none", *(args.only or (*FREE, *COSTLY))):
+    for name in ("none", *(args.only or (*FREE, *COSTLY, *MORE))):
         command = [sys.executable, __file__, "memory", "--model", args.model, "--side", str(args.side), "--one", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])

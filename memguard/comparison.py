@@ -21,7 +21,8 @@ def table(report: Report) -> list[str]:
     scored = next((finding for finding in report.findings if finding.score is not None), None)
     if scored is None or scored.score is None:
         return ["no score" if not report.findings else f"no score, because {report.findings[0].status}"]
-    lines = [f"score before {scored.score:.3g}, {scored.verdict}"]
+    which = "score before" if report.attempts else "score of the right picture"
+    lines = [f"{which} {scored.score:.3g}, {scored.verdict}"]
     for number, attempt in enumerate(report.attempts, 1):
         score = "not scored"
         if attempt.scores:

@@ -32,6 +32,8 @@ EXAMPLES = (
     "find_the_words",
     "see_where_it_copies",
     "mitigate_a_memorized_run",
+    "optimize_a_prompt",
+    "find_and_mask_neurons",
 )
 SIZE = (1500, 900)
 GRAPH = (60, 80, 1500, 900)  # of a screenshot: what is not menu

@@ -26,6 +26,8 @@ def test_there_is_one_for_each_use():
         "find_the_words",
         "see_where_it_copies",
         "mitigate_a_memorized_run",
+        "optimize_a_prompt",
+        "find_and_mask_neurons",
     } <= set(NAMES)
 
 

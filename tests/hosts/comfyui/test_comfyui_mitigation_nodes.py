@@ -357,5 +357,6 @@ def test_the_table_tells_each_attempt():
     assert table(Report("x", findings=(Finding("text_noise_norm", status="cfg is 1"),))) == [
         "no score, because cfg is 1"
     ]
+    assert table(Report("x", findings=(finding,))) == ["score of the right picture 4, memorized"]
     wide = compare(np.zeros((8, 8, 3), np.uint8), np.zeros((16, 8, 3), np.uint8), lines)
     assert wide.shape[1] > 100 and wide.shape[0] == 8 + 19 * 4 + 8
