@@ -1,7 +1,7 @@
 """What each mitigation does to copies and to ordinary prompts, on the test bed, by its paper's defaults.
 
     python benchmarks/mitigation.py DIR [--only padding auto] [--steps 20] [--images 4]   # can be resumed
-    python benchmarks/mitigation_table.py DIR [--figure OUT.png]
+    python benchmarks/mitigation_table.py DIR [--figure OUT.jpg]
 
 Generates all 32 duplicates and 8 templates (4 seeds, guidance 5 and 7.5) and 32 prompts that were never trained
 (2 seeds, guidance 7.5) without and with each mitigation, and writes one line of JSON per prompt. Single mitigations are

@@ -1,10 +1,10 @@
 """The numbers of benchmarks/mitigation.py as a table in Markdown, and its pictures as a figure.
 
-    python benchmarks/mitigation_table.py DIR [--figure OUT.png]
+    python benchmarks/mitigation_table.py DIR [--figure OUT.jpg]
 
 Columns: mean similarity to the training picture and share of copies (above .8), at guidance 7.5 / 5; the same for
 templates; first-step score of the duplicates; correlation of ordinary pictures with their unmodified ones; epsilon loss
-of ordinary pictures under their captions; time beside no mitigation, median (runs do not alternate here).
+of ordinary pictures under their captions. What they cost is measured by benchmarks/mitigation_cost.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COPY = 0.8
 def table(folder: Path) -> str:
     """Return the numbers of all mitigations as a table in Markdown."""
     head = "| mitigation | similarity 7.5 / 5 | copied 7.5 / 5 | templates: similarity | copied | score | agreement | "
-    head += "caption loss | time |\n|" + "---|" * 9
-    lines, plain = [head], _rows(folder, "none")
+    head += "caption loss |\n|" + "---|" * 8
+    lines = [head]
     for name in mitigations():
         rows = _rows(folder, name)
         if not rows:
@@ -40,10 +40,6 @@ def table(folder: Path) -> str:
         score = _mean(r["score"] for r in rows if r["kind"] == "verbatim")
         agreement = _mean(a for r in ordinary for a in r["agreement"])
         loss = _mean(r["caption loss"] for r in ordinary)
-        pairs = {(r["caption"], r["guidance"]): r["seconds"] for r in plain}
-        ratio = statistics.median(
-            r["seconds"] / pairs[r["caption"], r["guidance"]] for r in rows if r["kind"] != "ordinary"
-        )
         cells = [
             " / ".join(f"{_mean(v):.2f}" for v in verbatim),
             " / ".join(_share(v) for v in verbatim),
@@ -52,7 +48,6 @@ def table(folder: Path) -> str:
             f"{score:.2f}",
             f"{agreement:.2f}",
             f"{loss:.3f}",
-            f"{ratio:.2f}",
         ]
         sscd = [s for r in rows if r["kind"] == "verbatim" for s in r.get("sscd", [])]
         cells[1] += f" (SSCD {_mean(sscd):.2f})" if sscd else ""
@@ -112,7 +107,7 @@ def figure(folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--figure", type=Path, metavar="OUT.png")
+    parser.add_argument("--figure", type=Path, metavar="OUT.jpg")
     args = parser.parse_args()
     print(table(args.folder))
     if args.figure is not None:

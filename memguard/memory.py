@@ -8,9 +8,10 @@ May import: memguard.database, memguard.matching, memguard.records.
 
 from __future__ import annotations
 
+import logging
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from typing import Any, Literal
 from .database import OK, Database
 from .matching import clue, digest, driving_words, normal
 from .records import FLAGGED, VERDICTS, Report, Verdict
+
+log = logging.getLogger("memguard")
 
 VERSION = 1
 TABLES = (
@@ -71,6 +74,25 @@ class Facts:
     status: str
     rows: int
     bytes: int
+
+
+def remembered(memory: Callable[[], PromptMemory], report: Report, checkpoint: Callable[[], str]) -> str | None:
+    """Remember a finished run; return a note for its report where that failed. Whatever it is costs no picture.
+
+    Args:
+        memory: opens the memory.
+        report: of the run.
+        checkpoint: its model's file name.
+
+    """
+    try:
+        reason = memory().remember(report, checkpoint())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason == OK:
+        return None
+    log.warning("memory of known prompts is off: %s", reason)
+    return f"memory of known prompts is off: {reason}"
 
 
 class PromptMemory:

@@ -4,7 +4,8 @@ Template memorization copies a part of a picture, and no published mitigation is
 RMS of the noise gap over the channels, smoothed over 3 x 3 pixels, and averaged over the calls so far with a decay. At
 each pixel the gap is multiplied by min(1, limit / map) ** power. The limit is what ordinary prompts reach at the first
 step by the profile, or without a profile the lower quarter of the map; it grows as the map's own median does, since the
-gap of every prompt grows while noise falls.
+gap of every prompt grows while noise falls. Where a whole picture is memorized, guidance is all but off everywhere, and
+what is left is no copy and not much of a picture either (docs/evidence/mitigation.md).
 
 May import: memguard.mitigations, torch.
 """

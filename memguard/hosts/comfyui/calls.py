@@ -14,7 +14,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...attributions.moment import Encoded
-from .gradients import normal
+from ..inference import normal
 
 TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
 Cond = dict[str, Any]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference import differentiable
 from . import tokens
-from .gradients import differentiable
 
 Pullback = Callable[[Tensor, Tensor | None], Tensor]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...database import OK
-from ...memory import PromptMemory
+from ...memory import PromptMemory, remembered
 from ...records import Report
 from . import graph, screen
 
@@ -41,18 +40,14 @@ def remember(report: Report, checkpoint: str | None = None) -> str | None:
         checkpoint: its model's file name; None looks for it in the graph that is being executed.
 
     """
-    try:
-        if checkpoint is None:
-            prompt_id, node_id = screen.place()
-            checkpoint = graph.checkpoint(screen.running_prompt(prompt_id), node_id) or ""
-        reason = memory().remember(report, checkpoint)
-    except Exception as error:
-        # whatever it is, it must not cost the picture
-        reason = f"{type(error).__name__}: {error}"
-    if reason == OK:
-        return None
-    log.warning("memory of known prompts is off: %s", reason)
-    return f"memory of known prompts is off: {reason}"
+
+    def name() -> str:
+        if checkpoint is not None:
+            return checkpoint
+        prompt_id, node_id = screen.place()
+        return graph.checkpoint(screen.running_prompt(prompt_id), node_id) or ""
+
+    return remembered(memory, report, name)
 
 
 def noted(report: Report, home: str | None = None) -> Report:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...neurons.probe import Masks, NoGradient, Rows
+from ..inference import differentiable
 from . import model
 from .attention import cross_layers, eager
 from .calls import TEXT, Call, Cond, normal_cond
-from .gradients import differentiable
 
 NEMO = ("down", "mid")  # NeMo searches the seven layers of SD1's down blocks and middle
 OFFICIAL = 961.0  # the second timestep of the 50 steps that the official code makes

@@ -17,10 +17,10 @@ from torch import Tensor
 from ...attributions.moment import Encoded
 from ...mitigations.base import Start, Unsuitable, View
 from ...records import Finding
+from ..inference import differentiable, normal
 from . import model, roles
 from .calls import Call, Cond, normal_cond, rows_of, with_prompt
 from .edits import Editor
-from .gradients import differentiable, normal
 from .prompts import Prompts
 
 EOS_PADDED = {"sdxl": 768}  # features of CLIP-L; SD1's text is all of it

@@ -18,8 +18,8 @@ from torch import Tensor
 from ...attributions import gradient, weighing
 from ...attributions.moment import Encoded, Moment
 from ...records import Attribution, StepEvidence
+from ..inference import differentiable, normal
 from .calls import Call, Cond, normal_cond
-from .gradients import differentiable, normal
 from .inputs import Pullback, input_gradients, is_open
 from .naming import Namer, Segment
 

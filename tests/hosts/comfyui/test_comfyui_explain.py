@@ -6,7 +6,7 @@ import torch
 
 from memguard_pack.memguard import Guard
 from memguard_pack.memguard.hosts.comfyui import explaining, preflight, tokens, weighing
-from memguard_pack.memguard.hosts.comfyui.gradients import differentiable
+from memguard_pack.memguard.hosts.inference import differentiable
 from memguard_pack.tests.hosts.comfyui import tiny
 
 PROMPT = "a red fox on the roof"

@@ -268,22 +268,24 @@ def test_a_stopped_search_goes_on_where_it_was(scene, rows, monkeypatch, tmp_pat
     with rows(here.model) as whole:
         expected = run("find_neurons", **inputs).result[0]
     assert not list(tmp_path.iterdir())
-    asked, calls = comfy.model_management.throw_exception_if_processing_interrupted, []
+    asked, spent = comfy.model_management.throw_exception_if_processing_interrupted, []
 
     def pressed():
-        calls.append(True)
-        if len(calls) == 4:
+        if spent and sum(spent[0]) > 5:
             raise comfy.model_management.InterruptProcessingException
 
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", pressed)
     with rows(here.model) as first, pytest.raises(comfy.model_management.InterruptProcessingException):
+        spent.append(first)
         run("find_neurons", **inputs)
     assert len(list(tmp_path.iterdir())) == 1 and sum(first) > 0
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", asked)
     with rows(here.model) as second:
         found = run("find_neurons", **inputs).result[0]
     assert found == expected
-    assert sum(first) + sum(second) == sum(whole)
+    # newer ComfyUI stops within a call, and that one is made again
+    assert 0 <= sum(first) + sum(second) - sum(whole) <= max(first)
+    assert sum(second) < sum(whole)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,6 @@
-"""Gradients inside a node: ComfyUI runs nodes in inference mode, and loads weights as inference tensors.
+"""Gradients in hosts that sample in inference mode and load weights as inference tensors: ComfyUI and Forge.
 
-Part of the ComfyUI host; may import: memguard.attributions, torch.
+May import: memguard.attributions, torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attributions.lean import lean
+from ..attributions.lean import lean
 
 ROPE = "comfy_kitchen::apply_rope", "comfy_kitchen::apply_rope1"  # of Flux and its kin; newer ComfyUI
 
