@@ -1,0 +1,57 @@
+"""Reports by the WebUI's API, and which session belongs to which generation. May import: fastapi, memguard.hosts."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+from fastapi import Body, HTTPException
+
+from ..memguard.calibration import store
+from ..memguard.hosts.webui.session import Session
+from . import check, host
+
+KEPT = 32  # sessions
+_sessions: OrderedDict[str, Session] = OrderedDict()
+
+
+def keep(job: str, session: Session) -> None:
+    """Keep a finished session by the host's timestamp of the job."""
+    _sessions[job] = session
+    while len(_sessions) > KEPT:
+        _sessions.popitem(last=False)
+
+
+def session_of(info: str) -> Session | None:
+    """Return the session of a generation info, the JSON that the host shows and returns."""
+    try:
+        return _sessions.get(json.loads(info)["job_timestamp"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def serve(_: Any, app: Any) -> None:
+    """Add the routes below /memguard/v1."""
+
+    def report(job: str | None = None) -> dict[str, Any]:
+        """Return the reports of a job, by its ``job_timestamp``, or of the last one."""
+        session = _sessions.get(job) if job else next(reversed(_sessions.values()), None)
+        return {"reports": [] if session is None else [report.to_dict() for report in session.reports]}
+
+    def checked(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told
+        """Score a prompt without generating; the settings are those of extension/check.py."""
+        try:
+            session = check.check(**body)
+        except (ValueError, TypeError) as error:
+            raise HTTPException(status_code=400, detail=str(error)) from None
+        return {"reports": [report.to_dict() for report in session.reports]}
+
+    def profiles() -> dict[str, Any]:
+        """Return the profiles of the loaded checkpoint."""
+        model = host.fingerprint()
+        return {"model": model, "profiles": [json.loads(each.to_json()) for each in store.of_model(model)]}
+
+    app.add_api_route("/memguard/v1/report", report, methods=["GET"])
+    app.add_api_route("/memguard/v1/check", checked, methods=["POST"])
+    app.add_api_route("/memguard/v1/profiles", profiles, methods=["GET"])

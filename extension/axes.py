@@ -1,0 +1,32 @@
+"""MemGuard's axes of the X/Y/Z plot. May import: the WebUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import scripts
+
+from ..memguard.hosts.webui.settings import MITIGATIONS, POLICIES
+from .controls import CHANGED
+
+PREFIX = "[MemGuard] "
+
+
+def add() -> None:
+    """Add the axes, once; the plot's script is there before an extension's."""
+    plot = next((each.module for each in scripts.scripts_data if each.script_class.__module__ == "xyz_grid.py"), None)
+    if plot is None or any(option.label.startswith(PREFIX) for option in plot.axis_options):
+        return
+    plot.axis_options += [
+        plot.AxisOption(f"{PREFIX}policy", str, _change("policy"), choices=lambda: list(POLICIES)),
+        plot.AxisOption(f"{PREFIX}sensitivity", float, _change("sensitivity")),
+        plot.AxisOption(f"{PREFIX}mitigation", str, _change("mitigation"), choices=lambda: list(MITIGATIONS)),
+        plot.AxisOption(f"{PREFIX}strength", float, _change("strength")),
+    ]
+
+
+def _change(name: str) -> Any:
+    def apply(p: Any, value: Any, values: Any) -> None:
+        setattr(p, CHANGED, {**getattr(p, CHANGED, {}), name: value})
+
+    return apply

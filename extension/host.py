@@ -1,0 +1,48 @@
+"""Which of the two hosts this is, and a session of it. May import: the WebUI, memguard.hosts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from modules import paths, shared
+
+from ..memguard.hosts.webui import known, model, profiles
+from ..memguard.hosts.webui.session import Session
+from ..memguard.memory import remembered
+
+FORGE = importlib.util.find_spec("modules_forge") is not None and importlib.util.find_spec("backend") is not None
+
+
+def adapter() -> Any:
+    """Return the adapter's module."""
+    if FORGE:
+        from ..memguard.hosts import forge as mine
+    else:
+        from ..memguard.hosts import a1111 as mine
+    return mine
+
+
+def watch(guard: Any, enough: Callable[[], None] | None = None) -> Any:
+    """Return the host's watch of a new session; ``enough`` makes it a check, which is not remembered."""
+    profiles.register(paths.models_path)
+    mine = adapter()
+    more: dict[str, Any] = {"finished": _remember} if enough is None else {"enough": enough}
+    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, **more))
+
+
+def fingerprint() -> str:
+    """Return the fingerprint of the loaded checkpoint, "" where none is loaded."""
+    network = adapter().network(shared.sd_model)
+    return "" if network is None else model.name_of(network)
+
+
+def _remember(report: Any) -> str | None:
+    return remembered(lambda: known.memory(paths.data_path), report, checkpoint)
+
+
+def checkpoint() -> str:
+    """Return the file name of the loaded checkpoint."""
+    info = getattr(shared.sd_model, "sd_checkpoint_info", None)
+    return str(getattr(info, "name", "") or "")

@@ -1,0 +1,305 @@
+"""AUTOMATIC1111's WebUI: predictions by prompt come from ``on_cfg_denoised``, so watching costs no row.
+
+Rows are those of ``on_cfg_denoiser``: for each image its AND sub-prompts, then the images without the prompt.
+k-diffusion's samplers predict denoised latents x0, of which epsilon is (x - x0) / sigma; the others (DDIM, PLMS, UniPC)
+predict epsilon itself, and what is called sigma is their timestep. A mitigation writes into what was predicted, in
+place, and into the text of the calls that follow; other starting noise starts the sampler once more.
+
+May import: the WebUI's modules, memguard's core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from modules import launch_utils, prompt_parser, shared
+from modules.sd_samplers_timesteps import CFGDenoiserTimesteps
+from torch import Tensor
+
+from ..attributions.lean import lean
+from ..mitigations.base import Step, Treatment, View
+from ..records import StepEvidence
+from .webui import model, starting, tokens
+from .webui.first import Again, guided, treat_first
+from .webui.session import SKIPPED, Pass, Session
+from .webui.treated import Treated
+
+NAME = "a1111"
+EDIT = "InstructPix2Pix predicts three ways, and a score is of two"
+
+
+def version() -> str:
+    """Return the host's version."""
+    return str(launch_utils.git_tag())
+
+
+def stop() -> None:
+    """End the generation: this batch after its step, and those that follow."""
+    shared.state.interrupt()
+
+
+def network(engine: Any) -> torch.nn.Module | None:
+    """Return the UNet of the loaded model, None where there is none."""
+    return getattr(getattr(engine, "model", None), "diffusion_model", None)
+
+
+class _Call:
+    """One call of the denoiser, as ``on_cfg_denoiser`` and ``on_cfg_denoised`` show it."""
+
+    def __init__(self, params: Any) -> None:
+        self.denoiser, self.x, self.sigma = params.denoiser, params.x, params.sigma
+        self.text, self.reference, self.image_cond = params.text_cond, params.text_uncond, params.image_cond
+        self.steps = isinstance(self.denoiser, CFGDenoiserTimesteps)
+        extra = self.denoiser.sampler.sampler_extra_args["cond"]
+        self.parts = [
+            [(n, each.weight) for n, each in enumerate(image, sum(map(len, extra.batch[:i])))]
+            for i, image in enumerate(extra.batch)
+        ]
+        known = self.denoiser.p.sd_model.alphas_cumprod.float()
+        self.levels = ((1 - known) / known).sqrt()
+        if self.steps:
+            self.timestep = float(self.sigma[0])
+            self.level = float(self.levels[min(round(self.timestep), len(self.levels) - 1)])
+        else:
+            self.level = float(self.sigma[0])
+            self.timestep = float(self.denoiser.inner_model.sigma_to_t(self.sigma[:1])[0])
+
+    @property
+    def rows(self) -> int:
+        """The number of the prompt's rows."""
+        return sum(map(len, self.parts))
+
+    @property
+    def alone(self) -> bool:
+        """Whether each image has one prompt and not several that are joined by AND."""
+        return self.rows == len(self.parts)
+
+    def noise(self, x: Tensor, predicted: Tensor) -> Tensor:
+        """Return a prediction in units of epsilon."""
+        return predicted.float() if self.steps else (x.float() - predicted.float()) / self._scale
+
+    def predicted(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return epsilon as the sampler's kind of prediction."""
+        return noise if self.steps else x.float() - noise * self._scale
+
+    @property
+    def _scale(self) -> Tensor:
+        return self.sigma.float()[:1].reshape(-1, 1, 1, 1)
+
+    def predict(self, text: Any, x: Tensor) -> Tensor:
+        """Predict each image once with another text, in units of epsilon."""
+        image = self.image_cond[: len(x)]
+        cond = {**text, "c_concat": [image]} if isinstance(text, dict) else {"c_crossattn": [text], "c_concat": [image]}
+        if self.denoiser.p.sd_model.model.conditioning_key == "crossattn-adm":
+            cond = {"c_crossattn": [text], "c_adm": image}
+        return self.noise(x, self.denoiser.inner_model(x, self.sigma[: len(x)], cond=cond))
+
+
+class Watch(Treated):
+    """The callbacks of one session.
+
+    Args:
+        session: of one press of Generate.
+
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._call: _Call | None = None
+
+    def before(self, params: Any) -> None:
+        """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
+        self._call = call = _Call(params)
+        treatment = self.treatment
+        if treatment is None or not call.alone:
+            return
+        if treatment.prompt is not None:
+            params.text_cond = tokens.like(params.text_cond, treatment.prompt)
+        if treatment.reference is not None and params.text_uncond is not None:
+            params.text_uncond = tokens.like(params.text_uncond, treatment.reference)
+        self.expect(call.rows * [True] + len(call.parts) * [False], call.level)
+
+    def after(self, params: Any) -> None:
+        """Take what it predicted (``on_cfg_denoised``), and change it in place under a treatment."""
+        if self._call is None:
+            return
+        call, self._call = self._call, None
+        p = call.denoiser.p
+        now = self.session.now
+        if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
+            self.leave()
+            name = model.name_of(p.sd_model.model.diffusion_model)
+            now = self.session.begin(call.denoiser, model=name, **model.facts(p))
+        now.look(lambda number: self._evidence(now, number, call, params.x))
+        self.carry(now, lambda: self._treat(now, call, params.x))
+
+    def _evidence(self, now: Pass, number: int, call: _Call, predicted: Tensor) -> StepEvidence | str:
+        images, rows, p = len(call.parts), call.rows, call.denoiser.p
+        if len(predicted) != rows + images:
+            return EDIT
+        first = torch.tensor([each[0][0] for each in call.parts], device=predicted.device)
+        if torch.equal(predicted[rows:], predicted[first]):
+            return SKIPPED
+        noise = call.noise(call.x, predicted)
+        uncond = noise[rows:]
+        cond = torch.stack([combined(noise, part, uncond[image]) for image, part in enumerate(call.parts)])
+        return StepEvidence(
+            step=number,
+            num_steps=now.run.report.steps or 0,
+            sigma=call.level,
+            sigma_max=float(call.levels[-1]),
+            timestep=call.timestep,
+            noise_cond=cond,
+            noise_uncond=uncond,
+            family=now.run.report.family,
+            full_noise=None if model.from_picture(p) else True,
+            prompts=model.numbers(p.prompts),
+        )
+
+    def _treat(self, now: Pass, call: _Call, predicted: Tensor) -> None:
+        """Mitigate the first step of a flagged run, and guide every step of a treated one."""
+        images, rows = len(call.parts), call.rows
+        if len(predicted) != rows + images:
+            return
+        if now.run.to_mitigate:
+            self._mitigate(now, call, predicted)
+        treatment = self.treatment
+        if treatment is None or not treatment.guidance or not call.alone:
+            return
+        if torch.equal(predicted[rows:], predicted[:rows]):
+            return  # the prediction without the prompt was skipped
+        noise = call.noise(call.x, predicted)
+        cond, uncond = noise[:rows], noise[rows:]
+        changed = guided(treatment, self._step(now, call, cond, uncond))
+        if changed is not cond:
+            moved = call.predicted(call.x[:rows], changed).to(predicted)
+            chosen = slice(0, rows) if treatment.images is None else treatment.images
+            predicted[:rows][chosen] = moved[chosen]
+
+    def _mitigate(self, now: Pass, call: _Call, predicted: Tensor) -> None:
+        p, rows = call.denoiser.p, call.rows
+        if not call.alone:
+            self.refuse(now, "the prompt is joined of several by AND, and only one prompt can be mitigated")
+            return
+        began = self._start(now, call)
+
+        def make(treatment: Treatment) -> tuple[Tensor, Tensor]:
+            text = tokens.like(call.text, treatment.prompt) if treatment.prompt is not None else call.text
+            other = (
+                tokens.like(call.reference, treatment.reference) if treatment.reference is not None else call.reference
+            )
+            x = self._latents(call, treatment)
+            with self.editor.following(treatment.edits), torch.no_grad():
+                cond = call.predict(text, x)
+            with torch.no_grad():
+                uncond = call.predict(other, x)
+            now.run.extra_rows += 2 * rows
+            return cond, uncond
+
+        treatment, pair = treat_first(now.run, began, make)
+        if not treatment.changes:
+            return
+        self.adopt(treatment, p.sd_model.model.diffusion_model)
+        if treatment.noise is not None:
+            now.run.extra_rows += 2 * rows  # the sampler asks for the first step once more
+            raise Again
+        if pair is not None:
+            for part, noise in zip((predicted[:rows], predicted[rows:]), pair, strict=True):
+                moved = call.predicted(call.x[:rows], noise).to(predicted)
+                chosen = slice(None) if treatment.images is None else treatment.images
+                part[chosen] = moved[chosen]
+
+    def _start(self, now: Pass, call: _Call) -> Any:
+        p = call.denoiser.p
+        engine = getattr(p.sd_model, "cond_stage_model", None)
+        if hasattr(p.sd_model, "conditioner"):
+            engine = p.sd_model.conditioner.embedders[0]
+        unet = p.sd_model.model.diffusion_model
+        self.edit(unet)
+        pure = not model.from_picture(p) and self.restarts
+        x = call.x[: call.rows].float()
+        return starting.start(
+            starting.First(
+                prompt=tokens.encoded(call.text),
+                reference=tokens.encoded(call.reference),
+                noise=x / self._unit(call) if pure else None,
+                size=(x.shape[1], x.shape[2], x.shape[3]),
+                sigma=call.level,
+                predict=lambda view: self._predict(now, call, view),
+                gradients=lambda: _gradients(unet),
+                cancelled=cancelled,
+            ),
+            now.run.report,
+            self.editor,
+            engine,
+            lambda texts: p.sd_model.get_learned_conditioning(
+                prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
+            ),
+            p.prompts,
+        )
+
+    def _predict(self, now: Pass, call: _Call, view: View) -> Tensor:
+        now.run.extra_rows += call.rows
+        with self.editor.following(view.edits):
+            return call.predict(tokens.like(call.text, view.prompt), self._latents(call, view))
+
+    def _latents(self, call: _Call, view: View | Treatment) -> Tensor:
+        x = call.x[: call.rows]
+        if view.noise is None:
+            return x
+        moved = (view.noise * self._unit(call)).to(x)
+        images = getattr(view, "images", None)
+        return moved if images is None else x.index_copy(0, images, moved[images])
+
+    def _unit(self, call: _Call) -> float:
+        """Return what noise of unit variance is multiplied by in the sampler's latents."""
+        if call.steps:
+            return 1.0
+        return float((1 + call.level**2) ** 0.5) if shared.opts.sgm_noise_multiplier else call.level
+
+    def _step(self, now: Pass, call: _Call, cond: Tensor, uncond: Tensor) -> Step:
+        p, number = call.denoiser.p, now.calls - 1
+        scale = float(model.cfg(p) * getattr(call.denoiser, "cond_scale_miltiplier", 1.0))  # the host's own spelling
+        return Step(
+            number,
+            now.run.report.steps or 0,
+            call.level,
+            call.timestep,
+            scale,
+            lambda view: self._predict(now, call, view),
+            tokens.encoded(call.text),
+            cond,
+            uncond,
+        )
+
+
+@contextmanager
+def _gradients(unet: torch.nn.Module) -> Iterator[None]:
+    with lean(unet), torch.enable_grad():
+        yield
+
+
+def cancelled() -> None:
+    """End the sampling, if the user pressed interrupt or skip."""
+    from modules.sd_samplers_common import InterruptedException
+
+    if shared.state.interrupted or shared.state.skipped:
+        raise InterruptedException
+
+
+def combined(noise: Tensor, parts: list[tuple[int, float]], uncond: Tensor) -> Tensor:
+    """Return what an image's AND sub-prompts predict together, [C, h, w]: their mean by weight.
+
+    Args:
+        noise: predictions of all rows, [R, C, h, w].
+        parts: row and weight of each sub-prompt.
+        uncond: the image's prediction without the prompt, [C, h, w].
+
+    """
+    total = sum(weight for _, weight in parts)
+    if len(parts) == 1 or total == 0:
+        return noise[parts[0][0]]
+    return uncond + sum(weight / total * (noise[row] - uncond) for row, weight in parts)

@@ -1,0 +1,322 @@
+"""Forge: predictions by prompt come from a function after the guidance, on a clone of the pass's model.
+
+``cond_denoised`` and ``uncond_denoised`` are denoised latents x0 for every sampler, with real noise levels; AND
+sub-prompts come as their mean by weight. Where the prediction without the prompt is skipped it is all zeros. The host
+resets the model before each pass, so nothing has to be taken out again. Functions must be closures: a clone copies
+callable objects together with what they hold.
+
+May import: the WebUI's modules and backend, memguard's core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from backend.modules.k_prediction import Prediction, PredictionFlow
+from backend.sampling.sampling_function import calc_cond_uncond_batch
+from modules import launch_utils, prompt_parser, shared
+from torch import Tensor
+
+from ..attributions.moment import Encoded
+from ..mitigations.base import Step, Treatment, View
+from ..records import StepEvidence
+from .inference import differentiable, normal
+from .webui import model, starting
+from .webui.first import Again, guided, treat_first
+from .webui.session import SKIPPED, Pass
+from .webui.treated import Treated
+
+NAME = "forge"
+GUIDANCE_OFF = "cfg is 1, so the WebUI predicts nothing without the prompt"
+AND = "the prompt is joined of several by AND, and only one prompt can be mitigated"
+
+
+def version() -> str:
+    """Return the host's version."""
+    return str(launch_utils.git_tag())
+
+
+def stop() -> None:
+    """End the generation: this batch after its step, and those that follow."""
+    shared.state.interrupt()
+
+
+def network(engine: Any) -> Any:
+    """Return the denoising network of the loaded model, None where there is none."""
+    objects = getattr(engine, "forge_objects", None)
+    return None if objects is None else objects.unet.model.diffusion_model
+
+
+class _Call:
+    """One model call, as the function after the guidance shows it, and the guidance scale that it was made with."""
+
+    def __init__(self, p: Any, args: dict[str, Any], scale: float) -> None:
+        self.p, self.scale = p, scale
+        self.model, self.options = args["model"], args["model_options"]
+        self.x, self.sigma = args["input"], args["sigma"]
+        self.cond, self.uncond = args["cond"], args["uncond"]
+        self.denoised, self.with_prompt, self.without = (
+            args[name] for name in ("denoised", "cond_denoised", "uncond_denoised")
+        )
+        self.level = float(self.sigma[0])
+        predictor = self.model.predictor
+        self.timestep = float(predictor.timestep(self.sigma[:1])[0]) if type(predictor) is Prediction else None
+
+    @property
+    def strength(self) -> float:
+        """The sum of the weights of AND sub-prompts, which scales the guidance."""
+        return float(sum(item.get("strength", 1) for item in self.cond))
+
+    def noise(self, denoised: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return a prediction in units of epsilon (velocity for flow models)."""
+        return ((self.x if x is None else x).float() - denoised.float()) / self.level
+
+    def back(self, noise: Tensor) -> Tensor:
+        """Return the denoised latents of a prediction."""
+        return self.x.float() - noise * self.level
+
+    def predict(self, conds: list[Any], x: Tensor) -> Tensor:
+        """Predict other conditionings, in units of epsilon."""
+        if torch.is_grad_enabled():
+            out = calc_cond_uncond_batch(self.model, conds, None, normal_if(x), normal(self.sigma), self.options)[0]
+        else:
+            with torch.inference_mode():
+                out = calc_cond_uncond_batch(self.model, conds, None, x, self.sigma, self.options)[0]
+        return self.noise(out, x)
+
+    def guided(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        """Return the call's result with other denoised predictions; what other functions added to it stays."""
+        scale = self.scale * self.strength
+        own = self.without + (self.with_prompt - self.without) * scale
+        return (uncond + (cond - uncond) * scale + (self.denoised - own)).to(self.denoised)
+
+
+class Watch(Treated):
+    """Watches the passes of one session.
+
+    Args:
+        session: of one press of Generate.
+
+    """
+
+    def before_sampling(self, p: Any) -> None:
+        """Put our functions into the model of the pass that is about to be sampled; hires calls this twice."""
+        super().before_sampling(p)
+        engine, session = p.sd_model, self.session
+        unet = engine.forge_objects.unet.clone()
+        name = model.name_of(unet.model.diffusion_model)
+        key = (id(p), p.iteration, bool(getattr(p, "is_hr_pass", False)))
+        now = session.begin(key, model=name, **model.facts(p))
+        scales = [model.cfg(p)]
+
+        def asked(network, x, timestep, uncond, cond, scale, options, seed):
+            scales[0] = scale
+            cond, uncond = self._exchanged(cond, uncond)
+            return network, x, timestep, uncond, cond, scale, options, seed
+
+        def look(args: dict[str, Any]) -> Tensor:
+            now.look(lambda number: evidence(now, number, p, args))
+            if now.run.guard.policy != "mitigate" or args["uncond"] is None:
+                return args["denoised"]
+            call, made = _Call(p, args, scales[0]), []
+            self.carry(now, lambda: made.append(self._treat(now, call)))
+            return made[0] if made else args["denoised"]
+
+        unet.add_conditioning_modifier(asked)
+        unet.set_model_sampler_post_cfg_function(look)
+        engine.forge_objects.unet = unet
+
+    def before(self, params: Any) -> None:
+        """Nothing: the model's own functions see more."""
+
+    def after(self, params: Any) -> None:
+        """Nothing: Forge never calls ``on_cfg_denoised``."""
+
+    def _exchanged(self, cond: Any, uncond: Any) -> tuple[Any, Any]:
+        treatment = self.treatment
+        if treatment is None or len(cond) != 1:
+            return cond, uncond
+        if treatment.prompt is not None:
+            cond = [exchanged(cond[0], treatment.prompt)]
+        if treatment.reference is not None and uncond is not None:
+            uncond = [exchanged(uncond[0], treatment.reference)]
+        return cond, uncond
+
+    def _treat(self, now: Pass, call: _Call) -> Tensor:
+        """Return the result of a call: the first one of a flagged run mitigated, each one of a treated run guided."""
+        denoised = call.denoised
+        if now.run.to_mitigate:
+            denoised = self._mitigate(now, call)
+        treatment = self.treatment
+        skipped = not bool(call.without.any())
+        if treatment is None or not treatment.guidance or len(call.cond) != 1 or skipped:
+            return denoised
+        cond, uncond = call.noise(call.with_prompt), call.noise(call.without)
+        step = Step(
+            now.calls - 1,
+            now.run.report.steps or 0,
+            call.level,
+            call.timestep,
+            call.scale,
+            lambda view: self._predict(now, call, view),
+            text(call.cond),
+            cond,
+            uncond,
+        )
+        with torch.inference_mode(False), torch.no_grad():
+            changed = guided(treatment, step)
+        return denoised if changed is cond else self._kept(call, call.guided(call.back(changed), call.without))
+
+    def _mitigate(self, now: Pass, call: _Call) -> Tensor:
+        if len(call.cond) != 1:
+            self.refuse(now, AND)
+            return call.denoised
+        unet = call.p.sd_model.forge_objects.unet
+
+        def make(treatment: Treatment) -> tuple[Tensor, Tensor]:
+            x = self._latents(call, treatment)
+            conds = [call.cond, call.uncond]
+            for number, prompt in enumerate((treatment.prompt, treatment.reference)):
+                if prompt is not None:
+                    conds[number] = [exchanged(conds[number][0], prompt)]
+            with self.editor.following(treatment.edits):
+                cond = call.predict(conds[0], x)
+            now.run.extra_rows += 2 * len(x)
+            return cond, call.predict(conds[1], x)
+
+        with torch.inference_mode(False), torch.no_grad():
+            treatment, pair = treat_first(now.run, self._start(now, call, unet), make)
+        if not treatment.changes:
+            return call.denoised
+        self.adopt(treatment, unet.model.diffusion_model)
+        if treatment.noise is not None:
+            now.run.extra_rows += 2 * len(call.x)  # the sampler asks for the first step once more
+            raise Again
+        if pair is None:
+            return call.denoised
+        cond, uncond = (call.back(noise).to(call.x) for noise in pair)
+        found = call.guided(cond, uncond)
+        call.with_prompt, call.without, call.denoised = cond, uncond, self._kept(call, found)
+        return call.denoised
+
+    def _kept(self, call: _Call, found: Tensor) -> Tensor:
+        """Return a call's result for the images that are treated; the others keep theirs."""
+        images = None if self.treatment is None else self.treatment.images
+        return found if images is None else call.denoised.index_copy(0, images, found[images])
+
+    def _start(self, now: Pass, call: _Call, unet: Any) -> Any:
+        p, engine = call.p, call.p.sd_model
+        self.edit(unet.model.diffusion_model)
+        predictor = call.model.predictor
+        pure = not model.from_picture(p) and self.restarts and isinstance(predictor, Prediction)
+        return starting.start(
+            starting.First(
+                prompt=text(call.cond),
+                reference=text(call.uncond),
+                noise=normal(call.x).float() / self._unit(call) if pure else None,
+                size=tuple(call.x.shape[1:]),
+                sigma=call.level,
+                predict=lambda view: self._predict(now, call, view),
+                gradients=lambda: _gradients(unet.model),
+                cancelled=cancelled,
+            ),
+            now.run.report,
+            self.editor,
+            getattr(engine, "text_processing_engine", None) or getattr(engine, "text_processing_engine_l", None),
+            lambda texts: engine.get_learned_conditioning(
+                prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
+            ),
+            p.prompts,
+        )
+
+    def _predict(self, now: Pass, call: _Call, view: View) -> Tensor:
+        now.run.extra_rows += len(call.x)
+        conds = [exchanged(call.cond[0], view.prompt)]
+        with self.editor.following(view.edits):
+            return call.predict(conds, self._latents(call, view))
+
+    def _latents(self, call: _Call, view: View | Treatment) -> Tensor:
+        x = call.x
+        if view.noise is None:
+            return x
+        moved = (view.noise * self._unit(call)).to(x)
+        images = getattr(view, "images", None)
+        return moved if images is None else normal(x).index_copy(0, images, moved[images])
+
+    def _unit(self, call: _Call) -> float:
+        """Return what noise of unit variance is multiplied by in the sampler's latents."""
+        one = torch.ones(1, 1, 1, 1, device=call.x.device)
+        scaled = call.model.predictor.noise_scaling(call.sigma[:1].reshape(1, 1, 1, 1), one, 0 * one, full(call))
+        return float(scaled)
+
+    def _rows(self, rows: int, named: dict[str, Any]) -> list[bool]:
+        chunks = named.get("transformer_options", {}).get("cond_or_uncond", ())
+        return [kind == 0 for kind in chunks for _ in range(rows // len(chunks))] if chunks else []
+
+
+def full(call: _Call) -> bool:
+    """Whether a sampler scales noise as at the largest level; the host's setting, off by default."""
+    return bool(shared.opts.sgm_noise_multiplier)
+
+
+def normal_if(x: Tensor) -> Tensor:
+    """Return a tensor that autograd may save; one that is part of a graph as it is."""
+    return x if x.requires_grad or not x.is_inference() else normal(x)
+
+
+def text(conds: list[Any]) -> Encoded:
+    """Return what a role's only conditioning gives to the model, one row for each image."""
+    given = conds[0]["model_conds"]
+    pooled = given.get("y")
+    return Encoded(normal(given["c_crossattn"].cond), None if pooled is None else normal(pooled.cond))
+
+
+def exchanged(cond: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
+    """Return a conditioning with another prompt."""
+    given = dict(cond["model_conds"])
+    own = given["c_crossattn"]
+    given["c_crossattn"] = type(own)(prompt.text.to(own.cond))
+    if "y" in given:
+        given["y"] = type(given["y"])(
+            normal(given["y"].cond) if prompt.pooled is None else prompt.pooled.to(given["y"].cond)
+        )
+    return {**cond, "model_conds": given, "cross_attn": given["c_crossattn"].cond}
+
+
+@contextmanager
+def _gradients(module: torch.nn.Module) -> Iterator[None]:
+    with differentiable(module):
+        yield
+
+
+def cancelled() -> None:
+    """End the sampling, if the user pressed interrupt or skip."""
+    from modules.sd_samplers_common import InterruptedException
+
+    if shared.state.interrupted or shared.state.skipped:
+        raise InterruptedException
+
+
+def evidence(now: Pass, number: int, p: Any, args: dict[str, Any]) -> StepEvidence | str:
+    """Return the evidence of one model call, or why there is none."""
+    if args["uncond"] is None:
+        return GUIDANCE_OFF
+    if not bool(args["uncond_denoised"].any()):
+        return SKIPPED
+    call = _Call(p, args, 1.0)
+    return StepEvidence(
+        step=number,
+        num_steps=now.run.report.steps or 0,
+        sigma=call.level,
+        sigma_max=float(call.model.predictor.sigma_max),
+        timestep=call.timestep,
+        noise_cond=call.noise(call.with_prompt),
+        noise_uncond=call.noise(call.without),
+        parameterization="flow_velocity" if isinstance(call.model.predictor, PredictionFlow) else "epsilon",
+        family=now.run.report.family,
+        full_noise=None if model.from_picture(p) else True,
+        prompts=model.numbers(p.prompts),
+    )

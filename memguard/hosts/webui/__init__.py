@@ -1,0 +1,1 @@
+"""What A1111 and Forge share. May import: memguard's core; of the WebUIs nothing."""

@@ -1,0 +1,79 @@
+"""What the WebUIs tell of a model: fingerprint and family. Part of the WebUI hosts; may import: memguard's core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ...calibration import fingerprint
+
+FLAGS = {"is_sdxl": "sdxl", "is_sd2": "sd2", "is_sd3": "sd3", "is_sd1": "sd15"}  # attributes of the engine
+BACKUP = "network_weights_backup"  # of a layer that A1111 has put a LoRA into: weights, or weights and more
+
+_fingerprints: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
+def name_of(network: torch.nn.Module) -> str:
+    """Return the fingerprint of the checkpoint under any LoRA, computed once per loaded network."""
+    if network not in _fingerprints:
+        _fingerprints[network] = fingerprint(_weights(network))
+    return _fingerprints[network]
+
+
+def _weights(network: torch.nn.Module) -> Iterator[Tensor]:
+    for layer in network.modules():
+        backup = getattr(layer, BACKUP, None)
+        backup = backup[0] if isinstance(backup, tuple | list) else backup
+        for name, weight in layer.named_parameters(recurse=False):
+            yield backup if name == "weight" and isinstance(backup, Tensor) else weight
+
+
+def family(engine: Any) -> str:
+    """Return "sd15", "sd2", "sdxl", "sd3" or "other"; a class named Flux is "flux"."""
+    if type(engine).__name__.startswith("Flux"):
+        return "flux"
+    return next((name for flag, name in FLAGS.items() if getattr(engine, flag, False)), "other")
+
+
+def from_picture(p: Any) -> bool:
+    """Return whether a pass starts from a picture: img2img, and the second pass of hires."""
+    return bool(getattr(p, "is_hr_pass", False)) or getattr(p, "init_latent", None) is not None
+
+
+def cfg(p: Any) -> float:
+    """Return the guidance scale of the pass."""
+    hires = getattr(p, "hr_cfg", None) if getattr(p, "is_hr_pass", False) else None
+    return float(hires or p.cfg_scale)
+
+
+def numbers(prompts: Sequence[str]) -> tuple[int, ...]:
+    """Return the number of each image's prompt, where a batch holds several; none for one."""
+    known = list(dict.fromkeys(prompts))
+    return tuple(known.index(text) for text in prompts) if len(known) > 1 else ()
+
+
+def facts(p: Any) -> dict[str, Any]:
+    """Return what is known of a batch before it is sampled, as fields of Report.
+
+    Args:
+        p: the host's StableDiffusionProcessing.
+
+    """
+    hires = bool(getattr(p, "is_hr_pass", False))
+    prompts, negatives = list(p.prompts or ()), list(p.negative_prompts or ())
+    return {
+        "family": family(p.sd_model),
+        "prompt": " | ".join(dict.fromkeys(prompts)),
+        "negative_prompt": " | ".join(dict.fromkeys(negatives)),
+        "seeds": tuple(int(seed) for seed in p.seeds or ()),
+        "sampler": p.sampler_name,
+        "steps": int((getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps),
+        "cfg": cfg(p),
+        "width": int((getattr(p, "hr_upscale_to_x", 0) if hires else 0) or p.width),
+        "height": int((getattr(p, "hr_upscale_to_y", 0) if hires else 0) or p.height),
+        "notes": ("the second pass of hires starts from a picture",) if hires else (),
+    }

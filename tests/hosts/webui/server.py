@@ -1,0 +1,131 @@
+"""A real WebUI on the CPU with this repository among its extensions, in a data folder of its own.
+
+A1111_ROOT and FORGE_ROOT name the folders of their sources, A1111_PYTHON and FORGE_PYTHON the interpreters that have
+their requirements (default: this one), MEMGUARD_TESTBED_CHECKPOINT the file that ``memguard testbed export --format
+checkpoint --vae kl`` wrote, with its .yaml beside it.
+"""
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PATIENCE = 900  # seconds; the machine may be busy
+COMMON = "--skip-torch-cuda-test --skip-prepare-environment --skip-install --no-download-sd-model --api".split()
+FLAGS = {
+    "a1111": "--use-cpu all --no-half --precision full --no-hashing".split(),
+    "forge": ["--always-cpu"],
+}
+
+
+def missing(host: str) -> str:
+    """Return why a host cannot be tested here, "" where it can."""
+    for name in (f"{host.upper()}_ROOT", "MEMGUARD_TESTBED_CHECKPOINT"):
+        if not os.environ.get(name):
+            return f"{name} is not set; see tests/hosts/webui/server.py"
+    return ""
+
+
+class Server:
+    """One running WebUI.
+
+    Args:
+        host: "a1111" or "forge".
+        folder: for its data, empty.
+        ui: whether the page is served, and not the API alone.
+
+    """
+
+    def __init__(self, host: str, folder: Path, ui: bool = False) -> None:
+        root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
+        (folder / "extensions").mkdir(parents=True)
+        (folder / "extensions" / "memguard").symlink_to(REPOSITORY)
+        self.folder, self.log = folder, (folder / "server.log").open("w")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON, *FLAGS[host]]
+        command += ["--port", str(port), "--data-dir", str(folder), "--ckpt", str(checkpoint)]
+        command += ["--ckpt-dir", str(checkpoint.parent), *([] if ui else ["--nowebui"])]
+        own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
+        self.process = subprocess.Popen(
+            command, cwd=root, env=os.environ | own, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                break
+            try:
+                # the hosts take an override back only for options that were set before
+                self.post("/sdapi/v1/options", {"skip_early_cond": 0.0})
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(1)
+        self.close()
+        raise RuntimeError(f"the server did not start:\n{self.said()[-4000:]}")
+
+    def said(self) -> str:
+        """Return what the server has printed."""
+        self.log.flush()
+        return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(self.url + path, timeout=60) as reply:
+            return json.load(reply)
+
+    def post(self, path: str, body: dict) -> dict:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            return json.load(reply)
+
+    def generate(self, guard: dict | None = None, kind: str = "txt2img", **changes) -> "Made":
+        """Generate; ``guard`` ticks MemGuard's box with these settings."""
+        body = {"prompt": "a red fox on a roof", "seed": 3, "steps": 4, "width": 128, "height": 128, "cfg_scale": 7.5}
+        body |= {"sampler_name": "Euler", "scheduler": "Automatic"} | changes
+        if guard is not None:
+            given = {"policy": "observe", "sensitivity": 99.0, "steps": 1, "mitigation": "auto", "strength": 1.0}
+            given |= guard
+            body["alwayson_scripts"] = {"MemGuard": {"args": [True, *given.values()]}}
+        return Made(self, self.post(f"/sdapi/v1/{kind}", body))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+class Made:
+    """What came back from one generation."""
+
+    def __init__(self, server: Server, answer: dict) -> None:
+        self.answer, self.coded = answer, answer["images"]
+        self.info = json.loads(answer["info"])
+        self.reports = server.get(f"/memguard/v1/report?job={self.info['job_timestamp']}")["reports"]
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """The pictures, uint8 [H, W, 3]."""
+        return [np.array(Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB")) for each in self.coded]
+
+    @property
+    def finding(self) -> dict:
+        """The first report's finding."""
+        return self.reports[0]["findings"][0]

@@ -1,0 +1,135 @@
+"""Real A1111 and Forge: memorized prompts are mitigated, ordinary ones keep every byte."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from memguard import testbed
+from memguard.calibration import Conditions, Distribution, Profile
+from memguard.hosts.diffusers.edits import Editor, following
+from memguard.hosts.diffusers.starting import groups_of
+from memguard.mitigations import available
+from memguard.mitigations.attention_scaling import ScaleAndMask
+from memguard.mitigations.edit import PADDING, Plan
+
+MEMORIZED, ORDINARY = "Halley breakfast at noon - press kit", "a red fox on a roof"
+NAMES = [name for name in available() if name not in ("neuron_mask", "paraphrase")]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return testbed.pipeline(wide=True)
+
+
+def written(server):
+    """Write a profile of this checkpoint below models/memguard; return its path.
+
+    Ordinary prompts score what the test bed's card says.
+    """
+    report = server.generate({}, prompt=ORDINARY).reports[0]
+    finding = report["findings"][0]
+    conditions = Conditions(
+        report["model"], "sd15", (16, 16), finding["sigma"], finding["timestep"], 1, 4, "", "negative", "", 7.5
+    )
+    made = Profile(conditions, {"text_noise_norm": Distribution(80, math.log(0.7 / 32), 0.25, {})})
+    folder = server.folder / "models" / "memguard"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{report['model']}-test.json"
+    path.write_text(made.to_json(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def profile(server):
+    path = written(server)
+    yield
+    path.unlink()
+
+
+def mitigated(server, mitigation="auto", **changes):
+    guard = {"policy": "mitigate", "mitigation": mitigation}
+    return server.generate(guard, **{"prompt": MEMORIZED} | changes)
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
+def test_an_ordinary_prompt_keeps_every_byte(server, sampler):
+    plain = server.generate(prompt=ORDINARY, sampler_name=sampler)
+    watched = mitigated(server, prompt=ORDINARY, sampler_name=sampler)
+    (report,) = watched.reports
+    # with few steps the samplers of timesteps start below the profile's noise level, and there is no verdict
+    assert report["verdict"] in (["ordinary"] if sampler != "DDIM" else ["ordinary", "unknown"])
+    assert report["extra_rows"] == 0 and report["attempts"] == [] and report["error"] is None
+    assert np.array_equal(plain.pictures[0], watched.pictures[0])
+
+
+def test_auto_brings_a_memorized_prompt_down(server):
+    plain = server.generate(prompt=MEMORIZED)
+    made = mitigated(server)
+    (report,) = made.reports
+    assert report["error"] is None and report["verdict"] == "memorized"
+    assert report["verdict_after"] == "ordinary", report["attempts"]
+    assert report["scores_after"][0] < 0.5 * report["scores_before"][0]
+    assert report["seeds"] == [3] and report["extra_rows"] > 0
+    assert not np.array_equal(plain.pictures[0], made.pictures[0])
+    assert "mitigated by" in made.info["infotexts"][0]
+    again = server.generate(prompt=MEMORIZED)
+    assert np.array_equal(plain.pictures[0], again.pictures[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mitigation_is_carried_out_and_leaves_nothing_behind(server, name):
+    plain = server.generate(prompt=MEMORIZED)
+    made = mitigated(server, name)
+    (report,) = made.reports
+    assert report["error"] is None
+    (attempt,) = report["attempts"]
+    assert np.array_equal(plain.pictures[0], made.pictures[0]) != attempt["kept"], attempt
+    assert attempt["scores"] or "acts after the first step" in " ".join(attempt["changes"])
+    assert not [line for line in attempt["changes"] if "was left out" in line], attempt
+    assert np.array_equal(plain.pictures[0], server.generate(prompt=MEMORIZED).pictures[0])
+
+
+def test_the_score_after_is_that_of_diffusers(server, pipe):
+    (report,) = mitigated(server, "attention_scaling").reports
+    torch.manual_seed(3)
+    noise = torch.randn(4, 16, 16)[None]
+    last = pipe.scheduler.alphas_cumprod[-1]
+    sigma = float(((1 - last) / last).sqrt())
+    x = noise * sigma / math.sqrt(sigma**2 + 1)
+    cond, uncond = pipe.encode_prompt([MEMORIZED], "cpu", 1, True, [""])
+    plan = Plan([ScaleAndMask(1.25, (PADDING,), 1.0, None)], torch.tensor([True]), groups_of(pipe, [MEMORIZED], 77, 1))
+    with torch.no_grad(), Editor(pipe.unet).installed():
+        without = pipe.unet(x, 999, encoder_hidden_states=uncond).sample
+        with following(plan):
+            edited = pipe.unet(x, 999, encoder_hidden_states=cond).sample
+    expected = float((edited - without).norm())
+    assert report["attempts"][0]["scores"][0] == pytest.approx(expected, rel=1e-3)
+    assert expected != pytest.approx(report["scores_before"][0], rel=1e-2)
+
+
+def test_a_batch_is_mitigated_together(server):
+    (report,) = mitigated(server, batch_size=2).reports
+    assert len(report["scores_before"]) == 2 and report["error"] is None
+    assert report["verdict_after"] == "ordinary"
+
+
+def test_and_is_refused_with_a_reason(server):
+    both = f"{MEMORIZED} AND {MEMORIZED}"
+    plain, made = server.generate(prompt=both), mitigated(server, prompt=both)
+    (report,) = made.reports
+    assert np.array_equal(plain.pictures[0], made.pictures[0])
+    assert report["attempts"][0]["changes"] == [
+        "the prompt is joined of several by AND, and only one prompt can be mitigated"
+    ]
+
+
+def test_hires_mitigates_the_first_pass(server):
+    more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    if server.host == "forge":
+        more |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7.5}
+    made = mitigated(server, "prompt_optimization", hr_second_pass_steps=4, **more)
+    first, second = made.reports
+    assert first["attempts"] and second["attempts"] == []
+    assert first["error"] is None and second["error"] is None

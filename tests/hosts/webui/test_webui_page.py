@@ -1,0 +1,109 @@
+"""The page of real WebUIs in headless Chromium: tick the box, type, generate, and read what a person sees.
+
+Screenshots go to MEMGUARD_SCREENSHOTS, where that is set.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from memguard_pack.tests.e2e.browser import Browser, executable
+from memguard_pack.tests.hosts.webui.server import FLAGS, Server, missing
+from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, written
+
+PATIENCE = 600
+VALUES = {"txt2img_width": 128, "txt2img_height": 128, "txt2img_steps": 4, "txt2img_cfg_scale": 5, "txt2img_seed": 3}
+
+
+@pytest.fixture(scope="module", params=list(FLAGS))
+def shown(request, tmp_path_factory):
+    """A WebUI that serves its page, and a browser that has it open."""
+    why = missing(request.param) or (executable() is None and "no Chromium is installed")
+    why = why or (importlib.util.find_spec("aiohttp") is None and "aiohttp is not installed")
+    if why:
+        pytest.skip(why)
+    server = Server(request.param, tmp_path_factory.mktemp(f"{request.param}-page") / "data", ui=True)
+    server.host = request.param
+    browser = Browser(tmp_path_factory.mktemp("chromium"), (1400, 1250))
+    try:
+        written(server)
+        browser.send("Page.navigate", url=server.url)
+        browser.wait("window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true", PATIENCE)
+        yield server, browser
+    finally:
+        browser.close()
+        server.close()
+
+
+def put(browser, name, value):
+    """Type into a component, as a person would as far as gradio can tell."""
+    browser.run(
+        f"""const field = gradioApp().querySelector("#{name} textarea, #{name} input");
+        const set = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set;
+        set.call(field, {json.dumps(str(value))});
+        for (const kind of ["input", "change", "blur"]) field.dispatchEvent(new Event(kind, {{bubbles: true}}));"""
+    )
+
+
+def choose(browser, name, value):
+    """Choose from a dropdown."""
+    browser.run(
+        f"""const field = gradioApp().querySelector("#{name} input");
+        field.focus();
+        field.dispatchEvent(new Event("focus"));
+        await new Promise((done) => setTimeout(done, 500));
+        const options = [...gradioApp().querySelectorAll("#{name} ul.options li, ul.options li")];
+        const option = options.find((each) => each.textContent.replace("✓", "").trim() === "{value}");
+        option.dispatchEvent(new MouseEvent("mousedown", {{bubbles: true}}));"""
+    )
+
+
+def text(browser):
+    return browser.run("return gradioApp().querySelector('#memguard_txt2img_panel').innerText") or ""
+
+
+def picture(browser, name):
+    folder = os.environ.get("MEMGUARD_SCREENSHOTS")
+    if folder:
+        browser.screenshot(Path(folder) / f"{name}.png")
+
+
+def test_check_prompt_scores_without_generating(shown):
+    server, browser = shown
+    put(browser, "txt2img_prompt", MEMORIZED)
+    for name, value in VALUES.items():
+        put(browser, name, value)
+    browser.run("gradioApp().querySelector('#memguard_txt2img_check').click()")
+    browser.wait("gradioApp().querySelector('#memguard_txt2img_panel').innerText.includes('score')", PATIENCE)
+    assert "looks memorized (score" in text(browser)
+    assert browser.run("return gradioApp().querySelectorAll('#txt2img_gallery img').length") == 0
+    picture(browser, f"{server.host}-check")
+
+
+@pytest.mark.parametrize("policy", ["warn", "mitigate"])
+def test_a_memorized_prompt_through_the_page(shown, policy):
+    server, browser = shown
+    browser.run(
+        """const box = gradioApp().querySelector("#memguard_txt2img-checkbox input");
+        if (!box.checked) box.click();
+        await new Promise((done) => setTimeout(done, 1000));"""
+    )
+    choose(browser, "memguard_txt2img_policy", policy)
+    browser.run("gradioApp().querySelector('#memguard_txt2img_panel').innerHTML = ''")
+    browser.run("gradioApp().querySelector('#txt2img_generate').click()")
+    browser.wait("gradioApp().querySelector('#memguard_txt2img_panel').innerText.includes('score')", PATIENCE)
+    said = text(browser)
+    assert "looks memorized (score" in said
+    assert ("mitigated by" in said) == (policy == "mitigate")
+    toast = "[...gradioApp().querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
+    assert "looks memorized" in browser.wait(toast, 20)
+    picture(browser, f"{server.host}-{policy}")
+    assert browser.run("return gradioApp().querySelectorAll('#txt2img_gallery img').length") > 0
+
+
+def test_our_scripts_logged_no_error(shown):
+    _, browser = shown
+    assert not [line for line in browser.console if line[0] == "error" and "memguard" in " ".join(line).lower()]

@@ -1,0 +1,140 @@
+"""Passes, reports and what is said of them, without a host: the contract's edges."""
+
+import pytest
+import torch
+
+from memguard import Guard
+from memguard.calibration import Conditions, Distribution, Profile
+from memguard.hosts.webui import model
+from memguard.hosts.webui.session import Session, infotext
+from memguard.hosts.webui.settings import guard_of
+from memguard.hosts.webui.shown import html, warning
+from memguard.records import StepEvidence
+
+MODEL = "00000000cafe0001"
+
+
+def evidence(number=0, *rms):
+    gap = torch.tensor(rms or (0.5,)).reshape(-1, 1, 1, 1).expand(-1, 4, 8, 8)
+    return StepEvidence(number, 4, 14.6, 14.6, 999.0, gap, torch.zeros_like(gap), full_noise=True)
+
+
+def profile():
+    conditions = Conditions(MODEL, "sd15", (8, 8), 14.6, 999.0, 1, 4, "", "negative", "", 7.5)
+    return Profile(conditions, {"text_noise_norm": Distribution(80, -4.6, 0.2, {})})
+
+
+@pytest.fixture
+def session():
+    """A function that builds a session and the list of its stops."""
+
+    def build(**settings):
+        stops = []
+        made = Session(Guard(profile=profile(), **settings), "a1111", "v1", lambda: stops.append(True))
+        return made, stops
+
+    return build
+
+
+def test_equal_keys_are_one_pass_and_another_closes_it(session):
+    made, _ = session()
+    first = made.begin(("p", 0), model=MODEL)
+    assert made.begin(("p", 0)) is first
+    first.look(evidence)
+    made.begin(("p", 1), model=MODEL)
+    assert [report.verdict for report in made.reports] == ["memorized"]
+    made.end()
+    made.end()
+    assert made.reports[1].findings[0].status == "the run ended before the model's first prediction"
+
+
+def test_stop_ends_the_generation_once_and_says_why(session):
+    made, stops = session(policy="stop")
+    now = made.begin(object(), model=MODEL)
+    now.look(evidence)
+    now.look(evidence)
+    assert stops == [True]
+    assert made.stopped.startswith("MemGuard: looks memorized (score 8, higher than at least 99.99 % of ordinary")
+    assert warning(made) == made.stopped
+
+
+@pytest.mark.parametrize(("policy", "stopped"), [("observe", False), ("warn", False), ("stop", True)])
+def test_an_error_of_ours_costs_no_picture_but_under_stop(session, policy, stopped):
+    made, stops = session(policy=policy)
+
+    def broken(number):
+        raise KeyError("inside")
+
+    made.begin(object(), model=MODEL).look(broken)
+    made.end()
+    assert bool(stops) == stopped
+    assert made.reports[0].error == "KeyError: 'inside'"
+
+
+def test_a_reason_takes_the_place_of_a_score(session):
+    made, _ = session()
+    made.begin(object(), model=MODEL).look(lambda number: "cfg is 1")
+    made.end()
+    assert made.reports[0].findings[0].status == "cfg is 1"
+    assert infotext(made.reports, 1) == {"MemGuard verdict": "no score, because cfg is 1"}
+
+
+def test_each_picture_of_a_batch_gets_its_own_score(session):
+    made, _ = session()
+    made.begin(object(), model=MODEL).look(lambda number: evidence(number, 0.5, 0.01))
+    made.end()
+    told = infotext(made.reports, 2)
+    assert told["MemGuard score"] == ["8", "0.16"]
+    assert infotext([], 2) == {}
+    assert "by image: 8, 0.16" in html(made)
+
+
+@pytest.mark.parametrize(("policy", "shown"), [("observe", False), ("warn", True)])
+def test_only_warn_warns(session, policy, shown):
+    made, _ = session(policy=policy)
+    made.begin(object(), model=MODEL).look(evidence)
+    made.end()
+    assert (warning(made) != "") == shown
+    assert "looks memorized" in html(made)
+
+
+def test_text_of_others_is_escaped(session):
+    made, _ = session()
+    made.begin(object(), model=MODEL, notes=("<b>note</b>",)).look(lambda number: "<script>")
+    made.end()
+    assert "<script>" not in html(made) and "&lt;script&gt;" in html(made) and "&lt;b&gt;note" in html(made)
+
+
+def test_the_gravest_pass_is_shown_first(session):
+    made, _ = session()
+    for rms in (0.01, 0.5, 0.01):
+        made.begin(object(), model=MODEL).look(lambda number, rms=rms: evidence(number, rms))
+    made.end()
+    assert made.gravest is made.reports[1]
+
+
+def test_numbers_of_prompts():
+    assert model.numbers(["a", "b", "a"]) == (0, 1, 0)
+    assert model.numbers(["a", "a"]) == ()
+
+
+def test_a_lora_leaves_the_fingerprint_as_it_is():
+    torch.manual_seed(0)
+    plain, changed = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    changed.load_state_dict(plain.state_dict())
+    changed.network_weights_backup = (plain.weight.detach().clone(), None)
+    changed.weight.data.add_(1)
+    assert model.name_of(changed) == model.name_of(plain)
+    changed.network_weights_backup = None
+    assert model.name_of(torch.nn.Sequential(changed)) != model.name_of(plain)
+
+
+def test_settings():
+    assert guard_of("warn", 99.0, 2).steps == 2
+    assert guard_of("mitigate", 99.0).mitigation is None
+    assert guard_of("mitigate", 99.0, 1, "guidance_delay", 0.5).mitigation.strength == 0.5
+    assert guard_of("warn", 99.0, 1, "guidance_delay").mitigation is None
+    with pytest.raises(ValueError, match="^policy is 'destroy'; use one of observe, warn, stop, mitigate$"):
+        guard_of("destroy", 99.0)
+    with pytest.raises(ValueError, match="^there is no mitigation 'x'; use one of attention_scaling, "):
+        guard_of("mitigate", 99.0, 1, "x")
