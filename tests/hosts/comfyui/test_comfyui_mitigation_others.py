@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 
 from memguard_pack.memguard import mitigations
 from memguard_pack.tests.hosts.comfyui import tiny
@@ -18,14 +19,24 @@ def scene(monkeypatch):
     return lambda **settings: Scene(monkeypatch, **settings)
 
 
+def perturbed(model):
+    return PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+def self_attention(model):
+    return SelfAttentionGuidance.execute(model, 0.5, 2.0).result[0]
+
+
+@pytest.mark.parametrize("guidance", [perturbed, self_attention])
 @pytest.mark.parametrize("name", KINDS)
-def test_perturbed_attention_guidance_goes_on(name, scene):
+def test_another_guidance_goes_on(name, guidance, scene):
     here = scene()
-    model = PerturbedAttentionGuidance.execute(here.model, 3.0).result[0]
+    model = guidance(here.model)
     watched, watcher = here.watched(made(name), model=model)
     seen = here.sample(watched)
     assert watcher.report_of(seen).error is None
     plain, ungated = here.sample(model), here.sample(here.treated(made(name), model=model))
+    assert not torch.equal(plain, here.sample())
     assert (seen - ungated).abs().max() < 1e-3 * (seen - plain).abs().max()
 
 
