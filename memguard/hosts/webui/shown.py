@@ -32,7 +32,7 @@ def html(session: Session) -> str:
 
 
 def _block(report: Report) -> str:
-    verdict = report.verdict
+    verdict = report.verdict if report.verdict_after == "unknown" else report.verdict_after
     mark = f'<b style="color:{COLOURS[verdict]}" aria-hidden="true">{MARKS[verdict]}</b>'
     lines = [f"<p>{mark} {escape(message(report).removeprefix('MemGuard: '))}</p>"]
     scored = next((finding for finding in report.findings if len(finding.scores) > 1), None)

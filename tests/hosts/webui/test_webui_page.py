@@ -92,14 +92,14 @@ def test_a_memorized_prompt_through_the_page(shown, policy):
         await new Promise((done) => setTimeout(done, 1000));"""
     )
     choose(browser, "memguard_txt2img_policy", policy)
-    browser.run("gradioApp().querySelector('#memguard_txt2img_panel').innerHTML = ''")
-    browser.run("gradioApp().querySelector('#txt2img_generate').click()")
-    browser.wait("gradioApp().querySelector('#memguard_txt2img_panel').innerText.includes('score')", PATIENCE)
+    info = "(gradioApp().querySelector('#generation_info_txt2img textarea') || {}).value"
+    browser.run(f"window.before = {info}; gradioApp().querySelector('#txt2img_generate').click()")
+    browser.wait(f"{info} !== window.before", PATIENCE)
+    toast = "[...document.querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
+    assert "looks memorized" in browser.wait(toast, 20)
     said = text(browser)
     assert "looks memorized (score" in said
     assert ("mitigated by" in said) == (policy == "mitigate")
-    toast = "[...gradioApp().querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
-    assert "looks memorized" in browser.wait(toast, 20)
     picture(browser, f"{server.host}-{policy}")
     assert browser.run("return gradioApp().querySelectorAll('#txt2img_gallery img').length") > 0
 

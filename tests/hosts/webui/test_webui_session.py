@@ -1,5 +1,7 @@
 """Passes, reports and what is said of them, without a host: the contract's edges."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,8 @@ from memguard.calibration import Conditions, Distribution, Profile
 from memguard.hosts.webui import model
 from memguard.hosts.webui.session import Session, infotext
 from memguard.hosts.webui.settings import guard_of
-from memguard.hosts.webui.shown import html, warning
-from memguard.records import StepEvidence
+from memguard.hosts.webui.shown import MARKS, html, warning
+from memguard.records import Attempt, StepEvidence
 
 MODEL = "00000000cafe0001"
 
@@ -111,6 +113,17 @@ def test_the_gravest_pass_is_shown_first(session):
         made.begin(object(), model=MODEL).look(lambda number, rms=rms: evidence(number, rms))
     made.end()
     assert made.gravest is made.reports[1]
+
+
+def test_the_mark_is_that_of_the_picture_that_was_kept(session):
+    made, _ = session()
+    made.begin(object(), model=MODEL).look(evidence)
+    made.end()
+    assert MARKS["memorized"] in html(made)
+    kept = Attempt("Padding", scores=(0.2,), verdict="ordinary", kept=True)
+    made.reports[0] = replace(made.reports[0], attempts=(kept,))
+    assert MARKS["memorized"] not in html(made) and MARKS["ordinary"] in html(made)
+    assert "mitigated by Padding: now looks ordinary" in html(made)
 
 
 def test_numbers_of_prompts():
