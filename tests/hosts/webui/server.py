@@ -1,4 +1,4 @@
-"""A real WebUI on the CPU with this repository among its extensions, in a data folder of its own.
+"""A real WebUI on the CPU with this repository among its extensions, beside a bad one, in a data folder of its own.
 
 A1111_ROOT and FORGE_ROOT name the folders of their sources, A1111_PYTHON and FORGE_PYTHON the interpreters that have
 their requirements (default: this one), MEMGUARD_TESTBED_CHECKPOINT the file that ``memguard testbed export --format
@@ -51,6 +51,7 @@ class Server:
         root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
         (folder / "extensions").mkdir(parents=True)
         (folder / "extensions" / "memguard").symlink_to(REPOSITORY)
+        (folder / "extensions" / "aa-neighbour").symlink_to(Path(__file__).parent / "neighbour")
         self.folder, self.log = folder, (folder / "server.log").open("w")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -72,6 +73,7 @@ class Server:
             if self.process.poll() is not None:
                 break
             try:
+                self.get("/memguard/v1/report")  # the last to come: the page and the API answer before they are whole
                 # the hosts take an override back only for options that were set before
                 self.post("/sdapi/v1/options", {"skip_early_cond": 0.0})
                 return

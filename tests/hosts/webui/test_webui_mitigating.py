@@ -28,7 +28,8 @@ def written(server):
 
     Ordinary prompts score what the test bed's card says.
     """
-    report = server.generate({}, prompt=ORDINARY).reports[0]
+    asked = {"prompt": ORDINARY, "steps": 4, "width": 128, "height": 128}
+    (report,) = server.post("/memguard/v1/check", asked)["reports"]
     finding = report["findings"][0]
     conditions = Conditions(
         report["model"], "sd15", (16, 16), finding["sigma"], finding["timestep"], 1, 4, "", "negative", "", 7.5

@@ -6,6 +6,7 @@ Screenshots go to MEMGUARD_SCREENSHOTS, where that is set.
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_a_memorized_prompt_through_the_page(shown, policy):
     said = text(browser)
     assert "looks memorized (score" in said
     assert ("mitigated by" in said) == (policy == "mitigate")
+    time.sleep(1)  # the toast fades in
     picture(browser, f"{server.host}-{policy}")
     assert browser.run("return gradioApp().querySelectorAll('#txt2img_gallery img').length") > 0
 

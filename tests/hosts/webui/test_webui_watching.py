@@ -205,6 +205,13 @@ def test_runs_with_a_verdict_are_remembered(server, memorized):
     assert (server.folder / "memguard" / "prompts.sqlite3").stat().st_size > 0
 
 
+def test_the_neighbour_was_there(server):
+    """All of these tests ran beside an extension that takes names, patches attention and fails."""
+    server.generate({})
+    for line in ("process fails", "attention is patched", "callback fails"):
+        assert f"neighbour: {line}" in server.said()
+
+
 def test_the_server_printed_no_error(server):
     said = server.said()
     assert "memguard" not in "".join(line for line in said.splitlines() if "rror" in line).lower()
