@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from modules import launch_utils, prompt_parser, shared
-from modules.sd_samplers_timesteps import CFGDenoiserTimesteps
 from torch import Tensor
 
 from ..attributions.lean import lean
 from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
+from .a1111_call import Call, combined
 from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
 from .webui.session import SKIPPED, Pass, Session
@@ -46,58 +46,6 @@ def network(engine: Any) -> torch.nn.Module | None:
     return getattr(getattr(engine, "model", None), "diffusion_model", None)
 
 
-class _Call:
-    """One call of the denoiser, as ``on_cfg_denoiser`` and ``on_cfg_denoised`` show it."""
-
-    def __init__(self, params: Any) -> None:
-        self.denoiser, self.x, self.sigma = params.denoiser, params.x, params.sigma
-        self.text, self.reference, self.image_cond = params.text_cond, params.text_uncond, params.image_cond
-        self.steps = isinstance(self.denoiser, CFGDenoiserTimesteps)
-        extra = self.denoiser.sampler.sampler_extra_args["cond"]
-        self.parts = [
-            [(n, each.weight) for n, each in enumerate(image, sum(map(len, extra.batch[:i])))]
-            for i, image in enumerate(extra.batch)
-        ]
-        known = self.denoiser.p.sd_model.alphas_cumprod.float()
-        self.levels = ((1 - known) / known).sqrt()
-        if self.steps:
-            self.timestep = float(self.sigma[0])
-            self.level = float(self.levels[min(round(self.timestep), len(self.levels) - 1)])
-        else:
-            self.level = float(self.sigma[0])
-            self.timestep = float(self.denoiser.inner_model.sigma_to_t(self.sigma[:1])[0])
-
-    @property
-    def rows(self) -> int:
-        """The number of the prompt's rows."""
-        return sum(map(len, self.parts))
-
-    @property
-    def alone(self) -> bool:
-        """Whether each image has one prompt and not several that are joined by AND."""
-        return self.rows == len(self.parts)
-
-    def noise(self, x: Tensor, predicted: Tensor) -> Tensor:
-        """Return a prediction in units of epsilon."""
-        return predicted.float() if self.steps else (x.float() - predicted.float()) / self._scale
-
-    def predicted(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Return epsilon as the sampler's kind of prediction."""
-        return noise if self.steps else x.float() - noise * self._scale
-
-    @property
-    def _scale(self) -> Tensor:
-        return self.sigma.float()[:1].reshape(-1, 1, 1, 1)
-
-    def predict(self, text: Any, x: Tensor) -> Tensor:
-        """Predict each image once with another text, in units of epsilon."""
-        image = self.image_cond[: len(x)]
-        cond = {**text, "c_concat": [image]} if isinstance(text, dict) else {"c_crossattn": [text], "c_concat": [image]}
-        if self.denoiser.p.sd_model.model.conditioning_key == "crossattn-adm":
-            cond = {"c_crossattn": [text], "c_adm": image}
-        return self.noise(x, self.denoiser.inner_model(x, self.sigma[: len(x)], cond=cond))
-
-
 class Watch(Treated):
     """The callbacks of one session.
 
@@ -108,11 +56,11 @@ class Watch(Treated):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._call: _Call | None = None
+        self._call: Call | None = None
 
     def before(self, params: Any) -> None:
         """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
-        self._call = call = _Call(params)
+        self._call = call = Call(params)
         treatment = self.treatment
         if treatment is None or not call.alone:
             return
@@ -136,7 +84,7 @@ class Watch(Treated):
         now.look(lambda number: self._evidence(now, number, call, params.x))
         self.carry(now, lambda: self._treat(now, call, params.x))
 
-    def _evidence(self, now: Pass, number: int, call: _Call, predicted: Tensor) -> StepEvidence | str:
+    def _evidence(self, now: Pass, number: int, call: Call, predicted: Tensor) -> StepEvidence | str:
         images, rows, p = len(call.parts), call.rows, call.denoiser.p
         if len(predicted) != rows + images:
             return EDIT
@@ -159,7 +107,7 @@ class Watch(Treated):
             prompts=model.numbers(p.prompts),
         )
 
-    def _treat(self, now: Pass, call: _Call, predicted: Tensor) -> None:
+    def _treat(self, now: Pass, call: Call, predicted: Tensor) -> None:
         """Mitigate the first step of a flagged run, and guide every step of a treated one."""
         images, rows = len(call.parts), call.rows
         if len(predicted) != rows + images:
@@ -179,7 +127,7 @@ class Watch(Treated):
             chosen = slice(0, rows) if treatment.images is None else treatment.images
             predicted[:rows][chosen] = moved[chosen]
 
-    def _mitigate(self, now: Pass, call: _Call, predicted: Tensor) -> None:
+    def _mitigate(self, now: Pass, call: Call, predicted: Tensor) -> None:
         p, rows = call.denoiser.p, call.rows
         if not call.alone:
             self.refuse(now, "the prompt is joined of several by AND, and only one prompt can be mitigated")
@@ -212,7 +160,7 @@ class Watch(Treated):
                 chosen = slice(None) if treatment.images is None else treatment.images
                 part[chosen] = moved[chosen]
 
-    def _start(self, now: Pass, call: _Call) -> Any:
+    def _start(self, now: Pass, call: Call) -> Any:
         p = call.denoiser.p
         engine = getattr(p.sd_model, "cond_stage_model", None)
         if hasattr(p.sd_model, "conditioner"):
@@ -241,12 +189,12 @@ class Watch(Treated):
             p.prompts,
         )
 
-    def _predict(self, now: Pass, call: _Call, view: View) -> Tensor:
+    def _predict(self, now: Pass, call: Call, view: View) -> Tensor:
         now.run.extra_rows += call.rows
         with self.editor.following(view.edits):
             return call.predict(tokens.like(call.text, view.prompt), self._latents(call, view))
 
-    def _latents(self, call: _Call, view: View | Treatment) -> Tensor:
+    def _latents(self, call: Call, view: View | Treatment) -> Tensor:
         x = call.x[: call.rows]
         if view.noise is None:
             return x
@@ -254,13 +202,13 @@ class Watch(Treated):
         images = getattr(view, "images", None)
         return moved if images is None else x.index_copy(0, images, moved[images])
 
-    def _unit(self, call: _Call) -> float:
+    def _unit(self, call: Call) -> float:
         """Return what noise of unit variance is multiplied by in the sampler's latents."""
         if call.steps:
             return 1.0
         return float((1 + call.level**2) ** 0.5) if shared.opts.sgm_noise_multiplier else call.level
 
-    def _step(self, now: Pass, call: _Call, cond: Tensor, uncond: Tensor) -> Step:
+    def _step(self, now: Pass, call: Call, cond: Tensor, uncond: Tensor) -> Step:
         p, number = call.denoiser.p, now.calls - 1
         scale = float(model.cfg(p) * getattr(call.denoiser, "cond_scale_miltiplier", 1.0))  # the host's own spelling
         return Step(
@@ -288,18 +236,3 @@ def cancelled() -> None:
 
     if shared.state.interrupted or shared.state.skipped:
         raise InterruptedException
-
-
-def combined(noise: Tensor, parts: list[tuple[int, float]], uncond: Tensor) -> Tensor:
-    """Return what an image's AND sub-prompts predict together, [C, h, w]: their mean by weight.
-
-    Args:
-        noise: predictions of all rows, [R, C, h, w].
-        parts: row and weight of each sub-prompt.
-        uncond: the image's prediction without the prompt, [C, h, w].
-
-    """
-    total = sum(weight for _, weight in parts)
-    if len(parts) == 1 or total == 0:
-        return noise[parts[0][0]]
-    return uncond + sum(weight / total * (noise[row] - uncond) for row, weight in parts)

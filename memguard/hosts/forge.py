@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from backend.modules.k_prediction import Prediction, PredictionFlow
-from backend.sampling.sampling_function import calc_cond_uncond_batch
 from modules import launch_utils, prompt_parser, shared
 from torch import Tensor
 
-from ..attributions.moment import Encoded
 from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
+from .forge_call import Call, exchanged, text
 from .inference import differentiable, normal
 from .webui import model, starting
 from .webui.first import Again, guided, treat_first
@@ -48,50 +47,6 @@ def network(engine: Any) -> Any:
     """Return the denoising network of the loaded model, None where there is none."""
     objects = getattr(engine, "forge_objects", None)
     return None if objects is None else objects.unet.model.diffusion_model
-
-
-class _Call:
-    """One model call, as the function after the guidance shows it, and the guidance scale that it was made with."""
-
-    def __init__(self, p: Any, args: dict[str, Any], scale: float) -> None:
-        self.p, self.scale = p, scale
-        self.model, self.options = args["model"], args["model_options"]
-        self.x, self.sigma = args["input"], args["sigma"]
-        self.cond, self.uncond = args["cond"], args["uncond"]
-        self.denoised, self.with_prompt, self.without = (
-            args[name] for name in ("denoised", "cond_denoised", "uncond_denoised")
-        )
-        self.level = float(self.sigma[0])
-        predictor = self.model.predictor
-        self.timestep = float(predictor.timestep(self.sigma[:1])[0]) if type(predictor) is Prediction else None
-
-    @property
-    def strength(self) -> float:
-        """The sum of the weights of AND sub-prompts, which scales the guidance."""
-        return float(sum(item.get("strength", 1) for item in self.cond))
-
-    def noise(self, denoised: Tensor, x: Tensor | None = None) -> Tensor:
-        """Return a prediction in units of epsilon (velocity for flow models)."""
-        return ((self.x if x is None else x).float() - denoised.float()) / self.level
-
-    def back(self, noise: Tensor) -> Tensor:
-        """Return the denoised latents of a prediction."""
-        return self.x.float() - noise * self.level
-
-    def predict(self, conds: list[Any], x: Tensor) -> Tensor:
-        """Predict other conditionings, in units of epsilon."""
-        if torch.is_grad_enabled():
-            out = calc_cond_uncond_batch(self.model, conds, None, normal_if(x), normal(self.sigma), self.options)[0]
-        else:
-            with torch.inference_mode():
-                out = calc_cond_uncond_batch(self.model, conds, None, x, self.sigma, self.options)[0]
-        return self.noise(out, x)
-
-    def guided(self, cond: Tensor, uncond: Tensor) -> Tensor:
-        """Return the call's result with other denoised predictions; what other functions added to it stays."""
-        scale = self.scale * self.strength
-        own = self.without + (self.with_prompt - self.without) * scale
-        return (uncond + (cond - uncond) * scale + (self.denoised - own)).to(self.denoised)
 
 
 class Watch(Treated):
@@ -121,7 +76,7 @@ class Watch(Treated):
             now.look(lambda number: evidence(now, number, p, args))
             if now.run.guard.policy != "mitigate" or args["uncond"] is None:
                 return args["denoised"]
-            call, made = _Call(p, args, scales[0]), []
+            call, made = Call(p, args, scales[0]), []
             self.carry(now, lambda: made.append(self._treat(now, call)))
             return made[0] if made else args["denoised"]
 
@@ -145,7 +100,7 @@ class Watch(Treated):
             uncond = [exchanged(uncond[0], treatment.reference)]
         return cond, uncond
 
-    def _treat(self, now: Pass, call: _Call) -> Tensor:
+    def _treat(self, now: Pass, call: Call) -> Tensor:
         """Return the result of a call: the first one of a flagged run mitigated, each one of a treated run guided."""
         denoised = call.denoised
         if now.run.to_mitigate:
@@ -170,7 +125,7 @@ class Watch(Treated):
             changed = guided(treatment, step)
         return denoised if changed is cond else self._kept(call, call.guided(call.back(changed), call.without))
 
-    def _mitigate(self, now: Pass, call: _Call) -> Tensor:
+    def _mitigate(self, now: Pass, call: Call) -> Tensor:
         if len(call.cond) != 1:
             self.refuse(now, AND)
             return call.denoised
@@ -202,12 +157,12 @@ class Watch(Treated):
         call.with_prompt, call.without, call.denoised = cond, uncond, self._kept(call, found)
         return call.denoised
 
-    def _kept(self, call: _Call, found: Tensor) -> Tensor:
+    def _kept(self, call: Call, found: Tensor) -> Tensor:
         """Return a call's result for the images that are treated; the others keep theirs."""
         images = None if self.treatment is None else self.treatment.images
         return found if images is None else call.denoised.index_copy(0, images, found[images])
 
-    def _start(self, now: Pass, call: _Call, unet: Any) -> Any:
+    def _start(self, now: Pass, call: Call, unet: Any) -> Any:
         p, engine = call.p, call.p.sd_model
         self.edit(unet.model.diffusion_model)
         predictor = call.model.predictor
@@ -232,13 +187,13 @@ class Watch(Treated):
             p.prompts,
         )
 
-    def _predict(self, now: Pass, call: _Call, view: View) -> Tensor:
+    def _predict(self, now: Pass, call: Call, view: View) -> Tensor:
         now.run.extra_rows += len(call.x)
         conds = [exchanged(call.cond[0], view.prompt)]
         with self.editor.following(view.edits):
             return call.predict(conds, self._latents(call, view))
 
-    def _latents(self, call: _Call, view: View | Treatment) -> Tensor:
+    def _latents(self, call: Call, view: View | Treatment) -> Tensor:
         x = call.x
         if view.noise is None:
             return x
@@ -246,7 +201,7 @@ class Watch(Treated):
         images = getattr(view, "images", None)
         return moved if images is None else normal(x).index_copy(0, images, moved[images])
 
-    def _unit(self, call: _Call) -> float:
+    def _unit(self, call: Call) -> float:
         """Return what noise of unit variance is multiplied by in the sampler's latents."""
         one = torch.ones(1, 1, 1, 1, device=call.x.device)
         scaled = call.model.predictor.noise_scaling(call.sigma[:1].reshape(1, 1, 1, 1), one, 0 * one, full(call))
@@ -257,33 +212,9 @@ class Watch(Treated):
         return [kind == 0 for kind in chunks for _ in range(rows // len(chunks))] if chunks else []
 
 
-def full(call: _Call) -> bool:
+def full(call: Call) -> bool:
     """Whether a sampler scales noise as at the largest level; the host's setting, off by default."""
     return bool(shared.opts.sgm_noise_multiplier)
-
-
-def normal_if(x: Tensor) -> Tensor:
-    """Return a tensor that autograd may save; one that is part of a graph as it is."""
-    return x if x.requires_grad or not x.is_inference() else normal(x)
-
-
-def text(conds: list[Any]) -> Encoded:
-    """Return what a role's only conditioning gives to the model, one row for each image."""
-    given = conds[0]["model_conds"]
-    pooled = given.get("y")
-    return Encoded(normal(given["c_crossattn"].cond), None if pooled is None else normal(pooled.cond))
-
-
-def exchanged(cond: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
-    """Return a conditioning with another prompt."""
-    given = dict(cond["model_conds"])
-    own = given["c_crossattn"]
-    given["c_crossattn"] = type(own)(prompt.text.to(own.cond))
-    if "y" in given:
-        given["y"] = type(given["y"])(
-            normal(given["y"].cond) if prompt.pooled is None else prompt.pooled.to(given["y"].cond)
-        )
-    return {**cond, "model_conds": given, "cross_attn": given["c_crossattn"].cond}
 
 
 @contextmanager
@@ -306,7 +237,7 @@ def evidence(now: Pass, number: int, p: Any, args: dict[str, Any]) -> StepEviden
         return GUIDANCE_OFF
     if not bool(args["uncond_denoised"].any()):
         return SKIPPED
-    call = _Call(p, args, 1.0)
+    call = Call(p, args, 1.0)
     return StepEvidence(
         step=number,
         num_steps=now.run.report.steps or 0,

@@ -6,6 +6,7 @@ checkpoint --vae kl`` wrote, with its .yaml beside it.
 """
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -49,16 +50,22 @@ class Server:
 
     def __init__(self, host: str, folder: Path, ui: bool = False) -> None:
         root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
-        (folder / "extensions").mkdir(parents=True)
-        (folder / "extensions" / "memguard").symlink_to(REPOSITORY)
-        (folder / "extensions" / "aa-neighbour").symlink_to(Path(__file__).parent / "neighbour")
-        self.folder, self.log = folder, (folder / "server.log").open("w")
+        folder.mkdir(parents=True)
+        # Forge's page loads no script where its data lie elsewhere
+        self.folder = root if ui and host == "forge" else folder
+        self.links = []
+        for name, target in (("memguard", REPOSITORY), ("aa-neighbour", Path(__file__).parent / "neighbour")):
+            self.links.append(self.folder / "extensions" / name)
+            self.links[-1].parent.mkdir(exist_ok=True)
+            self.links[-1].symlink_to(target)
+        self.output = folder / "server.log"
+        self.log = self.output.open("w")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON, *FLAGS[host]]
-        command += ["--port", str(port), "--data-dir", str(folder), "--ckpt", str(checkpoint)]
+        command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt", str(checkpoint)]
         command += ["--ckpt-dir", str(checkpoint.parent), *([] if ui else ["--nowebui"])]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
@@ -75,7 +82,8 @@ class Server:
             try:
                 self.get("/memguard/v1/report")  # the last to come: the page and the API answer before they are whole
                 # the hosts take an override back only for options that were set before
-                self.post("/sdapi/v1/options", {"skip_early_cond": 0.0})
+                with contextlib.suppress(urllib.error.HTTPError):  # A1111 1.9 has no such option
+                    self.post("/sdapi/v1/options", {"skip_early_cond": 0.0})
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(1)
@@ -85,7 +93,7 @@ class Server:
     def said(self) -> str:
         """Return what the server has printed."""
         self.log.flush()
-        return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str) -> dict:
         with urllib.request.urlopen(self.url + path, timeout=60) as reply:
@@ -112,6 +120,8 @@ class Server:
         self.process.kill()
         self.process.wait()
         self.log.close()
+        for link in self.links:
+            link.unlink(missing_ok=True)
 
 
 class Made:

@@ -29,14 +29,18 @@ def shown(request, tmp_path_factory):
     server = Server(request.param, tmp_path_factory.mktemp(f"{request.param}-page") / "data", ui=True)
     server.host = request.param
     browser = Browser(tmp_path_factory.mktemp("chromium"), (1400, 1250))
+    path = None
     try:
-        written(server)
+        path = written(server)
         browser.send("Page.navigate", url=server.url)
         browser.wait("window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true", PATIENCE)
+        time.sleep(5)  # Forge sets sizes of its own once the page is there
         yield server, browser
     finally:
         browser.close()
         server.close()
+        if path is not None:
+            path.unlink()
 
 
 def put(browser, name, value):

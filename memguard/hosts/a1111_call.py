@@ -1,0 +1,78 @@
+"""One call of A1111's denoiser: its rows, its noise level, and the way to make it again.
+
+May import: the WebUI's modules, torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules.sd_samplers_timesteps import CFGDenoiserTimesteps
+from torch import Tensor
+
+
+class Call:
+    """One call of the denoiser, as ``on_cfg_denoiser`` and ``on_cfg_denoised`` show it."""
+
+    def __init__(self, params: Any) -> None:
+        self.denoiser, self.x, self.sigma = params.denoiser, params.x, params.sigma
+        self.text, self.reference, self.image_cond = params.text_cond, params.text_uncond, params.image_cond
+        self.steps = isinstance(self.denoiser, CFGDenoiserTimesteps)
+        extra = self.denoiser.sampler.sampler_extra_args["cond"]
+        self.parts = [
+            [(n, each.weight) for n, each in enumerate(image, sum(map(len, extra.batch[:i])))]
+            for i, image in enumerate(extra.batch)
+        ]
+        known = self.denoiser.p.sd_model.alphas_cumprod.float()
+        self.levels = ((1 - known) / known).sqrt()
+        if self.steps:
+            self.timestep = float(self.sigma[0])
+            self.level = float(self.levels[min(round(self.timestep), len(self.levels) - 1)])
+        else:
+            self.level = float(self.sigma[0])
+            self.timestep = float(self.denoiser.inner_model.sigma_to_t(self.sigma[:1])[0])
+
+    @property
+    def rows(self) -> int:
+        """The number of the prompt's rows."""
+        return sum(map(len, self.parts))
+
+    @property
+    def alone(self) -> bool:
+        """Whether each image has one prompt and not several that are joined by AND."""
+        return self.rows == len(self.parts)
+
+    def noise(self, x: Tensor, predicted: Tensor) -> Tensor:
+        """Return a prediction in units of epsilon."""
+        return predicted.float() if self.steps else (x.float() - predicted.float()) / self._scale
+
+    def predicted(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return epsilon as the sampler's kind of prediction."""
+        return noise if self.steps else x.float() - noise * self._scale
+
+    @property
+    def _scale(self) -> Tensor:
+        return self.sigma.float()[:1].reshape(-1, 1, 1, 1)
+
+    def predict(self, text: Any, x: Tensor) -> Tensor:
+        """Predict each image once with another text, in units of epsilon."""
+        image = self.image_cond[: len(x)]
+        cond = {**text, "c_concat": [image]} if isinstance(text, dict) else {"c_crossattn": [text], "c_concat": [image]}
+        if self.denoiser.p.sd_model.model.conditioning_key == "crossattn-adm":
+            cond = {"c_crossattn": [text], "c_adm": image}
+        return self.noise(x, self.denoiser.inner_model(x, self.sigma[: len(x)], cond=cond))
+
+
+def combined(noise: Tensor, parts: list[tuple[int, float]], uncond: Tensor) -> Tensor:
+    """Return what an image's AND sub-prompts predict together, [C, h, w]: their mean by weight.
+
+    Args:
+        noise: predictions of all rows, [R, C, h, w].
+        parts: row and weight of each sub-prompt.
+        uncond: the image's prediction without the prompt, [C, h, w].
+
+    """
+    total = sum(weight for _, weight in parts)
+    if len(parts) == 1 or total == 0:
+        return noise[parts[0][0]]
+    return uncond + sum(weight / total * (noise[row] - uncond) for row, weight in parts)
