@@ -28,6 +28,7 @@ from .webui.session import SKIPPED, Pass, Session
 from .webui.treated import Treated
 
 NAME = "a1111"
+OLD = "this WebUI is older than 1.10 and tells no script that a sampler starts, so the starting noise stays as it is"
 EDIT = "InstructPix2Pix predicts three ways, and a score is of two"
 
 
@@ -132,6 +133,8 @@ class Watch(Treated):
         if not call.alone:
             self.refuse(now, "the prompt is joined of several by AND, and only one prompt can be mitigated")
             return
+        if not self.restarts:
+            now.run.learn(notes=(*now.run.report.notes, OLD))
         began = self._start(now, call)
 
         def make(treatment: Treatment) -> tuple[Tensor, Tensor]:
