@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import scripts
 
-from ..memguard.hosts.webui.settings import MITIGATIONS, POLICIES
+from ..memguard.hosts.webui.settings import CHOICES
 from .controls import CHANGED
 
 PREFIX = "[MemGuard] "
@@ -18,9 +18,9 @@ def add() -> None:
     if plot is None or any(option.label.startswith(PREFIX) for option in plot.axis_options):
         return
     plot.axis_options += [
-        plot.AxisOption(f"{PREFIX}policy", str, _change("policy"), choices=lambda: list(POLICIES)),
+        plot.AxisOption(f"{PREFIX}policy", str, _change("policy"), choices=lambda: list(CHOICES["policy"])),
         plot.AxisOption(f"{PREFIX}sensitivity", float, _change("sensitivity")),
-        plot.AxisOption(f"{PREFIX}mitigation", str, _change("mitigation"), choices=lambda: list(MITIGATIONS)),
+        plot.AxisOption(f"{PREFIX}mitigation", str, _change("mitigation"), choices=lambda: list(CHOICES["mitigation"])),
         plot.AxisOption(f"{PREFIX}strength", float, _change("strength")),
     ]
 

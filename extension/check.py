@@ -8,7 +8,7 @@ from typing import Any
 from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
 
-from ..memguard.hosts.webui.settings import guard_of
+from ..memguard.hosts.webui.settings import Settings
 from . import controls, host
 
 SETTINGS: dict[str, Any] = {  # of a check, and what they are by default
@@ -24,7 +24,12 @@ SETTINGS: dict[str, Any] = {  # of a check, and what they are by default
     "batch_size": 1,
     "sensitivity": 99.0,
     "scored_steps": 1,
+    "detector": "text_noise_norm",
+    "reference": "negative",
+    "explain": "flagged",
+    "profile": "automatic",
 }
+OF_GUARD = ("sensitivity", "detector", "reference", "explain", "profile")
 
 
 class Checked(BaseException):
@@ -43,7 +48,7 @@ class _Only(scripts.Script):
         return self.name
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        self.watch.before_sampling(p)
+        self.watch.before_pass(p)
 
 
 def check(**given: Any) -> Any:
@@ -59,12 +64,13 @@ def check(**given: Any) -> Any:
     asked = SETTINGS | given
     if not str(asked["prompt"]).strip():
         raise ValueError("prompt is empty; give the prompt to check")
-    guard = guard_of("observe", float(asked.pop("sensitivity")), int(asked.pop("scored_steps")))
+    settings = {name: asked.pop(name) for name in OF_GUARD}
+    settings |= {"policy": "observe", "steps": asked.pop("scored_steps")}
 
     def enough() -> None:
         raise Checked
 
-    watch = host.watch(guard, enough)
+    watch = host.watch(Settings.of([settings]), enough)
     if not host.FORGE:
         with queue_lock:
             return _sample(asked, watch)

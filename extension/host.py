@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from modules import paths, shared
 
 from ..memguard.hosts.webui import known, model, profiles
 from ..memguard.hosts.webui.session import Session
+from ..memguard.hosts.webui.settings import Settings
 from ..memguard.memory import remembered
 
 FORGE = importlib.util.find_spec("modules_forge") is not None and importlib.util.find_spec("backend") is not None
@@ -24,12 +26,27 @@ def adapter() -> Any:
     return mine
 
 
-def watch(guard: Any, enough: Callable[[], None] | None = None) -> Any:
-    """Return the host's watch of a new session; ``enough`` makes it a check, which is not remembered."""
-    profiles.register(paths.models_path)
+def folder() -> Path:
+    """Return where profiles and neuron sets lie."""
+    return profiles.register(paths.models_path)
+
+
+def watch(settings: Settings, enough: Callable[[], None] | None = None) -> Any:
+    """Return the host's watch of a new session; ``enough`` makes it a check, which is not remembered.
+
+    Raises:
+        ValueError: for a setting out of range, or a file that cannot be used.
+
+    """
     mine = adapter()
     more: dict[str, Any] = {"finished": _remember} if enough is None else {"enough": enough}
-    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, **more))
+    guard = settings.guard(folder())
+    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, explain=settings.explain, **more))
+
+
+def stop() -> None:
+    """End the generation that is about to begin, by policy "stop"."""
+    adapter().stop()
 
 
 def fingerprint() -> str:

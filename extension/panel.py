@@ -1,7 +1,9 @@
-"""What is shown under the gallery, the toast, and the button that checks. May import: gradio, memguard.hosts.
+"""What is shown under the gallery, the toast, the button that checks, and the line about a prompt that is typed.
 
 Components are placed when the host makes the log below the gallery. They follow the hidden generation info, which both
 hosts change once per generation; a toast can only be raised in a function of the page itself.
+
+May import: gradio, the WebUI, memguard.hosts.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from modules import paths, shared
 
+from ..memguard.hosts.webui import known
+from ..memguard.hosts.webui.settings import NAMES
 from ..memguard.hosts.webui.shown import html, warning
-from . import api, check
+from ..memguard.hosts.webui.shown import known as known_line
+from . import api, check, host, options
 
 # settings of a check, by the end of their component's id
 ASKED = {
@@ -26,6 +32,7 @@ ASKED = {
     "scheduler": "scheduler",
     "seed": "seed",
 }
+OF_GUARD = {f"memguard_{{}}_{name}": name for name in NAMES if name in check.OF_GUARD}  # and those of the accordion
 
 
 def place(script: Any, tab: str) -> None:
@@ -34,16 +41,19 @@ def place(script: Any, tab: str) -> None:
 
     def button(_: Any) -> None:
         made["button"] = gr.Button("Check prompt", elem_id=f"memguard_{tab}_check", size="sm")
+        made["known"] = gr.HTML("", elem_id=f"memguard_{tab}_known")
 
     def below(_: Any) -> None:
         made["panel"] = gr.HTML("", elem_id=f"memguard_{tab}_panel")
-        asked = {name: made[name] for name in ASKED.values() if name in made}
+        asked = {name: made[name] for name in (*ASKED.values(), *OF_GUARD.values()) if name in made}
         if "button" in made:
             made["button"].click(
                 fn=lambda *values: _check(dict(zip(asked, values, strict=True))),
                 inputs=list(asked.values()),
                 outputs=[made["panel"]],
             )
+        if "known" in made and "prompt" in made:
+            made["prompt"].blur(fn=_known, inputs=[made["prompt"]], outputs=[made["known"]], show_progress=False)
 
     def follow(on: Any) -> None:
         if "panel" in made:
@@ -55,6 +65,8 @@ def place(script: Any, tab: str) -> None:
     if tab == "txt2img":
         for end, name in ASKED.items():
             script.on_after_component(keep(name), elem_id=f"{tab}_{end}")
+        for elem_id, name in OF_GUARD.items():
+            script.on_after_component(keep(name), elem_id=elem_id.format(tab))
         script.on_after_component(button, elem_id=f"{tab}_generate")
     script.on_after_component(below, elem_id=f"html_log_{tab}")
     script.on_after_component(follow, elem_id=f"generation_info_{tab}")
@@ -75,3 +87,11 @@ def _check(asked: dict[str, Any]) -> str:
         return html(check.check(**{name: value for name, value in asked.items() if value is not None}))
     except Exception as error:
         return f'<div class="memguard-panel"><p>MemGuard: no score, because {escape(str(error))}</p></div>'
+
+
+def _known(prompt: str) -> str:
+    """Return the line about a prompt that looked memorized before; looking costs no model call."""
+    if not getattr(shared.opts, options.KNOWN, True) or not prompt.strip():
+        return ""
+    _, (found,) = known.memory(paths.data_path).look([prompt], [name for name in [host.checkpoint()] if name])
+    return known_line(found)

@@ -54,6 +54,18 @@ class Projected:
         return total / self.heads
 
 
+def fold(probabilities: Tensor, tokens: int) -> Tensor:
+    """Return attention over a prompt's own columns, [B, positions, tokens].
+
+    Hosts repeat prompts to a common length: a token's attention is then split over its copies. Columns that others
+    append (pictures as prompts) are left out.
+    """
+    copies, rest = divmod(probabilities.shape[-1], tokens)
+    if rest or copies == 0:
+        return probabilities[..., :tokens]
+    return probabilities.unflatten(-1, (copies, tokens)).sum(-2)
+
+
 def mass(probabilities: Tensor) -> Tensor:
     """Return the mean over positions, [B, tokens], of probabilities [B, positions, tokens]."""
     return probabilities.mean(1)

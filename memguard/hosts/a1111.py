@@ -10,17 +10,15 @@ May import: the WebUI's modules, memguard's core.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from modules import launch_utils, prompt_parser, shared
 from torch import Tensor
 
-from ..attributions.lean import lean
 from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
+from . import a1111_prompts as words
 from .a1111_call import Call, combined
 from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
@@ -59,9 +57,22 @@ class Watch(Treated):
         super().__init__(session)
         self._call: Call | None = None
 
+    def before_pass(self, p: Any) -> None:
+        """A pass is about to be sampled; the one before is over."""
+        self.before_sampling(p, p.sd_model.model.diffusion_model)
+        self.session.end()
+
     def before(self, params: Any) -> None:
         """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
         self._call = call = Call(params)
+        p, now = call.denoiser.p, self.session.now
+        if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
+            self.leave()
+            name = model.name_of(p.sd_model.model.diffusion_model)
+            now = self.session.begin(call.denoiser, model=name, **model.facts(p))
+            now.reader = self.reader
+        self.expect(call.rows * [True] + len(call.parts) * [False], call.level)
+        now.arm(len(call.parts), call.columns, call.total, call.alone)
         treatment = self.treatment
         if treatment is None or not call.alone:
             return
@@ -69,20 +80,20 @@ class Watch(Treated):
             params.text_cond = tokens.like(params.text_cond, treatment.prompt)
         if treatment.reference is not None and params.text_uncond is not None:
             params.text_uncond = tokens.like(params.text_uncond, treatment.reference)
-        self.expect(call.rows * [True] + len(call.parts) * [False], call.level)
 
     def after(self, params: Any) -> None:
         """Take what it predicted (``on_cfg_denoised``), and change it in place under a treatment."""
-        if self._call is None:
+        now = self.session.now
+        if self._call is None or now is None:
             return
         call, self._call = self._call, None
-        p = call.denoiser.p
-        now = self.session.now
-        if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
-            self.leave()
-            name = model.name_of(p.sd_model.model.diffusion_model)
-            now = self.session.begin(call.denoiser, model=name, **model.facts(p))
-        now.look(lambda number: self._evidence(now, number, call, params.x))
+        if now.reader is not None:
+            now.reader.disarm()
+        if len(params.x) == call.rows + len(call.parts):
+            now.follow(call.level, call.gap(params.x))
+        found = now.look(lambda number: self._evidence(now, number, call, params.x), call.total)
+        now.explain(found, lambda: words.asked(call))
+        now.scored()
         self.carry(now, lambda: self._treat(now, call, params.x))
 
     def _evidence(self, now: Pass, number: int, call: Call, predicted: Tensor) -> StepEvidence | str:
@@ -90,11 +101,16 @@ class Watch(Treated):
         if len(predicted) != rows + images:
             return EDIT
         first = torch.tensor([each[0][0] for each in call.parts], device=predicted.device)
-        if torch.equal(predicted[rows:], predicted[first]):
+        empty = words.empty(p) if now.run.guard.reference == "empty" else None
+        if empty is None and torch.equal(predicted[rows:], predicted[first]):
             return SKIPPED
         noise = call.noise(call.x, predicted)
         uncond = noise[rows:]
         cond = torch.stack([combined(noise, part, uncond[image]) for image, part in enumerate(call.parts)])
+        if empty is not None:
+            now.run.extra_rows += images
+            with torch.no_grad():
+                uncond = call.predict(tokens.like(call.text, empty.expand(images)), call.x[rows:])
         return StepEvidence(
             step=number,
             num_steps=now.run.report.steps or 0,
@@ -104,8 +120,10 @@ class Watch(Treated):
             noise_cond=cond,
             noise_uncond=uncond,
             family=now.run.report.family,
+            reference="empty" if now.run.guard.reference == "empty" else "negative",
             full_noise=None if model.from_picture(p) else True,
             prompts=model.numbers(p.prompts),
+            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), call.columns)),
         )
 
     def _treat(self, now: Pass, call: Call, predicted: Tensor) -> None:
@@ -150,7 +168,15 @@ class Watch(Treated):
             now.run.extra_rows += 2 * rows
             return cond, uncond
 
-        treatment, pair = treat_first(now.run, began, make)
+        empty = words.empty(p) if now.run.guard.reference == "empty" else None
+
+        def compared(treatment: Treatment) -> Tensor:
+            assert empty is not None
+            now.run.extra_rows += rows
+            with torch.no_grad():
+                return call.predict(tokens.like(call.text, empty.expand(rows)), self._latents(call, treatment))
+
+        treatment, pair = treat_first(now.run, began, make, None if empty is None else compared)
         if not treatment.changes:
             return
         self.adopt(treatment, p.sd_model.model.diffusion_model)
@@ -165,9 +191,6 @@ class Watch(Treated):
 
     def _start(self, now: Pass, call: Call) -> Any:
         p = call.denoiser.p
-        engine = getattr(p.sd_model, "cond_stage_model", None)
-        if hasattr(p.sd_model, "conditioner"):
-            engine = p.sd_model.conditioner.embedders[0]
         unet = p.sd_model.model.diffusion_model
         self.edit(unet)
         pure = not model.from_picture(p) and self.restarts
@@ -180,16 +203,16 @@ class Watch(Treated):
                 size=(x.shape[1], x.shape[2], x.shape[3]),
                 sigma=call.level,
                 predict=lambda view: self._predict(now, call, view),
-                gradients=lambda: _gradients(unet),
+                gradients=lambda: words.gradients(unet),
                 cancelled=cancelled,
             ),
             now.run.report,
             self.editor,
-            engine,
+            words.engine(p),
             lambda texts: p.sd_model.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),
-            p.prompts,
+            words.first(p),
         )
 
     def _predict(self, now: Pass, call: Call, view: View) -> Tensor:
@@ -225,12 +248,6 @@ class Watch(Treated):
             cond,
             uncond,
         )
-
-
-@contextmanager
-def _gradients(unet: torch.nn.Module) -> Iterator[None]:
-    with lean(unet), torch.enable_grad():
-        yield
 
 
 def cancelled() -> None:

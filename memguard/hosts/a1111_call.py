@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from modules.sd_samplers_timesteps import CFGDenoiserTimesteps
 from torch import Tensor
 
@@ -38,6 +39,17 @@ class Call:
         return sum(map(len, self.parts))
 
     @property
+    def columns(self) -> int:
+        """The number of the prompt's columns."""
+        text = self.text["crossattn"] if isinstance(self.text, dict) else self.text
+        return int(text.shape[1])
+
+    @property
+    def total(self) -> int | None:
+        """The number of calls that the sampler makes; some make several in each step."""
+        return getattr(self.denoiser, "total_steps", None)
+
+    @property
     def alone(self) -> bool:
         """Whether each image has one prompt and not several that are joined by AND."""
         return self.rows == len(self.parts)
@@ -45,6 +57,12 @@ class Call:
     def noise(self, x: Tensor, predicted: Tensor) -> Tensor:
         """Return a prediction in units of epsilon."""
         return predicted.float() if self.steps else (x.float() - predicted.float()) / self._scale
+
+    def gap(self, predicted: Tensor) -> Tensor:
+        """Return the noise gap of each image, [B, C, h, w], in units of epsilon; zero where a row was left out."""
+        uncond = predicted[self.rows :].float()
+        made = torch.stack([combined(predicted.float(), part, uncond[i]) for i, part in enumerate(self.parts)])
+        return made - uncond if self.steps else (uncond - made) / self.level
 
     def predicted(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return epsilon as the sampler's kind of prediction."""

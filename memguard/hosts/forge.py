@@ -10,8 +10,6 @@ May import: the WebUI's modules and backend, memguard's core.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,11 +17,13 @@ from backend.modules.k_prediction import Prediction, PredictionFlow
 from modules import launch_utils, prompt_parser, shared
 from torch import Tensor
 
+from ..attributions.moment import Encoded
 from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
+from . import forge_prompts as words
 from .forge_call import Call, exchanged, text
 from .inference import differentiable, normal
-from .webui import model, starting
+from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
 from .webui.session import SKIPPED, Pass
 from .webui.treated import Treated
@@ -57,27 +57,40 @@ class Watch(Treated):
 
     """
 
-    def before_sampling(self, p: Any) -> None:
+    REPEATS = True
+
+    def before_pass(self, p: Any) -> None:
         """Put our functions into the model of the pass that is about to be sampled; hires calls this twice."""
-        super().before_sampling(p)
         engine, session = p.sd_model, self.session
         unet = engine.forge_objects.unet.clone()
+        self.before_sampling(p, unet.model.diffusion_model)
         name = model.name_of(unet.model.diffusion_model)
         key = (id(p), p.iteration, bool(getattr(p, "is_hr_pass", False)))
         now = session.begin(key, model=name, **model.facts(p))
+        now.reader = self.reader
+        empty = words.empty(p) if session.guard.reference == "empty" else None
         scales = [model.cfg(p)]
 
         def asked(network, x, timestep, uncond, cond, scale, options, seed):
             scales[0] = scale
+            now.arm(len(x), text(cond).text.shape[1], total(p), len(cond) == 1)
             cond, uncond = self._exchanged(cond, uncond)
             return network, x, timestep, uncond, cond, scale, options, seed
 
         def look(args: dict[str, Any]) -> Tensor:
-            now.look(lambda number: evidence(now, number, p, args))
-            if now.run.guard.policy != "mitigate" or args["uncond"] is None:
-                return args["denoised"]
+            if now.reader is not None:
+                now.reader.disarm()
             call, made = Call(p, args, scales[0]), []
-            self.carry(now, lambda: made.append(self._treat(now, call)))
+            try:
+                if args["uncond"] is not None:
+                    now.follow(call.level, call.gap)
+                found = now.look(lambda number: self._evidence(now, number, call, empty), total(p))
+                now.explain(found, lambda: words.asked(call))
+                now.scored()
+            except Exception as error:  # of ours: the host would lose the picture
+                session.broke(error)
+            if args["uncond"] is not None:
+                self.carry(now, lambda: made.append(self._treat(now, call, empty)))
             return made[0] if made else args["denoised"]
 
         unet.add_conditioning_modifier(asked)
@@ -100,11 +113,39 @@ class Watch(Treated):
             uncond = [exchanged(uncond[0], treatment.reference)]
         return cond, uncond
 
-    def _treat(self, now: Pass, call: Call) -> Tensor:
+    def _evidence(self, now: Pass, number: int, call: Call, empty: Encoded | None) -> StepEvidence | str:
+        """Return the evidence of one model call, or why there is none."""
+        p, images = call.p, len(call.x)
+        if empty is None:
+            if call.uncond is None:
+                return GUIDANCE_OFF
+            if not bool(call.without.any()):
+                return SKIPPED
+            uncond = call.noise(call.without)
+        else:
+            now.run.extra_rows += images
+            uncond = call.predict([exchanged(call.cond[0], empty.expand(images))], call.x)
+        return StepEvidence(
+            step=number,
+            num_steps=now.run.report.steps or 0,
+            sigma=call.level,
+            sigma_max=float(call.model.predictor.sigma_max),
+            timestep=call.timestep,
+            noise_cond=call.noise(call.with_prompt),
+            noise_uncond=uncond,
+            parameterization="flow_velocity" if isinstance(call.model.predictor, PredictionFlow) else "epsilon",
+            family=now.run.report.family,
+            reference="empty" if now.run.guard.reference == "empty" else "negative",
+            full_noise=None if model.from_picture(p) else True,
+            prompts=model.numbers(p.prompts),
+            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), text(call.cond).text.shape[1])),
+        )
+
+    def _treat(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:
         """Return the result of a call: the first one of a flagged run mitigated, each one of a treated run guided."""
         denoised = call.denoised
         if now.run.to_mitigate:
-            denoised = self._mitigate(now, call)
+            denoised = self._mitigate(now, call, empty)
         treatment = self.treatment
         skipped = not bool(call.without.any())
         if treatment is None or not treatment.guidance or len(call.cond) != 1 or skipped:
@@ -125,7 +166,7 @@ class Watch(Treated):
             changed = guided(treatment, step)
         return denoised if changed is cond else self._kept(call, call.guided(call.back(changed), call.without))
 
-    def _mitigate(self, now: Pass, call: Call) -> Tensor:
+    def _mitigate(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:
         if len(call.cond) != 1:
             self.refuse(now, AND)
             return call.denoised
@@ -142,8 +183,15 @@ class Watch(Treated):
             now.run.extra_rows += 2 * len(x)
             return cond, call.predict(conds[1], x)
 
+        def compared(treatment: Treatment) -> Tensor:
+            assert empty is not None
+            now.run.extra_rows += len(call.x)
+            other = exchanged(call.cond[0], empty.expand(len(call.x)))
+            return call.predict([other], self._latents(call, treatment))
+
         with torch.inference_mode(False), torch.no_grad():
-            treatment, pair = treat_first(now.run, self._start(now, call, unet), make)
+            began = self._start(now, call, unet)
+            treatment, pair = treat_first(now.run, began, make, None if empty is None else compared)
         if not treatment.changes:
             return call.denoised
         self.adopt(treatment, unet.model.diffusion_model)
@@ -175,16 +223,16 @@ class Watch(Treated):
                 size=tuple(call.x.shape[1:]),
                 sigma=call.level,
                 predict=lambda view: self._predict(now, call, view),
-                gradients=lambda: _gradients(unet.model),
+                gradients=lambda: differentiable(unet.model),
                 cancelled=cancelled,
             ),
             now.run.report,
             self.editor,
-            getattr(engine, "text_processing_engine", None) or getattr(engine, "text_processing_engine_l", None),
+            words.engine(p),
             lambda texts: engine.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),
-            p.prompts,
+            words.first(p),
         )
 
     def _predict(self, now: Pass, call: Call, view: View) -> Tensor:
@@ -204,23 +252,18 @@ class Watch(Treated):
     def _unit(self, call: Call) -> float:
         """Return what noise of unit variance is multiplied by in the sampler's latents."""
         one = torch.ones(1, 1, 1, 1, device=call.x.device)
-        scaled = call.model.predictor.noise_scaling(call.sigma[:1].reshape(1, 1, 1, 1), one, 0 * one, full(call))
+        full = bool(shared.opts.sgm_noise_multiplier)  # the host's setting, off by default: as at the largest level
+        scaled = call.model.predictor.noise_scaling(call.sigma[:1].reshape(1, 1, 1, 1), one, 0 * one, full)
         return float(scaled)
 
-    def _rows(self, rows: int, named: dict[str, Any]) -> list[bool]:
+    def _rows(self, rows: int, named: dict[str, Any], who: str = "edit") -> list[bool]:
         chunks = named.get("transformer_options", {}).get("cond_or_uncond", ())
         return [kind == 0 for kind in chunks for _ in range(rows // len(chunks))] if chunks else []
 
 
-def full(call: Call) -> bool:
-    """Whether a sampler scales noise as at the largest level; the host's setting, off by default."""
-    return bool(shared.opts.sgm_noise_multiplier)
-
-
-@contextmanager
-def _gradients(module: torch.nn.Module) -> Iterator[None]:
-    with differentiable(module):
-        yield
+def total(p: Any) -> int | None:
+    """Return the number of calls that the pass's sampler makes; some make several in each step."""
+    return getattr(getattr(p.sampler, "model_wrap_cfg", None), "total_steps", None)
 
 
 def cancelled() -> None:
@@ -229,25 +272,3 @@ def cancelled() -> None:
 
     if shared.state.interrupted or shared.state.skipped:
         raise InterruptedException
-
-
-def evidence(now: Pass, number: int, p: Any, args: dict[str, Any]) -> StepEvidence | str:
-    """Return the evidence of one model call, or why there is none."""
-    if args["uncond"] is None:
-        return GUIDANCE_OFF
-    if not bool(args["uncond_denoised"].any()):
-        return SKIPPED
-    call = Call(p, args, 1.0)
-    return StepEvidence(
-        step=number,
-        num_steps=now.run.report.steps or 0,
-        sigma=call.level,
-        sigma_max=float(call.model.predictor.sigma_max),
-        timestep=call.timestep,
-        noise_cond=call.noise(call.with_prompt),
-        noise_uncond=call.noise(call.without),
-        parameterization="flow_velocity" if isinstance(call.model.predictor, PredictionFlow) else "epsilon",
-        family=now.run.report.family,
-        full_noise=None if model.from_picture(p) else True,
-        prompts=model.numbers(p.prompts),
-    )

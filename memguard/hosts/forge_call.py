@@ -40,6 +40,12 @@ class Call:
         """Return a prediction in units of epsilon (velocity for flow models)."""
         return ((self.x if x is None else x).float() - denoised.float()) / self.level
 
+    @property
+    def gap(self) -> Tensor:
+        """The noise gap of each image, [B, C, h, w], in units of epsilon; zero where the host predicted one only."""
+        gap = (self.without.float() - self.with_prompt.float()) / self.level
+        return gap * self.without.any()  # what it leaves out is zeros
+
     def back(self, noise: Tensor) -> Tensor:
         """Return the denoised latents of a prediction."""
         return self.x.float() - noise * self.level

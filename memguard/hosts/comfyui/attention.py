@@ -97,7 +97,7 @@ class AttentionReader:
         found = {}
         for name, layer in self.layers.items():
             projected = attention.Projected(q[name], k[name], layer.heads).rows(rows)
-            found[name] = fold(projected.probabilities(), tokens)
+            found[name] = attention.fold(projected.probabilities(), tokens)
         self.masses[part] = {name: attention.mass(each) for name, each in found.items()}
         if self.with_maps:
             self.tallies.setdefault(part, MapTally(size)).add(found)
@@ -136,18 +136,6 @@ def is_compiled(options: dict[str, Any]) -> bool:
     """Whether a call goes through a compiled network, so that reading it needs a call of its own."""
     wrappers = options.get("transformer_options", {}).get("wrappers", {})
     return bool(wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILED))
-
-
-def fold(probabilities: Tensor, tokens: int) -> Tensor:
-    """Return attention over a prompt's own columns, [B, positions, tokens].
-
-    ComfyUI repeats prompts to a common length: a token's attention is then split over its copies. Columns that other
-    nodes append (pictures as prompts) are left out.
-    """
-    copies, rest = divmod(probabilities.shape[-1], tokens)
-    if rest or copies == 0:
-        return probabilities[..., :tokens]
-    return probabilities.unflatten(-1, (copies, tokens)).sum(-2)
 
 
 def cross_layers(network: Any) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from ...attributions.moment import Encoded
 from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
 from ...records import Reference, Report, StepEvidence
+from ..curve import Curve
 from . import model, roles
 from .attention import eager
 from .calls import TEXT, Call
 from .coverage import both, coverage
-from .curve import Curve
 from .explanation import Explanation, maps
 from .mitigating import Mitigating
 from .prompts import Prompts

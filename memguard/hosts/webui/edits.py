@@ -33,6 +33,7 @@ class Editor:
 
     Args:
         network: the UNet.
+        repeats: whether the host repeats a prompt to a common length (Forge), or appends to it (A1111).
 
     Attributes:
         table: what stands in each column of each image's prompt, int8 [B, tokens]; None where that is not known.
@@ -40,8 +41,8 @@ class Editor:
 
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network, self.layers = network, cross_layers(network)
+    def __init__(self, network: nn.Module, repeats: bool = False) -> None:
+        self.network, self.layers, self.repeats = network, cross_layers(network), repeats
         self.table: Tensor | None = None
         self.edits: tuple[Edit, ...] = ()
         self.step, self.sigma = 0, 0.0
@@ -116,13 +117,19 @@ class Editor:
         return plan
 
     def _groups(self, conditional: Tensor, columns: int) -> Tensor | None:
-        """Return what stands in each column of a call's rows; Forge repeats prompts to a common length."""
+        """Return what stands in each column of a call's rows."""
         chosen = int(conditional.sum())
-        if self.table is None or columns % self.table.shape[1] or chosen % len(self.table):
+        if self.table is None or chosen % len(self.table):
+            return None
+        own = self.table.shape[1]
+        if columns < own or (self.repeats and columns % own):
             return None
         found = torch.full((len(conditional), columns), OTHER, dtype=torch.int8, device=conditional.device)
-        table = self.table.to(conditional.device)
-        found[conditional] = table.repeat(chosen // len(table), columns // table.shape[1])
+        table = self.table.to(conditional.device).repeat(chosen // len(self.table), 1)
+        if self.repeats:
+            found[conditional] = table.repeat(1, columns // own)
+        else:
+            found[conditional, :own] = table
         return found
 
     def _forward(self, name: str, layer: Any, forward: Any, x: Tensor, context: Any = None, **named: Any) -> Any:

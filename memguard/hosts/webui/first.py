@@ -22,13 +22,19 @@ class Again(BaseException):
     """Ends a sampler at its first model call, to be started with other noise. No error: nothing may swallow it."""
 
 
-def treat_first(run: Run, start: Start, make: Callable[[Treatment], Pair]) -> tuple[Treatment, Pair | None]:
+def treat_first(
+    run: Run,
+    start: Start,
+    make: Callable[[Treatment], Pair],
+    reference: Callable[[Treatment], Tensor] | None = None,
+) -> tuple[Treatment, Pair | None]:
     """Return the treatment of a flagged run, and its first step as it is predicted under it, where that changed.
 
     Args:
         run: flagged at its first step.
         start: that step.
         make: predicts it again under a treatment.
+        reference: predicts what a treated step is compared with; None is its own prediction without the prompt.
 
     """
     made: list[tuple[Treatment, Pair]] = []
@@ -36,7 +42,8 @@ def treat_first(run: Run, start: Start, make: Callable[[Treatment], Pair]) -> tu
     def redo(treatment: Treatment) -> StepEvidence:
         pair = make(treatment)
         made.append((treatment, pair))
-        return replace(run.evidence[0], noise_cond=pair[0], noise_uncond=pair[1])
+        other = pair[1] if reference is None else reference(treatment)
+        return replace(run.evidence[0], noise_cond=pair[0], noise_uncond=other)
 
     treatment = mitigate(run, start, redo)
     return treatment, next((pair for tried, pair in reversed(made) if tried.predicts_as(treatment)), None)

@@ -1,4 +1,4 @@
-"""Profiles as the WebUIs' users keep them: JSON files below models/memguard, as in ComfyUI.
+"""Profiles and neuron sets as the WebUIs' users keep them: files below models/memguard, as in ComfyUI.
 
 Part of the WebUI hosts; may import: memguard's core.
 """
@@ -12,6 +12,8 @@ from ...calibration import store
 FOLDER = "memguard"
 
 
-def register(models: str) -> None:
-    """Make models/memguard known to the search for profiles; it need not exist."""
-    store.register(Path(models) / FOLDER)
+def register(models: str) -> Path:
+    """Make models/memguard known to the search for profiles, and return it; it need not exist."""
+    folder = Path(models) / FOLDER
+    store.register(folder)
+    return folder

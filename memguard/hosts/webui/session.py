@@ -7,14 +7,21 @@ Part of the WebUI hosts; may import: memguard's core.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ...guard import Guard, MemorizationStop, Run
-from ...records import Report, StepEvidence
-from ...wording import message
+from torch import Tensor
 
+from ...guard import Guard
+from ...records import Report
+from ...wording import message
+from .explanation import When
+from .sampling import FAILED, Pass
+
+log = logging.getLogger("memguard")
 SKIPPED = "the WebUI skipped the prediction without the prompt (skip early CFG, or negative guidance minimum sigma)"
 
 
@@ -28,9 +35,13 @@ class Session:
         stop: called where policy "stop" ends the generation.
         finished: called with the report of each pass that is over; returns a note for it or None.
         enough: called when a pass has a verdict or a reason; a check before generating ends here.
+        explain: which runs to explain.
 
     Attributes:
         reports: of the passes that are over.
+        maps: of each of these passes, by name, float32 [B, h, w].
+        pictures: of each of these passes: captions and data URLs, to be shown beside its report.
+        overlays: captions and pictures, to be shown in the gallery.
         stopped: the message of policy "stop"; empty where nothing was stopped.
 
     """
@@ -43,10 +54,14 @@ class Session:
         stop: Callable[[], None],
         finished: Callable[[Report], str | None] = lambda report: None,
         enough: Callable[[], None] = lambda: None,
+        explain: When = "never",
     ) -> None:
         self.guard, self.host, self.version, self._stop = guard, host, version, stop
-        self.finished, self.enough = finished, enough
+        self.finished, self.enough, self.explain = finished, enough, explain
         self.reports: list[Report] = []
+        self.maps: list[dict[str, Tensor]] = []
+        self.pictures: list[list[tuple[str, str]]] = []
+        self.overlays: list[tuple[str, Any]] = []
         self.stopped = ""
         self.told = 0  # how many reports saved pictures have been told of
         self.now: Pass | None = None
@@ -65,9 +80,20 @@ class Session:
             finished, self.now = self.now, None
             if finished.calls == 0:
                 finished.run.unavailable("the run ended before the model's first prediction")
-            report = finished.run.finish()
+            report = finished.finish()
             note = self.finished(report)
             self.reports.append(replace(report, notes=(*report.notes, note)) if note else report)
+            self.maps.append(finished.maps)
+            self.pictures.append([])
+
+    def broke(self, error: Exception) -> None:
+        """Take an error of ours outside of a model call. The picture goes on, except under policy "stop"."""
+        log.warning("%s: %s", type(error).__name__, error)
+        if self.now is not None:
+            with suppress(Exception):  # under policy "stop" the error comes back, and is said below
+                self.now.run.failed(error)
+        if self.guard.policy == "stop":
+            self.stop(FAILED.format(error))
 
     def stop(self, text: str) -> None:
         """End the generation, by policy "stop"."""
@@ -79,40 +105,6 @@ class Session:
         """The report to show first: that of the gravest verdict, of equal ones the first."""
         order = ("unknown", "ordinary", "suspicious", "memorized")
         return max(self.reports, key=lambda report: order.index(report.verdict), default=None)
-
-
-class Pass:
-    """One sampling pass and its run."""
-
-    def __init__(self, session: Session, key: object, run: Run) -> None:
-        self.session, self.key, self.run = session, key, run
-        self.calls = 0
-
-    def look(self, evidence: Callable[[int], StepEvidence | str]) -> None:
-        """Take one model call. Nothing that goes wrong here costs the picture, except under policy "stop".
-
-        Args:
-            evidence: of the call with this number, or why there is none; asked for scored calls only.
-
-        """
-        number, self.calls = self.calls, self.calls + 1
-        if not self.run.wants(number):
-            return
-        try:
-            found = evidence(number)
-            if isinstance(found, str):
-                self.run.unavailable(found)
-            else:
-                self.run.observe(found)
-        except MemorizationStop as ended:
-            self.session.stop(str(ended))
-        except Exception as error:
-            try:
-                self.run.failed(error)
-            except Exception:  # policy "stop" fails closed
-                self.session.stop(f"MemGuard: stopped, because of an error: {error}")
-        if not self.run.wants(self.calls):
-            self.session.enough()
 
 
 def infotext(reports: Sequence[Report], images: int) -> dict[str, Any]:

@@ -1,25 +1,194 @@
-"""From the accordion's controls to a guard. Part of the WebUI hosts; may import: memguard's core."""
+"""From the accordion's controls, or the API's names, to a guard.
+
+Part of the WebUI hosts; may import: memguard's core.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...calibration import Profile
+from ...detectors import available as detectors
 from ...guard import Guard
 from ...mitigations import available, get
+from ...records import POLICIES, REFERENCES
+from .explanation import WHEN
 
-POLICIES = ("observe", "warn", "stop", "mitigate")
 AUTO = "auto"
-MITIGATIONS = (AUTO, *(name for name in available() if name not in ("neuron_mask", "paraphrase")))
+MITIGATIONS = (AUTO, *available())
+AUTOMATIC = "automatic"  # the profile that fits the run
+NONE = "none"  # no neuron set
+CHOICES = {
+    "policy": POLICIES,
+    "detector": tuple(sorted(detectors())),
+    "reference": REFERENCES,
+    "explain": WHEN,
+    "mitigation": MITIGATIONS,
+}
+ENABLED = "MemGuard"  # key of the infotext that ticks the box
+OF_MITIGATE = ("mitigation", "strength", "neurons", "wording", "parameters")
 
 
-def guard_of(policy: str, sensitivity: float, steps: int = 1, mitigation: str = AUTO, strength: float = 1.0) -> Guard:
-    """Return the guard of a generation. Mitigation and strength count under policy "mitigate" only.
+@dataclass(frozen=True)
+class Settings:
+    """What the controls say, in their order.
 
-    Raises:
-        ValueError: for a setting out of range.
+    Attributes:
+        policy: what a run that looks memorized leads to.
+        sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
+        steps: number of scored model calls.
+        detector: what is measured.
+        reference: what the prompt is compared with.
+        explain: which runs get words and maps.
+        profile: file below models/memguard, or "automatic".
+        mitigation: of policy "mitigate", as are the following.
+        strength: of the mitigation, 0 to 1; not of "auto".
+        neurons: file of a neuron set below models/memguard, for neuron_mask.
+        wording: the prompt in other words, for paraphrase.
+        parameters: of the mitigation, "name=value" separated by commas.
 
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy is {policy!r}; use one of {', '.join(POLICIES)}")
-    chosen = None
-    if policy == "mitigate" and mitigation != AUTO:
-        chosen = get(mitigation, strength=strength)
-    return Guard(policy=policy, sensitivity=sensitivity, steps=steps, mitigation=chosen)  # type: ignore[arg-type]
+
+    policy: str = "warn"
+    sensitivity: float = 99.0
+    steps: int = 1
+    detector: str = "text_noise_norm"
+    reference: str = "negative"
+    explain: str = "flagged"
+    profile: str = AUTOMATIC
+    mitigation: str = AUTO
+    strength: float = 1.0
+    neurons: str = NONE
+    wording: str = ""
+    parameters: str = ""
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+
+    @classmethod
+    def of(cls, args: Sequence[Any], changed: Mapping[str, Any] | None = None) -> Settings | None:
+        """Return the settings of a script's arguments, None where the box is not ticked.
+
+        Args:
+            args: whether the box is ticked, and the settings in the order of the fields; or one mapping by name, as
+                the API may send it, which ticks the box unless ``enabled`` is false.
+            changed: settings of an XYZ axis, by name, in their place; they tick the box.
+
+        Raises:
+            ValueError: for an unknown name, or a value out of range.
+
+        """
+        if args and isinstance(args[0], Mapping):
+            given = dict(args[0])
+            enabled = bool(given.pop("enabled", True))
+        else:
+            enabled, given = bool(args and args[0]), dict(zip(NAMES, args[1:], strict=False))
+        if not enabled and not changed:
+            return None
+        given |= dict(changed or {})
+        made = {}
+        for name, value in given.items():
+            if name not in DEFAULTS:
+                raise ValueError(f"there is no setting {name!r}; there are {', '.join(NAMES)}")
+            kind = type(DEFAULTS[name])
+            try:
+                made[name] = kind(DEFAULTS[name] if value is None else value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} is {value!r}; give a number") from None
+        return cls(**made)
+
+    def guard(self, folder: Path) -> Guard:
+        """Return the guard that they mean.
+
+        Args:
+            folder: where profiles and neuron sets lie.
+
+        Raises:
+            ValueError: for a setting out of range, or a file that cannot be used.
+
+        """
+        return Guard(
+            (self.detector,),
+            self.policy,  # type: ignore[arg-type]
+            self._mitigation(folder),
+            None if self.profile in ("", AUTOMATIC) else Profile.read(inside(folder, self.profile)),
+            self.steps,
+            self.sensitivity,
+            self.reference,  # type: ignore[arg-type]
+        )
+
+    def infotext(self) -> dict[str, Any]:
+        """Return what saved pictures say: what differs from the defaults, so that pasting restores the controls."""
+        told: dict[str, Any] = {ENABLED: True, LABELS["policy"]: self.policy}
+        for name in NAMES:
+            counts = self.policy == "mitigate" or name not in OF_MITIGATE
+            if counts and getattr(self, name) != DEFAULTS[name]:
+                told[LABELS[name]] = getattr(self, name)
+        return told
+
+    def _mitigation(self, folder: Path) -> Any:
+        if self.policy != "mitigate" or self.mitigation == AUTO:
+            return None
+        more: dict[str, Any] = parsed(self.parameters)
+        if self.mitigation == "neuron_mask":
+            if self.neurons in ("", NONE):
+                raise ValueError("neurons is none, and neuron_mask needs a set; choose one, or use another mitigation")
+            from ...neurons.files import load
+
+            more["neurons"] = load(inside(folder, self.neurons))
+        if self.mitigation == "paraphrase":
+            more["text"] = self.wording
+        return get(self.mitigation, strength=self.strength, **more)
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
+NAMES = tuple(DEFAULTS)
+LABELS = {name: f"MemGuard {name}" for name in NAMES}  # keys of the infotext
+
+
+def restored(infotext: Mapping[str, Any], name: str) -> Any:
+    """Return what a pasted infotext says of a setting; None, which changes nothing, where it is not MemGuard's."""
+    return infotext.get(LABELS[name], DEFAULTS[name]) if ENABLED in infotext else None
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Return parameters that are written "name=value, name=value".
+
+    Raises:
+        ValueError: where a part has no name or no value.
+
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        name, sign, value = (each.strip() for each in part.partition("="))
+        if not (name and sign and value):
+            raise ValueError(f"parameters has {part!r}; write name=value, separated by commas")
+        try:
+            found[name] = json.loads(value.lower() if value.lower() in ("true", "false") else value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file below a folder.
+
+    Raises:
+        ValueError: if there is none of that name.
+
+    """
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"there is no file {name!r} in models/{folder.name}; refresh the list and choose again")
+    return path
+
+
+def files(folder: Path, ending: str) -> list[str]:
+    """Return the names of the files below a folder that end in some way; none where there is no such folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{ending}")) if folder.is_dir() else []

@@ -5,6 +5,7 @@ Part of the WebUI hosts; may import: memguard.attributions, memguard.mitigations
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 
 from ...attributions.moment import Encoded
+from ...attributions.words import Token
 from ...mitigations.edit import BOS, EOS, OTHER, PADDING, WORD
+from ...records import Group
+
+NUMBERS = {"bos": BOS, "word": WORD, "eos": EOS, "padding": PADDING}
 
 
-def groups(engine: Any, text: str) -> list[int]:
+def columns(engine: Any, text: str) -> list[Token]:
     """Return what stands in each column of a prompt.
 
     Args:
@@ -25,14 +30,46 @@ def groups(engine: Any, text: str) -> list[int]:
 
     """
     chunks, _ = engine.tokenize_line(text)
-    found: list[int] = []
+    found: list[Token] = []
+    ended = True
     for chunk in chunks:
-        taken = {fix.offset + 1 + i for fix in chunk.fixes for i in range(len(fix.embedding.vec))}
-        tokens = list(chunk.tokens)
-        ends = [i for i, token in enumerate(tokens) if i and token == engine.id_end and i not in taken]
+        named = {fix.offset + 1 + i: fix.embedding for fix in chunk.fixes for i in range(int(fix.embedding.vectors))}
+        first = {fix.offset + 1 for fix in chunk.fixes}
+        tokens, start = list(chunk.tokens), len(found)
+        ends = [i for i, token in enumerate(tokens) if i and token == engine.id_end and i not in named]
         last = ends[0] if ends else len(tokens)
-        found += [BOS if i == 0 else WORD if i < last else EOS if i == last else PADDING for i in range(len(tokens))]
+        for i, (number, emphasis) in enumerate(zip(tokens, chunk.multipliers, strict=True)):
+            column, weight = start + i, float(emphasis)
+            if i in named:
+                name = str(named[i].name)
+                found.append(Token(column, name, name=name, opens=i in first, emphasis=weight))
+                ended = True
+            elif i == 0 or i >= last:
+                group: Group = "bos" if i == 0 else "eos" if i == last else "padding"
+                found.append(Token(column, "", number, group))
+            else:
+                word, ends_word = _piece(engine, number)
+                found.append(Token(column, word, number, opens=ended, emphasis=weight))
+                ended = ends_word
     return found
+
+
+def _piece(engine: Any, number: int) -> tuple[str, bool]:
+    """Return a token as the text has it, and whether a word ends there; "" where the tokenizer cannot tell."""
+    tokenizer: Any = getattr(engine, "tokenizer", None)
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        ended = str(tokenizer.convert_ids_to_tokens(number)).endswith("</w>")
+        return str(tokenizer.decode([number])).strip(), ended
+    clip = getattr(sys.modules.get("open_clip.tokenizer"), "_tokenizer", None)  # of A1111's SD2 and SDXL
+    if clip is None:
+        return "", True
+    text = str(clip.decode([number]))
+    return text.strip(), text.endswith(" ")
+
+
+def groups(engine: Any, text: str) -> list[int]:
+    """Return what stands in each column of a prompt, in the numbers of ``mitigations.edit``."""
+    return [NUMBERS[token.group] for token in columns(engine, text)]
 
 
 def table(engine: Any, texts: Sequence[str], columns: int) -> Tensor | None:
@@ -43,6 +80,12 @@ def table(engine: Any, texts: Sequence[str], columns: int) -> Tensor | None:
     if any(len(row) > columns for row in rows):
         return None
     return torch.tensor([row + (columns - len(row)) * [OTHER] for row in rows], dtype=torch.int8)
+
+
+def endings(engine: Any, texts: Sequence[str], columns: int) -> Tensor | None:
+    """Return which columns of prompts hold EOS and padding, bool [B, columns]; None where the engine cannot tell."""
+    known = table(engine, texts, columns)
+    return None if known is None else (known == EOS) | (known == PADDING)
 
 
 @contextmanager

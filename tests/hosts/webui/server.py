@@ -72,9 +72,10 @@ class Server:
         self.process = subprocess.Popen(
             command, cwd=root, env=os.environ | own, stdout=self.log, stderr=subprocess.STDOUT
         )
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until the server answers."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if self.process.poll() is not None:
@@ -111,9 +112,7 @@ class Server:
         body = {"prompt": "a red fox on a roof", "seed": 3, "steps": 4, "width": 128, "height": 128, "cfg_scale": 7.5}
         body |= {"sampler_name": "Euler", "scheduler": "Automatic"} | changes
         if guard is not None:
-            given = {"policy": "observe", "sensitivity": 99.0, "steps": 1, "mitigation": "auto", "strength": 1.0}
-            given |= guard
-            body["alwayson_scripts"] = {"MemGuard": {"args": [True, *given.values()]}}
+            body["alwayson_scripts"] = {"MemGuard": {"args": [{"policy": "observe", "explain": "never"} | guard]}}
         return Made(self, self.post(f"/sdapi/v1/{kind}", body))
 
     def close(self) -> None:

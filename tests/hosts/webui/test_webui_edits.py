@@ -109,8 +109,8 @@ def table(rows=2, words=3):
     return torch.tensor(rows * [row], dtype=torch.int8)
 
 
-def edited(network, edits, x, context, marks=(False, False, True, True), slices=(slice(None),)):
-    editor = Editor(network)
+def edited(network, edits, x, context, marks=(False, False, True, True), slices=(slice(None),), repeats=False):
+    editor = Editor(network, repeats)
     editor.edits, editor.table = edits, table()
     asked = [0]
 
@@ -183,16 +183,20 @@ def test_calls_in_slices_give_what_one_call_gives(network, inputs, edit):
         assert not torch.allclose(whole[2:], network(x, context=context)[2:])
 
 
-def test_prompts_repeated_to_a_common_length(network, inputs):
+def test_prompts_of_a_common_length(network, inputs):
+    """Forge repeats a prompt; A1111 appends to it, and what it appends is neither word nor padding."""
     x, context = inputs
-    edit = (Mask({DOWN: (0, 3)}, 0.0),)
-    torch.testing.assert_close(
-        edited(network, edit, x, torch.cat([context, context], 1)), edited(network, edit, x, context)
-    )
-    mask = (ScaleAndMask(1.25, (PADDING,), 1.0, None),)
-    torch.testing.assert_close(
-        edited(network, mask, x, torch.cat([context, context], 1)), edited(network, mask, x, context)
-    )
+    repeated, appended = torch.cat([context, context], 1), torch.cat([context, torch.randn_like(context)], 1)
+    edit, mask = (Mask({DOWN: (0, 3)}, 0.0),), (ScaleAndMask(1.25, (PADDING,), 1.0, None),)
+    for each in (edit, mask):
+        torch.testing.assert_close(edited(network, each, x, repeated, repeats=True), edited(network, each, x, context))
+    # the same columns as a repeated prompt's padding, and here they act
+    other = appended.clone()
+    other[:, context.shape[1] :][:, (table() == PADDING).any(0)] += 1
+    kept, changed = (edited(network, mask, x, each) for each in (appended, other))
+    assert not torch.allclose(kept[2:], changed[2:])
+    kept, changed = (edited(network, mask, x, each, repeats=True) for each in (appended, other))
+    torch.testing.assert_close(kept[2:], changed[2:])
 
 
 def test_an_exception_leaves_nothing_behind(network, inputs):
@@ -227,7 +231,7 @@ def test_whatever_ends_the_sampling_nothing_stays_in_the_network(network, inputs
     treated = Treated(Session(Guard(), "a1111", "v1", lambda: None))
     treated.edit(network)
     sampler = Sampler(network, error)
-    treated.before_sampling(SimpleNamespace(sampler=sampler))
+    treated.before_sampling(SimpleNamespace(sampler=sampler), network)
     treated.edit(network)
     treated.adopt(Treatment(edits=(Mask({DOWN: (0,)}, 0.0),)), network)
     assert [layer for layer in network.modules() if "forward" in vars(layer)]
@@ -242,8 +246,8 @@ def test_other_noise_starts_the_sampler_once_more(network, inputs):
     session = Session(Guard(), "a1111", "v1", lambda: None)
     treated, sampler = Treated(session), Sampler(network, Again())
     session.begin("pass")
-    treated.before_sampling(SimpleNamespace(sampler=sampler))
-    treated.before_sampling(SimpleNamespace(sampler=sampler))  # hires asks twice
+    treated.before_sampling(SimpleNamespace(sampler=sampler), network)
+    treated.before_sampling(SimpleNamespace(sampler=sampler), network)  # hires asks twice
     treated.treatment = Treatment(noise=torch.ones_like(x), images=torch.tensor([1, 3]))
     with pytest.raises(Again):  # and not a third time
         sampler.sample(None, x, context)

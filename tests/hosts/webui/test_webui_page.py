@@ -105,9 +105,53 @@ def test_a_memorized_prompt_through_the_page(shown, policy):
     said = text(browser)
     assert "looks memorized (score" in said
     assert ("mitigated by" in said) == (policy == "mitigate")
+    inside = "return [...gradioApp().querySelectorAll('#memguard_txt2img_panel {}')].map((each) => {})"
+    words = browser.run(inside.format(".memguard-words b", "each.textContent"))
+    assert words[:5] == ["Halley", "breakfast", "at", "noon", "-"]
+    assert "noise gap over 4 model calls" in browser.run(inside.format("svg", "each.getAttribute('aria-label')"))[0]
+    assert "end of prompt, last step" in browser.run(inside.format("img", "each.alt"))
+    assert min(browser.run(inside.format("img", "each.naturalWidth"))) == 128
     time.sleep(1)  # the toast fades in
     picture(browser, f"{server.host}-{policy}")
     assert browser.run("return gradioApp().querySelectorAll('#txt2img_gallery img').length") > 0
+
+
+def test_a_prompt_that_looked_memorized_before_is_known_when_it_is_typed(shown):
+    _, browser = shown
+    line = "gradioApp().querySelector('#memguard_txt2img_known').innerText"
+    put(browser, "txt2img_prompt", "a red fox on a roof")
+    browser.wait(f"{line}.trim() === '' && true", 60)
+    put(browser, "txt2img_prompt", MEMORIZED)
+    assert "MemGuard: this prompt looked memorized (score" in browser.wait(f"{line}.includes('before') && {line}", 60)
+
+
+def test_pasting_a_picture_s_text_restores_the_controls(shown):
+    server, browser = shown
+    chosen = {"policy": "mitigate", "mitigation": "padding", "strength": 0.5, "sensitivity": 95.0, "explain": "never"}
+    made = server.generate(chosen, prompt="a red fox on a roof")
+    put(browser, "txt2img_prompt", made.info["infotexts"][0])
+    browser.run("gradioApp().querySelector('#paste').click()")
+    value = "gradioApp().querySelector('#memguard_txt2img_{} input').value"
+    browser.wait(f"{value.format('policy')} === 'mitigate' && {value.format('mitigation')} === 'padding'", 60)
+    found = {name: browser.run(f"return {value.format(name)}") for name in chosen}
+    assert found == {name: str(each).removesuffix(".0") for name, each in chosen.items()}
+    assert browser.run("return gradioApp().querySelector('#txt2img_prompt textarea').value") == "a red fox on a roof"
+    picture(browser, f"{server.host}-pasted")
+
+
+def test_after_reload_ui_a_generation_is_watched_once(shown):
+    server, browser = shown
+    before = server.generate({}).finding["scores"]
+    browser.run("gradioApp().querySelector('#settings_restart_gradio').click()")
+    time.sleep(5)
+    server.wait()
+    made = server.generate({})
+    assert made.finding["scores"] == pytest.approx(before, rel=1e-6)
+    assert len(made.reports) == 1
+    browser.send("Page.navigate", url=server.url)
+    browser.wait("window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true", PATIENCE)
+    count = "return gradioApp().querySelectorAll('#memguard_txt2img_check, #memguard_txt2img-checkbox').length"
+    assert browser.run(count) == 2
 
 
 def test_our_scripts_logged_no_error(shown):

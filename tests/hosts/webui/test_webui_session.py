@@ -9,7 +9,6 @@ from memguard import Guard
 from memguard.calibration import Conditions, Distribution, Profile
 from memguard.hosts.webui import model
 from memguard.hosts.webui.session import Session, infotext
-from memguard.hosts.webui.settings import guard_of
 from memguard.hosts.webui.shown import MARKS, html, warning
 from memguard.records import Attempt, StepEvidence
 
@@ -140,14 +139,3 @@ def test_a_lora_leaves_the_fingerprint_as_it_is():
     assert model.name_of(changed) == model.name_of(plain)
     changed.network_weights_backup = None
     assert model.name_of(torch.nn.Sequential(changed)) != model.name_of(plain)
-
-
-def test_settings():
-    assert guard_of("warn", 99.0, 2).steps == 2
-    assert guard_of("mitigate", 99.0).mitigation is None
-    assert guard_of("mitigate", 99.0, 1, "guidance_delay", 0.5).mitigation.strength == 0.5
-    assert guard_of("warn", 99.0, 1, "guidance_delay").mitigation is None
-    with pytest.raises(ValueError, match="^policy is 'destroy'; use one of observe, warn, stop, mitigate$"):
-        guard_of("destroy", 99.0)
-    with pytest.raises(ValueError, match="^there is no mitigation 'x'; use one of attention_scaling, "):
-        guard_of("mitigate", 99.0, 1, "x")

@@ -136,6 +136,14 @@ def test_bad_settings_are_said_and_cost_no_picture(server, settings, line):
     assert watched.reports == []
 
 
+def test_stop_fails_closed(server):
+    """Settings that cannot be read make no picture where a stop was asked for."""
+    stopped = server.generate({"policy": "stop", "steps": 0})
+    assert stopped.coded == [] or not np.array_equal(stopped.pictures[0], server.generate().pictures[0])
+    assert "stopped, because of an error: steps is 0; score at least 1 step" in json.dumps(stopped.info)
+    assert len(server.generate().coded) == 1
+
+
 def calibrated(server):
     """Let every prompt look memorized: a profile of low scores for this checkpoint, below models/memguard."""
     made = server.generate({})

@@ -1,6 +1,6 @@
 """The noise gap of every model call of a run, collected without waiting for the device.
 
-Part of the ComfyUI host; may import: torch.
+May import: torch.
 """
 
 from __future__ import annotations

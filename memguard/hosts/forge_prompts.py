@@ -1,0 +1,83 @@
+"""The prompts of a pass in Forge: which texts act, how they encode, and the way back through network and text encoder.
+
+May import: the WebUI's modules and backend, memguard's core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from backend import memory_management
+from backend.text_processing import classic_engine
+from modules import prompt_parser
+from torch import Tensor
+
+from ..attributions.moment import Encoded
+from .forge_call import Call, exchanged, text
+from .inference import differentiable, normal
+from .webui import model, prompts, tokens
+from .webui.explanation import Asked, grouped
+
+
+def engine(p: Any) -> Any:
+    """Return the text engine, of CLIP-L where there are several; None where there is none of that kind."""
+    names = "text_processing_engine", "text_processing_engine_l"
+    return next(filter(None, (getattr(p.sd_model, name, None) for name in names)), None)
+
+
+def first(p: Any) -> list[str]:
+    """Return the first sub-prompt of each image, as it is at the first step."""
+    return [parts[0] for parts in prompts.spoken(prompt_parser, p)]
+
+
+def empty(p: Any) -> Encoded | None:
+    """Return the empty prompt, one row; None where the pass compares with one anyway.
+
+    The text encoder is asked before the sampler has the network in memory.
+    """
+    if model.cfg(p) != 1 and not any(each.strip() for each in p.negative_prompts):
+        return None
+    given = prompt_parser.SdConditioning([""], is_negative_prompt=True, width=p.width, height=p.height)
+    made = tokens.encoded(p.sd_model.get_learned_conditioning(given))
+    return Encoded(normal(made.text), None if made.pooled is None else normal(made.pooled))
+
+
+def asked(call: Call) -> Asked:
+    """Return what is known of the prompts of a call, for an explanation; rows are sub-prompt by sub-prompt."""
+    p, images, network = call.p, len(call.x), call.model
+    given = [text([cond]) for cond in call.cond]
+    pooled = [each.pooled for each in given if each.pooled is not None]
+    prompt = Encoded(torch.cat([each.text for each in given]), torch.cat(pooled) if pooled else None)
+
+    def predict(prompt: Encoded) -> Tensor:
+        own = [
+            exchanged(cond, prompt.rows(slice(number * images, (number + 1) * images)))
+            for number, cond in enumerate(call.cond)
+        ]
+        return call.predict(own, call.x)
+
+    return Asked(
+        prompt,
+        grouped(prompts.spoken(prompt_parser, p), lambda image, part: part * images + image),
+        engine(p),
+        predict,
+        lambda: differentiable(network),
+        lambda: following(p),
+    )
+
+
+@contextmanager
+def following(p: Any) -> Iterator[None]:
+    """Let autograd through the text encoder; what it notes for saved pictures stays as it was."""
+    before = dict(classic_engine.last_extra_generation_params)
+    encoder = engine(p).text_encoder
+    memory_management.load_model_gpu(p.sd_model.forge_objects.clip.patcher)
+    try:
+        with differentiable(encoder):
+            yield
+    finally:
+        classic_engine.last_extra_generation_params.clear()
+        classic_engine.last_extra_generation_params.update(before)

@@ -1,0 +1,136 @@
+"""Cross-attention, read beside the network's own calls: queries and keys are what its projections give out.
+
+Any attention optimisation may work with them; nothing is replaced. Hooks stand in the network for one sampling, and
+take something only between ``arm`` and ``disarm``, so that calls of our own are not read.
+
+Part of the WebUI hosts; may import: memguard.attributions, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attributions import attention
+from ...attributions.maps import MapTally
+from .edits import Marks
+from .layers import cross_layers
+
+NO_LAYERS = "this model has no cross-attention of its own: prompt and picture share their attention"
+NOT_HERE = "this WebUI is older than 1.10 and tells no script that a sampler starts, so attention is not read"
+SEVERAL = "the prompt is joined of several by AND, and their attention is not one"
+
+
+class Reader:
+    """Reads the attention of the prompt's rows.
+
+    Args:
+        network: the UNet.
+        marks: tells which rows of a call carry the prompt.
+        repeats: whether the host repeats a prompt to a common length (Forge), or appends to it (A1111).
+
+    Attributes:
+        masses: of the call that was read last: layer -> mass [B, tokens].
+        tally: what maps need, of all calls that were read for maps; None before the first.
+        reason: why nothing could be read.
+
+    """
+
+    def __init__(self, network: nn.Module, marks: Marks, repeats: bool = False) -> None:
+        self.network, self.layers, self._marks, self.repeats = network, cross_layers(network), marks, repeats
+        self.masses: dict[str, Tensor] = {}
+        self.tally: MapTally | None = None
+        self.reason = "" if self.layers else NO_LAYERS
+        self._armed: tuple[int, int, bool] | None = None
+        self._found: dict[str, list[Tensor]] = {}
+        self._now: dict[tuple[str, str], Tensor] | None = None
+        self._rows: Tensor | None = None
+        self._size = (0, 0)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand in the network for the time of the block."""
+        with ExitStack() as stack:
+            stack.callback(self.network.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            stack.callback(self.network.register_forward_hook(self._end, always_call=True).remove)
+            for name, layer in self.layers.items():
+                for kind in ("to_q", "to_k"):
+                    hook = partial(self._keep, (name, kind))
+                    stack.callback(getattr(layer, kind).register_forward_hook(hook).remove)
+            yield
+
+    def arm(self, images: int, tokens: int, with_maps: bool) -> None:
+        """Read the model call to come.
+
+        Args:
+            images: rows that carry the prompt, one for each image.
+            tokens: columns of the prompt.
+            with_maps: whether to keep maps as well.
+
+        """
+        self.masses, self._found = {}, {}
+        self._armed = None if self.reason else (images, tokens, with_maps)
+
+    def evidence(self, summary: Tensor | None) -> dict[str, Any]:
+        """Return what StepEvidence holds of the attention of the call that was read.
+
+        Args:
+            summary: columns of EOS and padding, bool [B or 1, tokens]; None where they are not known.
+
+        """
+        if self.masses:
+            return {"attention": self.masses, "summary": summary}
+        return {"unread": self.reason or "attention was not read"}
+
+    def skip(self, why: str) -> None:
+        """Say why the call to come is not read."""
+        self.masses, self._armed = {}, None
+        self.reason = self.reason or why
+
+    def disarm(self) -> None:
+        """End the model call that is read."""
+        armed, self._armed, self._now = self._armed, None, None
+        if armed is None:
+            return
+        images, _, with_maps = armed
+        found = {name: torch.cat(parts) for name, parts in self._found.items()}
+        self._found = {}
+        if not found or any(len(each) != images for each in found.values()):
+            self.reason = "the network was not asked for one row per image"
+            return
+        self.masses = {name: attention.mass(each) for name, each in found.items()}
+        if with_maps:
+            self.tally = self.tally or MapTally(self._size)
+            self.tally.add(found)
+
+    def _begin(self, network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self._armed is None or not args:
+            return
+        x = args[0]
+        self._size, self._now = (x.shape[-2], x.shape[-1]), {}
+        marks = self._marks(len(x), named)
+        self._rows = torch.tensor([i for i, mark in enumerate(marks) if mark], device=x.device, dtype=torch.long)
+
+    def _keep(self, key: tuple[str, str], _module: Any, _inputs: Any, output: Tensor) -> None:
+        if self._now is not None:  # the first output only: an edit lets the projections give out what it made
+            self._now.setdefault(key, output.detach())
+
+    def _end(self, *_: Any) -> None:
+        now, self._now = self._now, None
+        if now is None or self._armed is None or self._rows is None or not len(self._rows):
+            return
+        try:
+            for name, layer in self.layers.items():
+                q, k = now[name, "to_q"][self._rows], now[name, "to_k"][self._rows]
+                found = attention.Projected(q, k, int(layer.heads)).probabilities()
+                tokens = self._armed[1]
+                found = attention.fold(found, tokens) if self.repeats else found[..., :tokens]
+                self._found.setdefault(name, []).append(found)
+        except Exception as error:  # of ours: the picture must not be lost for it
+            self.reason = f"attention was not read ({type(error).__name__}: {error})"
+            self._armed = None

@@ -1,0 +1,165 @@
+"""One sampling pass: its calls, one run of the guard, the noise gap of every call, its words and maps.
+
+Part of the WebUI hosts; may import: memguard's core, torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...guard import MemorizationStop, Run
+from ...records import Report, StepEvidence
+from ..curve import Curve
+from .explanation import Asked, Explanation, maps
+from .reading import NOT_HERE, SEVERAL, Reader
+
+if TYPE_CHECKING:
+    from .session import Session
+
+log = logging.getLogger("memguard")
+
+FAILED = "MemGuard: stopped, because of an error: {}"
+
+
+class Pass:
+    """One sampling pass and its run.
+
+    Attributes:
+        calls: of the model so far.
+        explanation: of the run.
+        maps: of the run, once it is finished.
+
+    """
+
+    def __init__(self, session: Session, key: object, run: Run) -> None:
+        self.session, self.key, self.run = session, key, run
+        self.calls = 0
+        self.explanation = Explanation(session.explain)
+        self.reader: Reader | None = None
+        self.maps: dict[str, Tensor] = {}
+        self._curve = Curve()
+        self._gap: Tensor | None = None  # of the last call, [B, C, h, w]
+
+    def again(self) -> None:
+        """The sampler starts once more, from other noise."""
+        self.calls, self._curve = 0, Curve()
+
+    def arm(self, images: int, tokens: int, total: int | None = None, alone: bool = True) -> None:
+        """Read attention at the model call to come, where somebody asks for it.
+
+        Args:
+            images: rows that carry the prompt, one for each image.
+            tokens: columns of the prompt.
+            total: as for ``look``.
+            alone: whether each image has one prompt.
+
+        """
+        if self.reader is None:
+            return
+        told = self.explanation
+        explained = told.taken or told.when == "always" or (told.when == "flagged" and self.calls == 0)
+        if not explained and not (self.run.guard.attention and self.run.wants(self._step(self.calls, total))):
+            return
+        if alone:
+            self.reader.arm(images, tokens, explained)
+        else:
+            self.reader.skip(SEVERAL)
+
+    def read(self, summary: Callable[[], Tensor | None]) -> dict[str, Any]:
+        """Return what StepEvidence holds of the call's attention, if a detector asks for it."""
+        if not self.run.guard.attention:
+            return {}
+        if self.reader is None:
+            return {"unread": NOT_HERE}
+        return self.reader.evidence(summary() if self.run.guard.late else None)
+
+    def look(self, evidence: Callable[[int], StepEvidence | str], total: int | None = None) -> StepEvidence | None:
+        """Take one model call. Nothing that goes wrong here costs the picture, except under policy "stop".
+
+        Args:
+            evidence: of the call with this number, or why there is none; asked for scored calls only.
+            total: number of calls that the sampler makes, where it is known; some make several in each step.
+
+        Returns:
+            the evidence of a scored call.
+
+        """
+        number, self.calls = self._step(self.calls, total), self.calls + 1
+        if not self.run.wants(number):
+            return None
+        found: StepEvidence | str | None = None
+        try:
+            found = evidence(number)
+            if isinstance(found, str):
+                self.run.unavailable(found)
+            else:
+                self.run.observe(found)
+        except MemorizationStop as ended:
+            self.session.stop(str(ended))
+        except Exception as error:
+            try:
+                self.run.failed(error)
+            except Exception:  # policy "stop" fails closed
+                self.session.stop(FAILED.format(error))
+        return found if isinstance(found, StepEvidence) else None
+
+    def follow(self, sigma: float, gap: Tensor) -> None:
+        """Add a call to the curve.
+
+        Args:
+            sigma: noise level.
+            gap: noise gap of the call, [B, C, h, w], in units of epsilon; zero where a prediction was left out.
+
+        """
+        self._gap = gap
+        self._curve.add(gap.new_tensor([sigma]), gap, gap.new_zeros(()), None)
+
+    def explain(self, found: StepEvidence | None, ask: Callable[[], Asked]) -> None:
+        """Explain the call that was just scored, if the run is to be explained."""
+        if found is None or not self.explanation.wants(self.run.report.flagged):
+            return
+        try:
+            masses = {} if self.reader is None else self.reader.masses
+            self.explanation.take(ask(), found, masses)
+        except Exception as error:
+            self._unexplained(error)
+
+    def scored(self) -> None:
+        """End a check, once nothing more is wanted."""
+        if not self.run.wants(self.calls):
+            self.session.enough()
+
+    def finish(self) -> Report:
+        """Close the run, and name its words; the sampler must be done."""
+        run = self.run
+        run.extra_rows += self.explanation.rows
+        try:
+            run.learn(curve=tuple(point for point in self._curve.points() if point[1] > 0))
+            found = self.explanation.words()
+            run.learn(attribution=found)
+            if found is not None and self._gap is not None:
+                self.maps = {"noise_gap": self._gap.float().pow(2).mean(1).cpu()}
+                if self.reader is not None and self.reader.tally is not None:
+                    self.maps |= maps(self.reader.tally, found.spans)
+                run.learn(maps=tuple(self.maps))
+        except Exception as error:
+            self._unexplained(error)
+        report = run.finish()
+        ending = self.maps.get("noise_gap")
+        return report if ending is None else replace(report, noise_gap_map=ending)
+
+    def _step(self, number: int, total: int | None) -> int:
+        """Return the step that a call belongs to: its number, unless late steps count."""
+        steps = self.run.report.steps or 0
+        if not self.run.guard.late or number < self.run.guard.steps or not total or total <= steps:
+            return number
+        return number * steps // total
+
+    def _unexplained(self, error: Exception) -> None:
+        log.warning("%s: %s", type(error).__name__, error)
+        self.run.learn(notes=(*self.run.report.notes, f"no words or maps, because {error}"))
