@@ -1,6 +1,7 @@
 """Real A1111 and Forge: memorized prompts are mitigated, ordinary ones keep every byte."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from memguard.hosts.diffusers.starting import groups_of
 from memguard.mitigations import available
 from memguard.mitigations.attention_scaling import ScaleAndMask
 from memguard.mitigations.edit import PADDING, Plan
+from memguard.neurons.files import save
+from memguard.records import NeuronSet
 
 MEMORIZED, ORDINARY = "Halley breakfast at noon - press kit", "a red fox on a roof"
-NAMES = [name for name in available() if name not in ("neuron_mask", "paraphrase")]
+NAMES = [name for name in available() if name not in ("neuron_mask", "paraphrase")]  # these need something given
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,9 @@ def profile(server):
     path.unlink()
 
 
-def mitigated(server, mitigation="auto", **changes):
-    guard = {"policy": "mitigate", "mitigation": mitigation}
-    return server.generate(guard, **{"prompt": MEMORIZED} | changes)
+def mitigated(server, mitigation="auto", guard=None, **changes):
+    settings = {"policy": "mitigate", "mitigation": mitigation} | (guard or {})
+    return server.generate(settings, **{"prompt": MEMORIZED} | changes)
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM", "DPM++ 2M"])
@@ -136,3 +139,34 @@ def test_hires_mitigates_the_first_pass(server):
     first, second = made.reports
     assert first["attempts"] and second["attempts"] == []
     assert first["error"] is None and second["error"] is None
+
+
+def test_a_second_wording(server):
+    made = mitigated(server, "paraphrase", guard={"wording": "a white comet above a breakfast table"})
+    (report,) = made.reports
+    (attempt,) = report["attempts"]
+    assert report["error"] is None and attempt["kept"]
+    assert "re-anchored on 'a white comet above a breakfast table'" in attempt["changes"]
+    assert not np.array_equal(made.pictures[0], server.generate(prompt=MEMORIZED).pictures[0])
+    assert "MemGuard wording: a white comet above a breakfast table" in made.info["infotexts"][0]
+
+
+def test_a_neuron_set_from_the_models_folder(server):
+    model = server.generate({}, prompt=MEMORIZED).reports[0]["model"]
+    layers = [f"down_blocks.{block}.attentions.{i}.transformer_blocks.0.attn2" for block in range(3) for i in range(2)]
+    every = NeuronSet({name: tuple(range(320 * 2 ** (number // 2))) for number, name in enumerate(layers)}, model=model)
+    path = save(every, server.folder / "models" / "memguard" / "all.safetensors")
+    plain = server.generate(prompt=MEMORIZED)
+    made = mitigated(server, "neuron_mask", guard={"neurons": "all.safetensors"})
+    other = mitigated(server, "neuron_mask", guard={"neurons": "all.safetensors", "parameters": "factor=1"})
+    save(replace(every, model="0000"), path)
+    strange = mitigated(server, "neuron_mask", guard={"neurons": "all.safetensors"})
+    path.unlink()
+    gone = mitigated(server, "neuron_mask", guard={"neurons": "all.safetensors"})
+    (attempt,) = made.reports[0]["attempts"]
+    assert made.reports[0]["error"] is None and f"{every.count} value neurons x 0" in attempt["changes"]
+    assert attempt["scores"][0] < 0.9 * made.reports[0]["scores_before"][0]
+    for same in (other, strange, gone):
+        assert np.array_equal(plain.pictures[0], same.pictures[0])
+    assert "the neuron set was made for model 0000" in " ".join(strange.reports[0]["attempts"][0]["changes"])
+    assert "there is no file 'all.safetensors' in models/memguard" in gone.info["infotexts"][0]
