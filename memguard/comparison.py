@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .overlay import FONT, letters
+from .overlay import FONT, letters, written
 from .records import Report
 
 GAP = 8  # pixels between the pictures
@@ -49,7 +49,7 @@ def compare(before: np.ndarray, after: np.ndarray, lines: list[str]) -> np.ndarr
     if right.height != left.height:
         width = round(right.width * left.height / right.height)
         right = right.resize((width, left.height), Image.Resampling.BICUBIC)
-    font = letters()
+    font, lines = letters(), [written(line) for line in lines]
     least = max((int(font.getlength(line)) for line in lines), default=0) + 2 * GAP
     wide = left.width + GAP + right.width
     canvas = Image.new("RGB", (max(wide, least), left.height + LINE * (1 + len(lines)) + GAP), "white")

@@ -97,7 +97,7 @@ def coloured_prompt(attribution: Attribution, width: int = 768) -> np.ndarray:
     x = y = margin
     boxes = []
     for span, weight, back in zip(attribution.spans, attribution.weights, backs, strict=True):
-        word, number = span.text or NAMES[span.group], f"{weight:.3g}"
+        word, number = written(span.text or NAMES[span.group]), f"{weight:.3g}"
         wide = int(max(font.getlength(word), font.getlength(number))) + 10
         if x + wide > width - margin and x > margin:
             x, y = margin, y + line
@@ -121,7 +121,7 @@ def ink(back: np.ndarray) -> str:
 def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:
     bar = np.broadcast_to(ramp()[np.linspace(0, 255, width).round().astype(int)], (BAR, width, 3))
     canvas = Image.fromarray(np.ascontiguousarray(bar))
-    draw, font = ImageDraw.Draw(canvas), letters()
+    draw, font, title = ImageDraw.Draw(canvas), letters(), written(title)
     right = f"{high:.3g}"
     draw.text((4, 4), f"{low:.3g}", "white", font)
     draw.text((width - 4 - font.getlength(right), 4), right, "black", font)
@@ -133,5 +133,15 @@ def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def letters() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font of all pictures, the one that comes with Pillow."""
-    return ImageFont.load_default(FONT)
+    """Return the font of all pictures, the one that comes with Pillow; before 10.1, as A1111 has it, of one size."""
+    try:
+        return ImageFont.load_default(FONT)
+    except TypeError:
+        return ImageFont.load_default()
+
+
+def written(text: str) -> str:
+    """Return a text as the font can write it: the one of old Pillows knows no letters beyond Latin-1."""
+    if isinstance(letters(), ImageFont.FreeTypeFont):
+        return text
+    return text.encode("latin-1", "replace").decode("latin-1")

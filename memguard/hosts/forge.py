@@ -21,7 +21,7 @@ from ..attributions.moment import Encoded
 from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
 from . import forge_prompts as words
-from .forge_call import Call, exchanged, text
+from .forge_call import Call, columns, exchanged, text
 from .inference import differentiable, normal
 from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
@@ -73,24 +73,28 @@ class Watch(Treated):
 
         def asked(network, x, timestep, uncond, cond, scale, options, seed):
             scales[0] = scale
-            now.arm(len(x), text(cond).text.shape[1], total(p), len(cond) == 1)
-            cond, uncond = self._exchanged(cond, uncond)
+            try:
+                now.arm(len(x), columns(cond), total(p), len(cond) == 1)
+                cond, uncond = self._exchanged(cond, uncond)
+            except Exception as error:  # of ours: the host would lose the picture
+                session.broke(error)
             return network, x, timestep, uncond, cond, scale, options, seed
 
         def look(args: dict[str, Any]) -> Tensor:
-            if now.reader is not None:
-                now.reader.disarm()
-            call, made = Call(p, args, scales[0]), []
+            made: list[Tensor] = []
             try:
-                if args["uncond"] is not None:
+                if now.reader is not None:
+                    now.reader.disarm()
+                call = Call(p, args, scales[0])
+                if call.uncond is not None:
                     now.follow(call.level, call.gap)
                 found = now.look(lambda number: self._evidence(now, number, call, empty), total(p))
                 now.explain(found, lambda: words.asked(call))
                 now.scored()
-            except Exception as error:  # of ours: the host would lose the picture
+                if call.uncond is not None:
+                    self.carry(now, lambda: made.append(self._treat(now, call, empty)))
+            except Exception as error:
                 session.broke(error)
-            if args["uncond"] is not None:
-                self.carry(now, lambda: made.append(self._treat(now, call, empty)))
             return made[0] if made else args["denoised"]
 
         unet.add_conditioning_modifier(asked)
@@ -138,7 +142,7 @@ class Watch(Treated):
             reference="empty" if now.run.guard.reference == "empty" else "negative",
             full_noise=None if model.from_picture(p) else True,
             prompts=model.numbers(p.prompts),
-            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), text(call.cond).text.shape[1])),
+            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), columns(call.cond))),
         )
 
     def _treat(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:

@@ -78,6 +78,12 @@ def text(conds: list[Any]) -> Encoded:
     return Encoded(normal(given["c_crossattn"].cond), None if pooled is None else normal(pooled.cond))
 
 
+def columns(conds: list[Any]) -> int:
+    """Return the number of a prompt's columns; 0 for a model without text of its own."""
+    given = conds[0]["model_conds"].get("c_crossattn")
+    return 0 if given is None else int(given.cond.shape[1])
+
+
 def exchanged(cond: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
     """Return a conditioning with another prompt."""
     given = dict(cond["model_conds"])

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
-from memguard.overlay import BAR, coloured_prompt, ink, overlay, ramp
+from memguard.overlay import BAR, coloured_prompt, ink, letters, overlay, ramp, written
 from memguard.records import Attribution, TokenSpan
 
 GREYS = np.array([0.2126, 0.7152, 0.0722])
@@ -65,3 +66,25 @@ def test_words_are_drawn_one_below_the_other_when_the_line_is_full():
     assert wide.shape[1] == 2000 and narrow.shape[1] == 200
     assert narrow.shape[0] > 3 * wide.shape[0]
     assert (narrow.reshape(-1, 3) == ramp()[-1]).all(1).any() and (narrow.reshape(-1, 3) == ramp()[0]).all(1).any()
+
+
+def test_the_font_of_an_old_pillow_writes_what_it_can(monkeypatch):
+    """A1111 and Forge pin Pillow 9.5, whose only font has no size and no letters beyond Latin-1."""
+    small = ImageFont.ImageFont()
+    monkeypatch.setattr("memguard.overlay.letters", lambda: small)
+    assert written("comet é 日本") == "comet é ??"
+    monkeypatch.undo()
+    assert written("comet é 日本") == "comet é 日本"
+    real = ImageFont.load_default
+
+    def old(*size):
+        if size:
+            raise TypeError("load_default() takes 0 positional arguments but 1 was given")
+        return real(10)
+
+    monkeypatch.setattr(ImageFont, "load_default", old)
+    letters.cache_clear()
+    try:
+        assert letters().size == 10
+    finally:
+        letters.cache_clear()
