@@ -1,8 +1,13 @@
-"""An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails."""
+"""An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails.
+
+Its one argument asks for more: "fail HOOK" lets that hook fail, too; "prompts A|B" gives the images of a batch
+different prompts, which the hosts' API cannot. It counts what others have left in the network.
+"""
 
 import sys
 import types
 
+import gradio as gr
 from modules import script_callbacks, scripts
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
@@ -16,20 +21,59 @@ class Neighbour(scripts.Script):
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
-    def process(self, p):
+    def ui(self, is_img2img):
+        return [gr.Textbox("", visible=False)]
+
+    def process(self, p, asked=""):
+        if asked.startswith("prompts "):
+            p.all_prompts = asked.removeprefix("prompts ").split("|")
         raise RuntimeError("neighbour: process fails")
 
-    def process_batch(self, p, *args, **kwargs):
-        objects = getattr(p.sd_model, "forge_objects", None)
-        network = p.sd_model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
-        for name, layer in network.named_modules():
-            if name.endswith("attn2") and "forward" not in vars(layer):
+    def process_batch(self, p, asked="", **kwargs):
+        for layer in _attention(p):
+            if "forward" not in vars(layer):
                 layer.forward = _passed_on(layer.forward)
         print("neighbour: attention is patched")
 
+    def process_before_every_sampling(self, p, asked="", **kwargs):
+        _fail(asked, "process_before_every_sampling")
+
+    def postprocess_batch(self, p, asked="", **kwargs):
+        print(f"neighbour: {_left(p)} hooks left")
+        _fail(asked, "postprocess_batch")
+
+    def postprocess(self, p, processed, asked=""):
+        _fail(asked, "postprocess")
+
+
+def _fail(asked, hook):
+    if asked == f"fail {hook}":
+        raise RuntimeError(f"neighbour: {hook} fails")
+
+
+def _network(p):
+    objects = getattr(p.sd_model, "forge_objects", None)
+    return p.sd_model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
+
+
+def _attention(p):
+    return [layer for name, layer in _network(p).named_modules() if name.endswith("attn2")]
+
+
+def _left(p):
+    """Count the hooks of the network's layers, and the attention whose forward is no longer ours."""
+    hooks = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in _network(p).modules())
+    others = [layer for layer in _attention(p) if not getattr(vars(layer).get("forward"), "neighbour", False)]
+    named = [part for layer in _attention(p) for part in (layer.to_q, layer.to_k, layer.to_v) if "forward" in vars(part)]
+    return hooks + len(others) + len(named)
+
 
 def _passed_on(forward):
-    return lambda *args, **kwargs: forward(*args, **kwargs)
+    def passed_on(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    passed_on.neighbour = True
+    return passed_on
 
 
 def _broken(params):
