@@ -1,7 +1,8 @@
 """An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails.
 
-Its one argument asks for more: "fail HOOK" lets that hook fail, too; "prompts A|B" gives the images of a batch
-different prompts, which the hosts' API cannot. It counts what others have left in the network.
+Its one argument asks for more: "fail HOOK" lets that hook fail, too, "fail attention" the network in its third step;
+"prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot. It counts what others have
+left in the network.
 """
 
 import sys
@@ -12,6 +13,8 @@ from modules import script_callbacks, scripts
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
     sys.modules.setdefault(_name, types.ModuleType(_name))
+_asked = [""]
+_fails = [False]
 
 
 class Neighbour(scripts.Script):
@@ -25,6 +28,7 @@ class Neighbour(scripts.Script):
         return [gr.Textbox("", visible=False)]
 
     def process(self, p, asked=""):
+        _asked[0], _fails[0] = asked, False
         if asked.startswith("prompts "):
             p.all_prompts = asked.removeprefix("prompts ").split("|")
         raise RuntimeError("neighbour: process fails")
@@ -70,6 +74,8 @@ def _left(p):
 
 def _passed_on(forward):
     def passed_on(*args, **kwargs):
+        if _fails[0]:
+            raise RuntimeError("neighbour: attention fails")
         return forward(*args, **kwargs)
 
     passed_on.neighbour = True
@@ -77,6 +83,7 @@ def _passed_on(forward):
 
 
 def _broken(params):
+    _fails[0] = _asked[0] == "fail attention" and params.sampling_step >= 2
     raise RuntimeError("neighbour: callback fails")
 
 
