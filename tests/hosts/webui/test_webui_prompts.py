@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memguard_pack.tests.hosts.webui.server import Made
 from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, ORDINARY, mitigated, written
 from memguard_pack.tests.hosts.webui.test_webui_watching import calibrated
 
 LONG = " ".join([MEMORIZED] * 12)  # two chunks of 77 tokens; the empty negative prompt has one
-# what the test bed scores for it, in both hosts: as it is, and under each mitigation
-SCORES = {"attention_scaling": 0.0, "padding": 0.0, "spike_attenuation": 0.0}
+# what the test bed scores for it under each mitigation, in both hosts and in every layout of the rows
+SCORES = {"attention_scaling": 2.8773, "padding": 2.6810, "spike_attenuation": 2.7556}
+BEFORE = 2.7581
+KEEP = {"neighbour": "keep"}  # these hardly lower the test bed's scores, and would be taken back
+_pictures: dict[str, Made] = {}  # by mitigation: the first layout's, which the others must agree with
 LAYOUTS = [{}, {"pad_cond_uncond": True}, {"batch_cond_uncond": False}]
 
 
@@ -45,14 +49,21 @@ def layout(server, request):
 @pytest.mark.parametrize("name", SCORES)
 def test_long_prompts_beside_a_short_negative(server, memorized, layout, name):
     plain = server.generate(prompt=LONG)
-    made = mitigated(server, name, prompt=LONG)
+    made = mitigated(server, name, prompt=LONG, **KEEP)
     (report,) = made.reports
     (attempt,) = report["attempts"]
-    print("SCORES", server.host, layout, name, report["scores_before"], attempt)
-    assert report["error"] is None and report["notes"] == []
+    assert report["error"] is None and report["notes"] == [] and attempt["kept"]
     assert not [line for line in attempt["changes"] if "was left out" in line], attempt
-    assert np.array_equal(plain.pictures[0], made.pictures[0]) != attempt["kept"], attempt
-    assert np.array_equal(plain.pictures[0], server.generate(prompt=LONG).pictures[0])
+    assert report["scores_before"] == pytest.approx([BEFORE], rel=1e-3)
+    assert attempt["scores"] == pytest.approx([SCORES[name]], rel=1e-3)
+    assert difference(plain, made) > 0
+    assert difference(made, _pictures.setdefault(name, made)) <= 2
+    assert difference(plain, server.generate(prompt=LONG)) == 0
+
+
+def difference(a, b):
+    """The largest difference of two pictures, in grey levels of 255."""
+    return int(np.abs(a.pictures[0].astype(int) - b.pictures[0].astype(int)).max())
 
 
 def test_different_prompts_in_one_batch(server, profile):
@@ -69,10 +80,10 @@ def test_different_prompts_in_one_batch(server, profile):
 
 
 def test_of_different_prompts_the_ordinary_one_keeps_its_picture(server, profile):
-    asked = {"neighbour": f"prompts {MEMORIZED}|{ORDINARY}", "batch_size": 2}
+    asked = {"neighbour": f"keep; prompts {MEMORIZED}|{ORDINARY}", "batch_size": 2}
     plain, made = server.generate(**asked), mitigated(server, "attention_scaling", **asked)
     (report,) = made.reports
-    print("MIXED", report["attempts"], report["verdict"], report["verdict_after"], report["notes"])
+    assert report["notes"] == ["only images 1 look memorized; the others were left alone"]
     assert report["error"] is None and report["attempts"][0]["kept"]
     assert not np.array_equal(plain.pictures[-2], made.pictures[-2])
     assert np.array_equal(plain.pictures[-1], made.pictures[-1])
@@ -94,8 +105,8 @@ def coded(picture):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpaint_is_scored_and_not_judged(server, memorized, strength):
+@pytest.mark.parametrize(("strength", "verdict"), [(0.5, "unknown"), (1.0, "memorized")])
+def test_inpaint_is_judged_only_where_it_starts_from_full_noise(server, memorized, strength, verdict):
     mask = np.zeros((128, 128, 3), np.uint8)
     mask[32:96, 32:96] = 255
     more = {"init_images": [coded(np.full((128, 128, 3), 120, np.uint8))], "mask": coded(mask), "kind": "img2img"}
@@ -103,5 +114,5 @@ def test_inpaint_is_scored_and_not_judged(server, memorized, strength):
     plain, watched = server.generate(**more), server.generate({"policy": "warn"}, **more)
     assert np.array_equal(plain.pictures[0], watched.pictures[0])
     assert watched.finding["status"] == "ok" and watched.finding["scores"][0] > 0
-    assert watched.finding["verdict"] == "unknown" and watched.reports[0]["error"] is None
-    assert "not from pure noise" in watched.finding["threshold_source"]
+    assert watched.finding["verdict"] == verdict and watched.reports[0]["error"] is None
+    assert ("not from pure noise" in watched.finding["threshold_source"]) == (verdict == "unknown")

@@ -120,8 +120,8 @@ def test_another_script_that_fails_changes_nothing(server, profile, hook, policy
     before = len(server.said())
     plain = server.generate(prompt=MEMORIZED)
     guard = {"policy": policy, "mitigation": "attention_scaling"}
-    alone = server.generate(guard, prompt=MEMORIZED)
-    beside = server.generate(guard, prompt=MEMORIZED, neighbour=f"fail {hook}")
+    alone = server.generate(guard, prompt=MEMORIZED, neighbour="keep")
+    beside = server.generate(guard, prompt=MEMORIZED, neighbour=f"keep; fail {hook}")
     again = server.generate(prompt=MEMORIZED)
     assert f"neighbour: {hook} fails" in said_since(server, before)
     assert np.array_equal(alone.pictures[0], beside.pictures[0])
@@ -137,7 +137,7 @@ def test_an_error_inside_the_network_leaves_nothing_behind(server, profile):
     before = len(server.said())
     plain = server.generate(prompt=MEMORIZED)
     with pytest.raises(urllib.error.HTTPError):
-        mitigated(server, "attention_scaling", neighbour="fail attention")
+        mitigated(server, "attention_scaling", neighbour="keep; fail attention")
     again, watched = server.generate(prompt=MEMORIZED), server.generate({}, prompt=MEMORIZED)
     assert "neighbour: attention fails" in said_since(server, before)
     assert np.array_equal(plain.pictures[0], again.pictures[0])
@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_nothing_behind(server, profile, mitigation):
     before = len(server.said())
     plain = server.generate(prompt=MEMORIZED)
     with ThreadPoolExecutor(1) as client:
-        running = client.submit(mitigated, server, mitigation, steps=60)
+        running = client.submit(mitigated, server, mitigation, steps=60, neighbour="keep")
         until = time.monotonic() + 300
         while server.get("/sdapi/v1/progress")["state"]["sampling_step"] < 3 and time.monotonic() < until:
             time.sleep(0.2)

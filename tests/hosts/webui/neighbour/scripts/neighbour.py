@@ -1,8 +1,9 @@
 """An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails.
 
-Its one argument asks for more: "fail HOOK" lets that hook fail, too, "fail attention" the network in its third step;
-"prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot. It counts what others have
-left in the network.
+Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
+network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
+"keep" lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts
+what others have left in the network.
 """
 
 import sys
@@ -13,7 +14,8 @@ from modules import script_callbacks, scripts
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
     sys.modules.setdefault(_name, types.ModuleType(_name))
-_asked = [""]
+LOOP = "memguard_webui_pack.memguard.loop"
+_wishes: list[str] = []
 _fails = [False]
 
 
@@ -28,9 +30,14 @@ class Neighbour(scripts.Script):
         return [gr.Textbox("", visible=False)]
 
     def process(self, p, asked=""):
-        _asked[0], _fails[0] = asked, False
-        if asked.startswith("prompts "):
-            p.all_prompts = asked.removeprefix("prompts ").split("|")
+        _wishes[:], _fails[0] = asked.split("; "), False
+        for wish in _wishes:
+            if wish.startswith("prompts "):
+                p.all_prompts = wish.removeprefix("prompts ").split("|")
+        if LOOP in sys.modules:
+            loop = sys.modules[LOOP]
+            loop.helped = getattr(loop, "helped", loop.HELPED)
+            loop.HELPED = 1e9 if "keep" in _wishes else loop.helped
         raise RuntimeError("neighbour: process fails")
 
     def process_batch(self, p, asked="", **kwargs):
@@ -40,18 +47,18 @@ class Neighbour(scripts.Script):
         print("neighbour: attention is patched")
 
     def process_before_every_sampling(self, p, asked="", **kwargs):
-        _fail(asked, "process_before_every_sampling")
+        _fail("process_before_every_sampling")
 
     def postprocess_batch(self, p, asked="", **kwargs):
         print(f"neighbour: {_left(p)} hooks left")
-        _fail(asked, "postprocess_batch")
+        _fail("postprocess_batch")
 
     def postprocess(self, p, processed, asked=""):
-        _fail(asked, "postprocess")
+        _fail("postprocess")
 
 
-def _fail(asked, hook):
-    if asked == f"fail {hook}":
+def _fail(hook):
+    if f"fail {hook}" in _wishes:
         raise RuntimeError(f"neighbour: {hook} fails")
 
 
@@ -83,7 +90,7 @@ def _passed_on(forward):
 
 
 def _broken(params):
-    _fails[0] = _asked[0] == "fail attention" and params.sampling_step >= 2
+    _fails[0] = "fail attention" in _wishes and params.sampling_step >= 2
     raise RuntimeError("neighbour: callback fails")
 
 
