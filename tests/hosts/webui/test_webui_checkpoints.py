@@ -1,12 +1,16 @@
 """Real A1111 and Forge: another checkpoint, a refiner and a LoRA; each report names the model that it scored."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from memguard import cli
-from memguard.calibration import store
 from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, mitigated, written
 
 # of SD1.5, by the names of diffusers: block, attentions in it, width
@@ -123,7 +127,7 @@ def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, middle, na
 def test_a_lora_changes_no_byte_more_and_the_fingerprint_is_the_checkpoints(server, lora):
     bare = server.generate({})
     prompt = f"a red fox on a roof {lora}"
-    plain = server.generate(prompt=prompt, override_settings=TWIN)  # before MemGuard has seen the network that is loaded
+    plain = server.generate(prompt=prompt, override_settings=TWIN)
     watched = server.generate({}, prompt=prompt, override_settings=TWIN)
     assert same(plain, watched) and not same(plain, bare)
     (report,) = watched.reports
@@ -131,3 +135,22 @@ def test_a_lora_changes_no_byte_more_and_the_fingerprint_is_the_checkpoints(serv
     assert report["model"] == bare.reports[0]["model"]
     assert watched.finding["scores"] != pytest.approx(bare.finding["scores"], rel=1e-3)
     assert server.generate({}).reports[0]["model"] == bare.reports[0]["model"]
+
+
+def test_a_small_sdxl_on_a1111(server, tmp_path):
+    if server.host != "a1111":
+        pytest.skip("the small SDXL is of widths that Forge does not recognise")
+    path = tmp_path / "sdxl.safetensors"
+    python = os.environ.get("A1111_PYTHON", sys.executable)
+    script = Path(__file__).with_name("tiny_sdxl.py")
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    subprocess.run([python, script, os.environ["A1111_ROOT"], path], env=offline, cwd=tmp_path, check=True)
+    server.add_checkpoint(path, "sdxl")
+    server.post("/sdapi/v1/refresh-checkpoints", {})
+    more = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}}
+    plain, watched = server.generate(**more), server.generate({}, **more)
+    assert same(plain, watched)
+    (report,) = watched.reports
+    assert report["family"] == "sdxl" and report["error"] is None
+    assert watched.finding["status"] == "ok" and watched.finding["scores"][0] > 0
+    assert same(server.generate(), server.generate({}))

@@ -73,9 +73,10 @@ def _attention(p):
 
 def _left(p):
     """Count the hooks of the network's layers, and the attention whose forward is no longer ours."""
+    layers = _attention(p)
     hooks = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in _network(p).modules())
-    others = [layer for layer in _attention(p) if not getattr(vars(layer).get("forward"), "neighbour", False)]
-    named = [part for layer in _attention(p) for part in (layer.to_q, layer.to_k, layer.to_v) if "forward" in vars(part)]
+    others = [layer for layer in layers if not getattr(vars(layer).get("forward"), "neighbour", False)]
+    named = [part for layer in layers for part in (layer.to_q, layer.to_k, layer.to_v) if "forward" in vars(part)]
     return hooks + len(others) + len(named)
 
 
