@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +46,22 @@ class Server:
         host: "a1111" or "forge".
         folder: for its data, empty.
         ui: whether the page is served, and not the API alone.
+        flags: of the host, in place of FLAGS.
+
+    Attributes:
+        folder: of its data.
+        checkpoints: folder of its checkpoints: the test bed's, and "twin", the same file.
 
     """
 
-    def __init__(self, host: str, folder: Path, ui: bool = False) -> None:
+    def __init__(self, host: str, folder: Path, ui: bool = False, flags: Sequence[str] | None = None) -> None:
         root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
         folder.mkdir(parents=True)
         # Forge's page loads no script where its data lie elsewhere
         self.folder = root if ui and host == "forge" else folder
+        self.checkpoints = folder / "checkpoints"
+        for name in (checkpoint.stem, "twin"):
+            self.add_checkpoint(checkpoint, name)
         self.links = []
         for name, target in (("memguard", REPOSITORY), ("aa-neighbour", Path(__file__).parent / "neighbour")):
             self.links.append(self.folder / "extensions" / name)
@@ -64,9 +73,10 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON, *FLAGS[host]]
-        command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt", str(checkpoint)]
-        command += ["--ckpt-dir", str(checkpoint.parent), *([] if ui else ["--nowebui"])]
+        command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON]
+        command += [*(FLAGS[host] if flags is None else flags), *([] if ui else ["--nowebui"])]
+        command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt-dir", str(self.checkpoints)]
+        command += ["--ckpt", str(self.checkpoints / checkpoint.name)]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
         self.process = subprocess.Popen(
@@ -91,6 +101,12 @@ class Server:
         self.close()
         raise RuntimeError(f"the server did not start:\n{self.said()[-4000:]}")
 
+    def add_checkpoint(self, file: Path, name: str) -> None:
+        """Link a checkpoint into the server's folder under a name, with the .yaml beside it."""
+        self.checkpoints.mkdir(exist_ok=True)
+        for end in (file.suffix, ".yaml"):
+            (self.checkpoints / f"{name}{end}").symlink_to(file.with_suffix(end))
+
     def said(self) -> str:
         """Return what the server has printed."""
         self.log.flush()
@@ -107,12 +123,14 @@ class Server:
         with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
             return json.load(reply)
 
-    def generate(self, guard: dict | None = None, kind: str = "txt2img", **changes) -> "Made":
-        """Generate; ``guard`` ticks MemGuard's box with these settings."""
+    def generate(self, guard: dict | None = None, kind: str = "txt2img", neighbour: str = "", **changes) -> "Made":
+        """Generate; ``guard`` ticks MemGuard's box with these settings, ``neighbour`` asks that extension."""
         body = {"prompt": "a red fox on a roof", "seed": 3, "steps": 4, "width": 128, "height": 128, "cfg_scale": 7.5}
         body |= {"sampler_name": "Euler", "scheduler": "Automatic"} | changes
+        body["alwayson_scripts"] = {"Neighbour": {"args": [neighbour]}}
         if guard is not None:
-            body["alwayson_scripts"] = {"MemGuard": {"args": [{"policy": "observe", "explain": "never"} | guard]}}
+            given = {"policy": "observe", "explain": "never"} | guard
+            body["alwayson_scripts"]["MemGuard"] = {"args": [given]}
         return Made(self, self.post(f"/sdapi/v1/{kind}", body))
 
     def close(self) -> None:

@@ -97,20 +97,25 @@ def test_every_mitigation_is_carried_out_and_leaves_nothing_behind(server, name)
     assert np.array_equal(plain.pictures[0], server.generate(prompt=MEMORIZED).pictures[0])
 
 
-def test_the_score_after_is_that_of_diffusers(server, pipe):
-    (report,) = mitigated(server, "attention_scaling").reports
+def scaled(pipe, prompt=MEMORIZED, negative=""):
+    """The noise gap's norm of seed 3 under attention_scaling, by the UNet in diffusers."""
     torch.manual_seed(3)
     noise = torch.randn(4, 16, 16)[None]
     last = pipe.scheduler.alphas_cumprod[-1]
     sigma = float(((1 - last) / last).sqrt())
     x = noise * sigma / math.sqrt(sigma**2 + 1)
-    cond, uncond = pipe.encode_prompt([MEMORIZED], "cpu", 1, True, [""])
-    plan = Plan([ScaleAndMask(1.25, (PADDING,), 1.0, None)], torch.tensor([True]), groups_of(pipe, [MEMORIZED], 77, 1))
+    cond, uncond = pipe.encode_prompt([prompt], "cpu", 1, True, [negative])
+    plan = Plan([ScaleAndMask(1.25, (PADDING,), 1.0, None)], torch.tensor([True]), groups_of(pipe, [prompt], 77, 1))
     with torch.no_grad(), Editor(pipe.unet).installed():
         without = pipe.unet(x, 999, encoder_hidden_states=uncond).sample
         with following(plan):
             edited = pipe.unet(x, 999, encoder_hidden_states=cond).sample
-    expected = float((edited - without).norm())
+    return float((edited - without).norm())
+
+
+def test_the_score_after_is_that_of_diffusers(server, pipe):
+    (report,) = mitigated(server, "attention_scaling").reports
+    expected = scaled(pipe)
     assert report["attempts"][0]["scores"][0] == pytest.approx(expected, rel=1e-3)
     assert expected != pytest.approx(report["scores_before"][0], rel=1e-2)
 

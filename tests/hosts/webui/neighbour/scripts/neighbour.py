@@ -1,12 +1,22 @@
-"""An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails."""
+"""An extension that is loaded before MemGuard and is no good neighbour: takes names, patches attention, and fails.
+
+Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
+network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
+"keep" lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts
+what others have left in the network.
+"""
 
 import sys
 import types
 
+import gradio as gr
 from modules import script_callbacks, scripts
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
     sys.modules.setdefault(_name, types.ModuleType(_name))
+LOOP = "memguard_webui_pack.memguard.loop"
+_wishes: list[str] = []
+_fails = [False]
 
 
 class Neighbour(scripts.Script):
@@ -16,23 +26,72 @@ class Neighbour(scripts.Script):
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
-    def process(self, p):
+    def ui(self, is_img2img):
+        return [gr.Textbox("", visible=False)]
+
+    def process(self, p, asked=""):
+        _wishes[:], _fails[0] = asked.split("; "), False
+        for wish in _wishes:
+            if wish.startswith("prompts "):
+                p.all_prompts = wish.removeprefix("prompts ").split("|")
+        if LOOP in sys.modules:
+            loop = sys.modules[LOOP]
+            loop.helped = getattr(loop, "helped", loop.HELPED)
+            loop.HELPED = 1e9 if "keep" in _wishes else loop.helped
         raise RuntimeError("neighbour: process fails")
 
-    def process_batch(self, p, *args, **kwargs):
-        objects = getattr(p.sd_model, "forge_objects", None)
-        network = p.sd_model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
-        for name, layer in network.named_modules():
-            if name.endswith("attn2") and "forward" not in vars(layer):
+    def process_batch(self, p, asked="", **kwargs):
+        for layer in _attention(p):
+            if "forward" not in vars(layer):
                 layer.forward = _passed_on(layer.forward)
         print("neighbour: attention is patched")
 
+    def process_before_every_sampling(self, p, asked="", **kwargs):
+        _fail("process_before_every_sampling")
+
+    def postprocess_batch(self, p, asked="", **kwargs):
+        print(f"neighbour: {_left(p)} hooks left")
+        _fail("postprocess_batch")
+
+    def postprocess(self, p, processed, asked=""):
+        _fail("postprocess")
+
+
+def _fail(hook):
+    if f"fail {hook}" in _wishes:
+        raise RuntimeError(f"neighbour: {hook} fails")
+
+
+def _network(p):
+    objects = getattr(p.sd_model, "forge_objects", None)
+    return p.sd_model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
+
+
+def _attention(p):
+    return [layer for name, layer in _network(p).named_modules() if name.endswith("attn2")]
+
+
+def _left(p):
+    """Count the hooks of the network's layers, and the attention whose forward is no longer ours."""
+    layers = _attention(p)
+    hooks = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in _network(p).modules())
+    others = [layer for layer in layers if not getattr(vars(layer).get("forward"), "neighbour", False)]
+    named = [part for layer in layers for part in (layer.to_q, layer.to_k, layer.to_v) if "forward" in vars(part)]
+    return hooks + len(others) + len(named)
+
 
 def _passed_on(forward):
-    return lambda *args, **kwargs: forward(*args, **kwargs)
+    def passed_on(*args, **kwargs):
+        if _fails[0]:
+            raise RuntimeError("neighbour: attention fails")
+        return forward(*args, **kwargs)
+
+    passed_on.neighbour = True
+    return passed_on
 
 
 def _broken(params):
+    _fails[0] = "fail attention" in _wishes and params.sampling_step >= 2
     raise RuntimeError("neighbour: callback fails")
 
 

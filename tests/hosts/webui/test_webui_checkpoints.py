@@ -1,0 +1,156 @@
+"""Real A1111 and Forge: another checkpoint, a refiner and a LoRA; each report names the model that it scored."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from memguard import cli
+from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, mitigated, written
+
+# of SD1.5, by the names of diffusers: block, attentions in it, width
+BLOCKS = [(f"down_blocks_{i}", 2, width) for i, width in enumerate((320, 640, 1280))]
+BLOCKS += [("mid_block", 1, 1280), *((f"up_blocks_{i + 1}", 3, width) for i, width in enumerate((1280, 640, 320)))]
+MIDDLE = {"sd_model_checkpoint": "middle.safetensors"}
+TWIN = {"sd_model_checkpoint": "twin.safetensors"}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Another stage of the test bed, as a checkpoint of the WebUIs."""
+    path = tmp_path_factory.mktemp("stage") / "middle.safetensors"
+    options = ["--format", "checkpoint", "--vae", "kl", "--stage", "middle"]
+    assert cli.main(["testbed", "export", *options, str(path)]) in (0, None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def middle(server, exported):
+    """Another checkpoint in the server's folder; its fingerprint comes with the first report on it."""
+    if not (server.checkpoints / exported.name).exists():
+        server.add_checkpoint(exported, "middle")
+    server.post("/sdapi/v1/refresh-checkpoints", {})
+    yield MIDDLE
+    server.generate()  # the hosts load the checkpoint of the settings again
+
+
+@pytest.fixture(scope="module")
+def lora(server):
+    """A random LoRA of the keys and values of the text's attention."""
+    torch.manual_seed(0)
+    made = {}
+    for block, count, width in BLOCKS:
+        for number in range(count):
+            for part in ("to_k", "to_v"):
+                name = f"lora_unet_{block}_attentions_{number}_transformer_blocks_0_attn2_{part}"
+                made[f"{name}.lora_down.weight"] = torch.randn(4, 768) * 0.1
+                made[f"{name}.lora_up.weight"] = torch.randn(width, 4) * 0.1
+                made[f"{name}.alpha"] = torch.tensor(4.0)
+    path = server.folder / "models" / "Lora" / "random.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(made, path)
+    yield "<lora:random:1>"
+    path.unlink()
+
+
+def same(a, b):
+    return len(a.pictures) == len(b.pictures) and all(map(np.array_equal, a.pictures, b.pictures))
+
+
+def test_each_checkpoint_has_its_own_fingerprint_and_profile(server, middle):
+    path = written(server)
+    try:
+        first = server.generate({"policy": "warn"}, prompt=MEMORIZED)
+        assert first.finding["verdict"] == "memorized"
+        plain = server.generate(prompt=MEMORIZED, override_settings=middle)
+        second = server.generate({"policy": "warn"}, prompt=MEMORIZED, override_settings=middle)
+        assert same(plain, second) and not same(plain, first)
+        assert second.reports[0]["model"] not in ("", first.reports[0]["model"])
+        assert second.finding["verdict"] == "unknown", second.finding
+        third = server.generate({"policy": "warn"}, prompt=MEMORIZED)
+        assert same(first, third)
+        assert third.reports[0]["model"] == first.reports[0]["model"] and third.finding["verdict"] == "memorized"
+    finally:
+        path.unlink()
+
+
+def test_the_same_file_under_another_name_is_the_same_model(server):
+    first, twin = server.generate({}), server.generate({}, override_settings=TWIN)
+    assert same(first, twin)
+    assert twin.reports[0]["model"] == first.reports[0]["model"]
+
+
+def test_a_refiner_that_comes_late_leaves_the_score(server, middle):
+    first = server.generate({})
+    more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.5}
+    plain, watched = server.generate(**more), server.generate({}, **more)
+    assert same(plain, watched) and not same(first, watched)
+    assert "Refiner: middle" in watched.info["infotexts"][0]
+    (report,) = watched.reports
+    assert report["model"] == first.reports[0]["model"] and report["error"] is None
+    assert watched.finding["scores"] == first.finding["scores"]
+
+
+def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(server, middle):
+    other = server.generate({}, override_settings=middle)
+    more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.0}
+    plain, watched = server.generate(**more), server.generate({}, **more)
+    assert same(plain, watched)
+    (report,) = watched.reports
+    assert report["error"] is None
+    if watched.finding["status"] == "ok":
+        assert report["model"] == other.reports[0]["model"]
+        assert watched.finding["scores"] == pytest.approx(other.finding["scores"], rel=1e-4)
+    else:
+        assert "refiner" in watched.finding["status"], watched.finding
+
+
+@pytest.mark.parametrize("name", ["attention_scaling", "guidance_delay", "noise_adjustment"])
+def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, middle, name):
+    path = written(server)
+    try:
+        more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.5, "prompt": MEMORIZED}
+        plain, made = server.generate(**more), mitigated(server, name, **more)
+        (report,) = made.reports
+        assert report["error"] is None and report["attempts"][0]["kept"], report
+        assert not same(plain, made)
+        assert same(plain, server.generate(**more))
+    finally:
+        path.unlink()
+
+
+def test_a_lora_changes_no_byte_more_and_the_fingerprint_is_the_checkpoints(server, lora):
+    bare = server.generate({})
+    prompt = f"a red fox on a roof {lora}"
+    plain = server.generate(prompt=prompt, override_settings=TWIN)
+    watched = server.generate({}, prompt=prompt, override_settings=TWIN)
+    assert same(plain, watched) and not same(plain, bare)
+    (report,) = watched.reports
+    assert watched.finding["status"] == "ok" and report["error"] is None
+    assert report["model"] == bare.reports[0]["model"]
+    assert watched.finding["scores"] != pytest.approx(bare.finding["scores"], rel=1e-3)
+    assert server.generate({}).reports[0]["model"] == bare.reports[0]["model"]
+
+
+def test_a_small_sdxl_on_a1111(server, tmp_path):
+    if server.host != "a1111":
+        pytest.skip("the small SDXL is of widths that Forge does not recognise")
+    path = tmp_path / "sdxl.safetensors"
+    python = os.environ.get("A1111_PYTHON", sys.executable)
+    script = Path(__file__).with_name("tiny_sdxl.py")
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    subprocess.run([python, script, os.environ["A1111_ROOT"], path], env=offline, cwd=tmp_path, check=True)
+    server.add_checkpoint(path, "sdxl")
+    server.post("/sdapi/v1/refresh-checkpoints", {})
+    more = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}}
+    plain, watched = server.generate(**more), server.generate({}, **more)
+    assert same(plain, watched)
+    (report,) = watched.reports
+    assert report["family"] == "sdxl" and report["error"] is None
+    assert watched.finding["status"] == "ok" and watched.finding["scores"][0] > 0
+    assert same(server.generate(), server.generate({}))
