@@ -8,7 +8,7 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from ..memguard.hosts.webui.session import Session, infotext
-from . import api, axes, controls, host, panel
+from . import api, axes, controls, host, panel, tab
 
 log = logging.getLogger("memguard")
 
@@ -107,3 +107,4 @@ def register() -> None:
     script_callbacks.on_cfg_denoiser(before)
     script_callbacks.on_cfg_denoised(after)
     script_callbacks.on_app_started(api.serve)
+    script_callbacks.on_ui_tabs(tab.tabs)

@@ -47,6 +47,13 @@ def network(engine: Any) -> torch.nn.Module | None:
     return getattr(getattr(engine, "model", None), "diffusion_model", None)
 
 
+def text_engine(engine: Any) -> Any:
+    """Return what splits prompts into tokens, None where there is none."""
+    if hasattr(engine, "conditioner"):
+        return engine.conditioner.embedders[0]
+    return getattr(engine, "cond_stage_model", None)
+
+
 class Watch(Treated):
     """The callbacks of one session.
 
@@ -165,9 +172,6 @@ class Watch(Treated):
 
     def _start(self, now: Pass, call: Call) -> Any:
         p = call.denoiser.p
-        engine = getattr(p.sd_model, "cond_stage_model", None)
-        if hasattr(p.sd_model, "conditioner"):
-            engine = p.sd_model.conditioner.embedders[0]
         unet = p.sd_model.model.diffusion_model
         self.edit(unet)
         pure = not model.from_picture(p) and self.restarts
@@ -185,7 +189,7 @@ class Watch(Treated):
             ),
             now.run.report,
             self.editor,
-            engine,
+            text_engine(p.sd_model),
             lambda texts: p.sd_model.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),

@@ -49,6 +49,11 @@ def network(engine: Any) -> Any:
     return None if objects is None else objects.unet.model.diffusion_model
 
 
+def text_engine(engine: Any) -> Any:
+    """Return what splits prompts into tokens, None where there is none."""
+    return getattr(engine, "text_processing_engine", None) or getattr(engine, "text_processing_engine_l", None)
+
+
 class Watch(Treated):
     """Watches the passes of one session.
 
@@ -180,7 +185,7 @@ class Watch(Treated):
             ),
             now.run.report,
             self.editor,
-            getattr(engine, "text_processing_engine", None) or getattr(engine, "text_processing_engine_l", None),
+            text_engine(engine),
             lambda texts: engine.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),
