@@ -45,6 +45,10 @@ class _Only(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         self.watch.before_sampling(p)
 
+    def post_sample(self, p: Any, *args: Any) -> None:
+        """Let nothing be decoded where the sampling was interrupted."""
+        raise Checked
+
 
 def check(**given: Any) -> Any:
     """Return the session of a check.

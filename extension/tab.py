@@ -21,17 +21,18 @@ def tabs() -> list[tuple[Any, str, str]]:
     with gr.Blocks(analytics_enabled=False) as tab:
         with gr.Row():
             with gr.Column():
-                _calibration()
+                done = _calibration()
             with gr.Column():
                 profiles, sets, refresh = _files()
                 _memory(tab)
         outputs = [profiles, sets]
-        refresh.click(fn=_found, inputs=[], outputs=outputs, show_progress=False)
+        for event in (done, refresh.click):
+            event(fn=_found, inputs=[], outputs=outputs, show_progress=False)
         tab.load(fn=_found, inputs=[], outputs=outputs, show_progress=False)
     return [(tab, "MemGuard", "memguard_tab")]
 
 
-def _calibration() -> None:
+def _calibration() -> Any:
     gr.HTML("<h3>Calibrate</h3><p>Scores ordinary prompts on the loaded checkpoint, once for each picture size.</p>")
     with gr.Row():
         width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="memguard_tab_width")
@@ -49,8 +50,9 @@ def _calibration() -> None:
         start = gr.Button("Calibrate", variant="primary", elem_id="memguard_tab_calibrate")
         stop = gr.Button("Interrupt", elem_id="memguard_tab_interrupt")
     answer = gr.HTML("", elem_id="memguard_tab_answer")
-    start.click(fn=_calibrate, inputs=[width, height, negative, prompts], outputs=[answer], show_progress=False)
     stop.click(fn=calibrate.interrupt, inputs=[], outputs=[], show_progress=False)
+    asked = [width, height, negative, prompts]
+    return start.click(fn=_calibrate, inputs=asked, outputs=[answer], show_progress=False).then
 
 
 def _files() -> tuple[Any, Any, Any]:
