@@ -50,6 +50,9 @@ def interrupt() -> None:
 
 def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
     engine, reports, done = host.engine(), [], 0
+    network = host.adapter().network(engine)
+    if network is None:
+        raise ProfileError("no checkpoint is loaded; choose one above the tabs")
     text_engine = host.adapter().text_engine(engine)
     batches = list(asked.batches(lambda text: short(text_engine, text)))
     shared.state.begin(job=JOB)
@@ -72,7 +75,7 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
                 shared.state.nextjob()
     finally:
         shared.state.end()
-    return reports, str(next(host.adapter().network(engine).parameters()).dtype).removeprefix("torch.")
+    return reports, str(next(network.parameters()).dtype).removeprefix("torch.")
 
 
 @contextmanager

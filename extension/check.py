@@ -75,21 +75,24 @@ def enough() -> None:
 
 
 def alone(work: Any, *args: Any) -> Any:
-    """Do work that samples while nothing else is sampled; Forge does it on its main thread only.
-
-    Raises:
-        ValueError: where it failed in Forge.
-
-    """
+    """Do work that samples while nothing else is sampled; Forge does it on its main thread only."""
     with queue_lock:
         if not host.FORGE:
             return work(*args)
         from modules_forge import main_thread
 
         done: list[Any] = []
-        main_thread.run_and_wait_result(lambda: done.append(work(*args)))
-        if not done:
-            raise ValueError(f"sampling failed: {main_thread.last_exception}")
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                done.append(work(*args))
+            except Exception as error:  # that thread would print it and give out nothing
+                failed.append(error)
+
+        main_thread.run_and_wait_result(run)
+        if failed:
+            raise failed[0]
         return done[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from html import escape
 from threading import Thread
@@ -12,6 +13,8 @@ import gradio as gr
 from ..memguard.calibration import store
 from ..memguard.hosts.webui import listed
 from . import calibrate, host
+
+log = logging.getLogger("memguard")
 
 TICK = 0.5  # seconds between two words on the progress
 
@@ -85,6 +88,8 @@ def _calibrate(width: float, height: float, negative: str, prompts: str) -> Iter
             made = calibrate.calibrate(given, lambda done, of: said.append(f"{done} of {of} prompts are scored."))
             said.append(" ".join(f"Saved {profile.source}." for profile in made))
         except Exception as error:
+            if not isinstance(error, ValueError):  # none of ours: the sampling's
+                log.exception("calibration failed")
             said.append(f"No profile: {error}.")
 
     thread, shown = Thread(target=work, daemon=True), 0
