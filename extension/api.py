@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fastapi import Body, HTTPException
 
 from ..memguard.calibration import store
 from ..memguard.hosts.webui.session import Session
-from . import check, host
+from . import calibrate, check, host
 
 KEPT = 32  # sessions
 _sessions: OrderedDict[str, Session] = OrderedDict()
@@ -52,6 +54,33 @@ def serve(_: Any, app: Any) -> None:
         model = host.fingerprint()
         return {"model": model, "profiles": [json.loads(each.to_json()) for each in store.of_model(model)]}
 
+    def calibrated(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        """Make profiles of the loaded checkpoint; the fields are those of ``calibrating.Request``."""
+        try:
+            made = calibrate.calibrate(body)
+        except ValueError as error:
+            raise HTTPException(status_code=400, detail=str(error)) from None
+        told = [{**json.loads(each.to_json()), "file": Path(each.source).name} for each in made]
+        return {"model": made[0].conditions.model, "profiles": told}
+
+    def memory() -> dict[str, Any]:
+        """Return whether runs are remembered, and how many are."""
+        return asdict(host.memory().facts())
+
+    def remember(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+        """Switch the memory on or off, or clear it."""
+        for name, value in body.items():
+            if name not in ("enabled", "clear") or type(value) is not bool:
+                raise HTTPException(400, f"{name} is {value!r}; give enabled or clear as true or false")
+        if body.get("clear"):
+            host.memory().clear()
+        if "enabled" in body:
+            host.memory().enable(body["enabled"])
+        return memory()
+
     app.add_api_route("/memguard/v1/report", report, methods=["GET"])
     app.add_api_route("/memguard/v1/check", checked, methods=["POST"])
     app.add_api_route("/memguard/v1/profiles", profiles, methods=["GET"])
+    app.add_api_route("/memguard/v1/profiles", calibrated, methods=["POST"])
+    app.add_api_route("/memguard/v1/memory", memory, methods=["GET"])
+    app.add_api_route("/memguard/v1/memory", remember, methods=["POST"])

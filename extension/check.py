@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from modules import processing, scripts, shared
@@ -50,6 +50,10 @@ class _Only(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         self.watch.before_pass(p)
 
+    def post_sample(self, p: Any, *args: Any) -> None:
+        """Let nothing be decoded where the sampling was interrupted."""
+        raise Checked
+
 
 def check(**given: Any) -> Any:
     """Return the session of a check.
@@ -66,38 +70,56 @@ def check(**given: Any) -> Any:
         raise ValueError("prompt is empty; give the prompt to check")
     settings = {name: asked.pop(name) for name in OF_GUARD}
     settings |= {"policy": "observe", "steps": asked.pop("scored_steps")}
-
-    def enough() -> None:
-        raise Checked
-
     watch = host.watch(Settings.of([settings]), enough)
-    if not host.FORGE:
-        with queue_lock:
-            return _sample(asked, watch)
-    from modules_forge import main_thread
+    alone(_sample, asked, watch)
+    return watch.session
 
+
+def enough() -> None:
+    """End the sampling: the scored calls are made."""
+    raise Checked
+
+
+def alone(work: Any, *args: Any) -> Any:
+    """Do work that samples while nothing else is sampled; Forge does it on its main thread only."""
     with queue_lock:
-        session = main_thread.run_and_wait_result(_sample, asked, watch)
-    if session is None:
-        raise ValueError(f"the check failed: {main_thread.last_exception}")
-    return session
+        if not host.FORGE:
+            return work(*args)
+        from modules_forge import main_thread
+
+        done: list[Any] = []
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                done.append(work(*args))
+            except Exception as error:  # that thread would print it and give out nothing
+                failed.append(error)
+
+        main_thread.run_and_wait_result(run)
+        if failed:
+            raise failed[0]
+        return done[0]
 
 
-def _sample(asked: dict[str, Any], watch: Any) -> Any:
+def first_calls(watch: Any, **asked: Any) -> None:
+    """Sample until the watch has seen enough; ``asked`` are fields of the host's processing."""
     runner = scripts.ScriptRunner()
     runner.scripts = runner.alwayson_scripts = [_Only(watch)]
+    engine = host.engine()
     made = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=shared.sd_model, do_not_save_samples=True, do_not_save_grid=True, **asked
+        sd_model=engine, do_not_save_samples=True, do_not_save_grid=True, **asked
     )
-    with closing(made) as p:
+    with closing(made) as p, suppress(Checked), host.schedule_kept(engine):
         p.scripts, p.script_args = runner, ()
         setattr(p, controls.HELD, watch)
-        shared.state.begin(job="memguard check")
-        try:
-            processing.process_images(p)
-        except Checked:
-            pass
-        finally:
-            shared.state.end()
+        processing.process_images(p)
     watch.session.end()
-    return watch.session
+
+
+def _sample(asked: dict[str, Any], watch: Any) -> None:
+    shared.state.begin(job="memguard check")
+    try:
+        first_calls(watch, **asked)
+    finally:
+        shared.state.end()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modules import paths, shared
+from modules import paths, sd_models, shared
 
 from ..memguard.hosts.webui import known, model, profiles
 from ..memguard.hosts.webui.session import Session
 from ..memguard.hosts.webui.settings import Settings
-from ..memguard.memory import remembered
+from ..memguard.memory import PromptMemory, remembered
 
 FORGE = importlib.util.find_spec("modules_forge") is not None and importlib.util.find_spec("backend") is not None
 
@@ -51,12 +52,47 @@ def stop() -> None:
 
 def fingerprint() -> str:
     """Return the fingerprint of the loaded checkpoint, "" where none is loaded."""
-    network = adapter().network(shared.sd_model)
+    return _name(shared.sd_model)
+
+
+def peek() -> str:
+    """Return the same, and load no checkpoint for it."""
+    return _name(sd_models.model_data.sd_model)
+
+
+def _name(engine: Any) -> str:
+    folder()  # who asks for the name looks for profiles there
+    network = adapter().network(engine)
     return "" if network is None else model.name_of(network)
 
 
+def memory() -> PromptMemory:
+    """Return the memory of known prompts."""
+    return known.memory(paths.data_path)
+
+
+def engine() -> Any:
+    """Return the chosen checkpoint's model, loaded; in Forge on its main thread only."""
+    if FORGE:
+        sd_models.forge_model_reload()
+    return shared.sd_model
+
+
+@contextmanager
+def schedule_kept(engine: Any) -> Iterator[None]:
+    """Keep the noise levels that Forge changes for a zero terminal SNR, and puts back where sampling is not ended."""
+    objects = getattr(engine, "forge_objects", None)
+    predictor = None if objects is None else objects.unet.model.predictor
+    before = getattr(predictor, "sigmas", None)
+    try:
+        yield
+    finally:
+        if before is not None and predictor.sigmas is not before:
+            predictor.set_sigmas(before)
+
+
 def _remember(report: Any) -> str | None:
-    return remembered(lambda: known.memory(paths.data_path), report, checkpoint)
+    return remembered(memory, report, checkpoint)
 
 
 def checkpoint() -> str:

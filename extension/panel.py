@@ -12,9 +12,8 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from modules import paths, shared
+from modules import shared
 
-from ..memguard.hosts.webui import known
 from ..memguard.hosts.webui.settings import NAMES
 from ..memguard.hosts.webui.shown import html, warning
 from ..memguard.hosts.webui.shown import known as known_line
@@ -93,5 +92,5 @@ def _known(prompt: str) -> str:
     """Return the line about a prompt that looked memorized before; looking costs no model call."""
     if not getattr(shared.opts, options.KNOWN, True) or not prompt.strip():
         return ""
-    _, (found,) = known.memory(paths.data_path).look([prompt], [name for name in [host.checkpoint()] if name])
+    _, (found,) = host.memory().look([prompt], [name for name in [host.checkpoint()] if name])
     return known_line(found)

@@ -11,7 +11,7 @@ from modules import script_callbacks, scripts
 from ..memguard.hosts.webui.sampling import FAILED
 from ..memguard.hosts.webui.session import Session, infotext
 from ..memguard.hosts.webui.settings import Settings
-from . import api, axes, controls, gallery, host, options, panel
+from . import api, axes, controls, gallery, host, options, panel, tab
 
 log = logging.getLogger("memguard")
 
@@ -132,3 +132,4 @@ def register() -> None:
     script_callbacks.on_cfg_denoiser(before)
     script_callbacks.on_cfg_denoised(after)
     script_callbacks.on_app_started(api.serve)
+    script_callbacks.on_ui_tabs(tab.tabs)

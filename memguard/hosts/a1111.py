@@ -20,6 +20,7 @@ from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
 from . import a1111_prompts as words
 from .a1111_call import Call, combined
+from .a1111_prompts import text_engine
 from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
 from .webui.session import SKIPPED, Pass, Session
@@ -123,7 +124,7 @@ class Watch(Treated):
             reference="empty" if now.run.guard.reference == "empty" else "negative",
             full_noise=None if model.from_picture(p) else True,
             prompts=model.numbers(p.prompts),
-            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), call.columns)),
+            **now.read(lambda: tokens.endings(text_engine(p.sd_model), words.first(p), call.columns)),
         )
 
     def _treat(self, now: Pass, call: Call, predicted: Tensor) -> None:
@@ -208,7 +209,7 @@ class Watch(Treated):
             ),
             now.run.report,
             self.editor,
-            words.engine(p),
+            text_engine(p.sd_model),
             lambda texts: p.sd_model.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),

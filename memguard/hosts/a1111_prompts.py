@@ -20,11 +20,11 @@ from .webui import prompts, tokens
 from .webui.explanation import Asked, grouped
 
 
-def engine(p: Any) -> Any:
-    """Return the text engine, of CLIP-L where there are several; None where there is none of that kind."""
-    if hasattr(p.sd_model, "conditioner"):
-        return p.sd_model.conditioner.embedders[0]
-    return getattr(p.sd_model, "cond_stage_model", None)
+def text_engine(engine: Any) -> Any:
+    """Return what splits prompts into tokens, CLIP-L's where there are several; None where there is none."""
+    if hasattr(engine, "conditioner"):
+        return engine.conditioner.embedders[0]
+    return getattr(engine, "cond_stage_model", None)
 
 
 def first(p: Any) -> list[str]:
@@ -59,7 +59,7 @@ def asked(call: Call) -> Asked:
     return Asked(
         tokens.encoded(call.text),
         grouped(prompts.spoken(prompt_parser, p), lambda image, part: call.parts[image][part][0]),
-        engine(p),
+        text_engine(p.sd_model),
         predict,
         lambda: gradients(unet),
         following,

@@ -22,6 +22,7 @@ from ..mitigations.base import Step, Treatment, View
 from ..records import StepEvidence
 from . import forge_prompts as words
 from .forge_call import Call, columns, exchanged, text
+from .forge_prompts import text_engine
 from .inference import differentiable, normal
 from .webui import model, starting, tokens
 from .webui.first import Again, guided, treat_first
@@ -142,7 +143,7 @@ class Watch(Treated):
             reference="empty" if now.run.guard.reference == "empty" else "negative",
             full_noise=None if model.from_picture(p) else True,
             prompts=model.numbers(p.prompts),
-            **now.read(lambda: tokens.endings(words.engine(p), words.first(p), columns(call.cond))),
+            **now.read(lambda: tokens.endings(text_engine(p.sd_model), words.first(p), columns(call.cond))),
         )
 
     def _treat(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:
@@ -232,7 +233,7 @@ class Watch(Treated):
             ),
             now.run.report,
             self.editor,
-            words.engine(p),
+            text_engine(engine),
             lambda texts: engine.get_learned_conditioning(
                 prompt_parser.SdConditioning(texts, width=p.width, height=p.height)
             ),

@@ -22,10 +22,10 @@ from .webui import model, prompts, tokens
 from .webui.explanation import Asked, grouped
 
 
-def engine(p: Any) -> Any:
-    """Return the text engine, of CLIP-L where there are several; None where there is none of that kind."""
+def text_engine(engine: Any) -> Any:
+    """Return what splits prompts into tokens, CLIP-L's where there are several; None where there is none."""
     names = "text_processing_engine", "text_processing_engine_l"
-    return next(filter(None, (getattr(p.sd_model, name, None) for name in names)), None)
+    return next(filter(None, (getattr(engine, name, None) for name in names)), None)
 
 
 def first(p: Any) -> list[str]:
@@ -62,7 +62,7 @@ def asked(call: Call) -> Asked:
     return Asked(
         prompt,
         grouped(prompts.spoken(prompt_parser, p), lambda image, part: part * images + image),
-        engine(p),
+        text_engine(p.sd_model),
         predict,
         lambda: differentiable(network),
         lambda: following(p),
@@ -73,7 +73,7 @@ def asked(call: Call) -> Asked:
 def following(p: Any) -> Iterator[None]:
     """Let autograd through the text encoder; what it notes for saved pictures stays as it was."""
     before = dict(classic_engine.last_extra_generation_params)
-    encoder = engine(p).text_encoder
+    encoder = text_engine(p.sd_model).text_encoder
     memory_management.load_model_gpu(p.sd_model.forge_objects.clip.patcher)
     try:
         with differentiable(encoder):

@@ -72,6 +72,11 @@ def groups(engine: Any, text: str) -> list[int]:
     return [NUMBERS[token.group] for token in columns(engine, text)]
 
 
+def short(engine: Any, text: str) -> bool:
+    """Return whether a prompt fills one chunk only; False where the engine cannot tell."""
+    return hasattr(engine, "tokenize_line") and len(engine.tokenize_line(text)[0]) == 1
+
+
 def table(engine: Any, texts: Sequence[str], columns: int) -> Tensor | None:
     """Return what stands in the columns of prompts, int8 [B, columns]; None where the engine cannot tell."""
     if engine is None or not hasattr(engine, "tokenize_line"):

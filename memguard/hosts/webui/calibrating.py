@@ -1,0 +1,142 @@
+"""Profiles made in the WebUIs: what is asked for, which prompts go together, and from their reports to saved files.
+
+Part of the WebUI hosts; may import: memguard's core.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...calibration import Conditions, Profile, ProfileError, fit, ordinary_prompts, save
+from ...calibration.profile import MINIMUM
+from ...detectors.text_noise_norm import NAME
+from ...records import Reference, Report
+
+SIZES, STEP = (64, 2048), 8  # pixels
+TOGETHER = 8  # prompts of one call at 512 x 512; fewer of larger pictures
+NETWORK = re.compile(r"<\w+:[^>]+>")  # how a prompt names a LoRA or another extra network
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a profile is asked for; no prompts stand for the shipped ones.
+
+    Attributes:
+        width: pixels.
+        height: pixels.
+        prompts: ordinary ones.
+        negative_prompt: that they are compared with.
+        name: note in the file.
+
+    """
+
+    width: int = 512
+    height: int = 512
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str = ""
+    name: str = ""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Request:
+        """Return the request that someone has typed.
+
+        Raises:
+            ProfileError: naming what is wrong, in one line.
+
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ProfileError(f"{unknown[0]!r} is no setting of a profile; there are {', '.join(known)}")
+        for name in ("width", "height"):
+            value = given.get(name, 512)
+            right = isinstance(value, int) and SIZES[0] <= value <= SIZES[1] and value % STEP == 0
+            if not right:
+                raise ProfileError(
+                    f"{name} is {value!r}; give a multiple of {STEP} between {SIZES[0]} and {SIZES[1]} pixels"
+                )
+        for name in ("negative_prompt", "name"):
+            if not isinstance(given.get(name, ""), str):
+                raise ProfileError(f"{name} is {given[name]!r}; give a text")
+        prompts = given.get("prompts") or []
+        if not isinstance(prompts, list | tuple) or not all(isinstance(text, str) for text in prompts):
+            raise ProfileError(f"prompts is no list of texts; give at least {MINIMUM}, or none for ours")
+        own = tuple(text.strip() for text in prompts if text.strip())
+        if own and len(own) < MINIMUM:
+            raise ProfileError(f"prompts holds {len(own)}; a profile needs at least {MINIMUM}, or none for ours")
+        asked = cls(**{**given, "prompts": own or tuple(ordinary_prompts())})
+        for text in (*asked.prompts, asked.negative_prompt):
+            named = NETWORK.search(text)
+            if named:
+                raise ProfileError(f"{named[0]} is in a prompt; a profile is of the checkpoint alone, so take it out")
+        return asked
+
+    def batches(self, short: Callable[[str], bool]) -> Iterator[range]:
+        """Yield the numbers of the prompts of each call; a long prompt would lengthen its neighbours, and is alone.
+
+        Args:
+            short: whether a prompt fills one chunk of the text encoder only.
+
+        """
+        most = max(1, min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height)))
+        begin, total = 0, len(self.prompts)
+        while begin < total:
+            end = begin + 1
+            while end < min(begin + most, total) and short(self.prompts[begin]) and short(self.prompts[end]):
+                end += 1
+            yield range(begin, end)
+            begin = end
+
+
+def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | Path) -> list[Profile]:
+    """Save what ordinary prompts score.
+
+    Args:
+        asked: what was asked for.
+        reports: of the calls, in order; too few where the user has interrupted them.
+        dtype: of the network's weights.
+        folder: where profiles are kept.
+
+    Returns:
+        the saved profiles: one for runs with this negative prompt and, where it is the empty one, one for reference
+        "empty" as well.
+
+    Raises:
+        ProfileError: where a prompt has no score, or where there are too few.
+
+    """
+    scores: list[float] = []
+    for report in reports:
+        finding = report.findings[0]
+        if not finding.rms:
+            numbers = f"{len(scores) + 1}" if len(report.seeds) < 2 else f"{len(scores) + 1} or one of those after it"
+            raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
+        scores += finding.rms
+    if len(scores) < len(asked.prompts):
+        raise ProfileError(f"interrupted after {len(scores)} of {len(asked.prompts)} prompts; no profile was saved")
+    first = reports[0]
+    finding, gap = first.findings[0], first.noise_gap_map
+    assert gap is not None and finding.sigma is not None
+    distributions = {NAME: fit(scores)}
+    references: tuple[Reference, ...] = ("negative",) if asked.negative_prompt.strip() else ("negative", "empty")
+    made = []
+    for reference in references:
+        conditions = Conditions(
+            model=first.model,
+            family=first.family,
+            latent=(gap.shape[-2], gap.shape[-1]),
+            sigma=finding.sigma,
+            timestep=finding.timestep,
+            steps_scored=1,
+            num_steps=first.steps or 1,
+            scheduler=first.sampler or "",
+            reference=reference,
+            dtype=dtype,
+            guidance_scale=first.cfg or 0.0,
+        )
+        made.append(Profile.read(save(Profile(conditions, distributions, asked.name), folder)))
+    return made

@@ -1,0 +1,64 @@
+"""What is kept below models/memguard, as HTML for the MemGuard tab. All text is escaped.
+
+Part of the WebUI hosts; may import: memguard's core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from ...calibration import Profile
+from ...memory import Facts
+from .settings import files
+
+HEADINGS = ("Size", "Compared with", "Ordinary prompts", "File", "Note")
+PIXELS = 8  # of a latent
+
+
+def profiles(model: str, found: Sequence[Profile]) -> str:
+    """Return the table of a checkpoint's profiles, or why there is none.
+
+    Args:
+        model: fingerprint, "" where no checkpoint is loaded.
+        found: its profiles.
+
+    """
+    if not model:
+        return _line("No checkpoint is loaded yet.")
+    if not found:
+        return _line("There is no profile for this checkpoint.")
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(each))}</tr>" for each in found)
+    head = "".join(f"<th>{each}</th>" for each in HEADINGS)
+    return f'<table class="memguard-profiles"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _cells(profile: Profile) -> tuple[str, ...]:
+    height, width = profile.conditions.latent
+    counts = sorted({each.count for each in profile.distributions.values()})
+    return (
+        f"{width * PIXELS}x{height * PIXELS}",
+        f"{profile.conditions.reference} prompt",
+        ", ".join(map(str, counts)),
+        Path(profile.source).name,
+        profile.note,
+    )
+
+
+def neuron_sets(folder: str | Path) -> str:
+    """Return the list of the neuron-set files below a folder."""
+    names = files(Path(folder), ".safetensors")
+    if not names:
+        return _line("There are no neuron sets.")
+    return f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
+
+
+def memory(facts: Facts) -> str:
+    """Return how many runs are remembered, and what hinders it."""
+    held = "1 run is remembered." if facts.rows == 1 else f"{facts.rows} runs are remembered."
+    return _line(held if facts.status == "ok" else f"{held} {facts.status}")
+
+
+def _line(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
