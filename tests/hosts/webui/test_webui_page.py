@@ -139,9 +139,11 @@ def test_pasting_a_picture_s_text_restores_the_controls(shown):
     picture(browser, f"{server.host}-pasted")
 
 
-def test_after_reload_ui_a_generation_is_watched_once(shown):
+def test_after_reload_ui_a_generation_is_watched_once_and_labels_are_translated(shown):
+    """The WebUIs translate what they find in a localisation file when the page is made; the neighbour brings one."""
     server, browser = shown
     before = server.generate({}).finding["scores"]
+    server.post("/sdapi/v1/options", {"localization": "xx_XX"})
     browser.run("gradioApp().querySelector('#settings_restart_gradio').click()")
     time.sleep(5)
     server.wait()
@@ -152,6 +154,12 @@ def test_after_reload_ui_a_generation_is_watched_once(shown):
     browser.wait("window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true", PATIENCE)
     count = "return gradioApp().querySelectorAll('#memguard_txt2img_check, #memguard_txt2img-checkbox').length"
     assert browser.run(count) == 2
+    button = "gradioApp().querySelector('#memguard_txt2img_check').innerText"
+    assert browser.wait(f"{button} !== 'Check prompt' && {button}", 60) == "Prompt prüfen"
+    accordion = browser.run("return gradioApp().querySelector('#memguard_txt2img').textContent")
+    assert "Bewertete Schritte" in accordion and "Wörter und Karte" in accordion
+    picture(browser, f"{server.host}-translated")
+    server.post("/sdapi/v1/options", {"localization": "None"})
 
 
 def test_our_scripts_logged_no_error(shown):

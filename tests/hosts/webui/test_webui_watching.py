@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import urllib.error
 
 import numpy as np
@@ -29,6 +30,22 @@ def test_watching_changes_no_byte_and_scores(server, sampler):
     assert len(watched.finding["scores"]) == 1 and watched.finding["scores"][0] > 0
     assert report["error"] is None
     assert f"MemGuard score: {watched.finding['scores'][0]:.4g}" in watched.info["infotexts"][0]
+
+
+def rows(server, *args, **changes):
+    """The rows that the network was asked for in a generation, as the neighbour counts them."""
+    before = len(server.said())
+    server.generate(*args, **changes)
+    return sum(int(found) for found in re.findall(r"neighbour: (\d+) rows", server.said()[before:]))
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"sampler_name": "Heun"}, {"sampler_name": "DDIM"}, {"batch_size": 2, "n_iter": 2}]
+)
+def test_watching_costs_no_row(server, more):
+    plain = rows(server, **more)
+    assert plain > 0 and rows(server, {}, **more) == plain
+    assert rows(server, {"explain": "flagged"}, **more) == plain
 
 
 @pytest.fixture(scope="module")

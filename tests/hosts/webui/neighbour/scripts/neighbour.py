@@ -3,7 +3,7 @@
 Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
 network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
 "keep" lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts
-what others have left in the network.
+the rows that the network is asked for, and what others have left in it.
 """
 
 import sys
@@ -17,6 +17,8 @@ for _name in ("nodes", "extension", "memguard"):  # whoever imports these by nam
 LOOP = "memguard_webui_pack.memguard.loop"
 _wishes: list[str] = []
 _fails = [False]
+_rows: list[int] = []
+_counting: list = []
 
 
 class Neighbour(scripts.Script):
@@ -44,12 +46,17 @@ class Neighbour(scripts.Script):
         for layer in _attention(p):
             if "forward" not in vars(layer):
                 layer.forward = _passed_on(layer.forward)
+        _rows.clear()
+        _counting.append(_network(p).register_forward_pre_hook(lambda network, args: _rows.append(len(args[0]))))
         print("neighbour: attention is patched")
 
     def process_before_every_sampling(self, p, asked="", **kwargs):
         _fail("process_before_every_sampling")
 
     def postprocess_batch(self, p, asked="", **kwargs):
+        while _counting:
+            _counting.pop().remove()
+        print(f"neighbour: {sum(_rows)} rows")
         print(f"neighbour: {_left(p)} hooks left")
         _fail("postprocess_batch")
 
