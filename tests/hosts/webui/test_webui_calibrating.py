@@ -5,6 +5,7 @@ import math
 import threading
 import time
 import urllib.error
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -80,11 +81,13 @@ def test_the_scores_are_those_of_diffusers_on_the_same_noise(made, pipe):
 
 
 def test_diffusers_calibration_agrees(made, pipe):
-    profile = memguard.calibrate(pipe, ordinary_prompts()[:FEW], **SIZE)
-    assert profile.conditions.sigma == pytest.approx(made["profiles"][0]["conditions"]["sigma"], rel=1e-3)
-    theirs, found = profile.distributions["text_noise_norm"], scores(made["profiles"][0])
-    assert found["log_median"] == pytest.approx(theirs.log_median, rel=0.02)
-    assert found["log_spread"] == pytest.approx(theirs.log_spread, rel=0.25)
+    """On noise of other seeds; it takes four, and so small a picture's scores depend on them, so of several runs."""
+    theirs = [memguard.calibrate(pipe, ordinary_prompts()[:FEW], **SIZE, seed=seed) for seed in (100, 104, 108, 112)]
+    for each in theirs:
+        assert each.conditions.sigma == pytest.approx(made["profiles"][0]["conditions"]["sigma"], rel=1e-3)
+    found, known = scores(made["profiles"][0]), [each.distributions["text_noise_norm"] for each in theirs]
+    assert found["log_median"] == pytest.approx(fmean(each.log_median for each in known), rel=0.02)
+    assert found["log_spread"] == pytest.approx(fmean(each.log_spread for each in known), rel=0.25)
 
 
 def test_verdicts_follow(server, made):
