@@ -77,6 +77,8 @@ class Server:
         command += [*(FLAGS[host] if flags is None else flags), *([] if ui else ["--nowebui"])]
         command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt-dir", str(self.checkpoints)]
         command += ["--ckpt", str(self.checkpoints / checkpoint.name)]
+        if host == "a1111":
+            command += ["--config", str(checkpoint.with_suffix(".yaml"))]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
         self.process = subprocess.Popen(
@@ -100,10 +102,13 @@ class Server:
         self.close()
         raise RuntimeError(f"the server did not start:\n{self.said()[-4000:]}")
 
-    def add_checkpoint(self, file: Path, name: str) -> None:
-        """Link a checkpoint into the server's folder under a name, with the .yaml beside it."""
+    def add_checkpoint(self, file: Path, name: str, kind: bool = False) -> None:
+        """Link a checkpoint into the server's folder under a name; one of another kind with the .yaml beside it.
+
+        Those of one kind share A1111's --config, as SD1.5 checkpoints do, so that it loads them into one network.
+        """
         self.checkpoints.mkdir(exist_ok=True)
-        for end in (file.suffix, ".yaml"):
+        for end in (file.suffix, *([".yaml"] if kind else [])):
             (self.checkpoints / f"{name}{end}").symlink_to(file.with_suffix(end))
 
     def said(self) -> str:

@@ -115,7 +115,7 @@ def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, middle, na
     path = written(server)
     try:
         more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.5, "prompt": MEMORIZED}
-        plain, made = server.generate(**more), mitigated(server, name, **more)
+        plain, made = server.generate(**more), mitigated(server, name, neighbour="keep", **more)
         (report,) = made.reports
         assert report["error"] is None and report["attempts"][0]["kept"], report
         assert not same(plain, made)
@@ -145,7 +145,7 @@ def test_a_small_sdxl_on_a1111(server, tmp_path):
     script = Path(__file__).with_name("tiny_sdxl.py")
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     subprocess.run([python, script, os.environ["A1111_ROOT"], path], env=offline, cwd=tmp_path, check=True)
-    server.add_checkpoint(path, "sdxl")
+    server.add_checkpoint(path, "sdxl", kind=True)
     server.post("/sdapi/v1/refresh-checkpoints", {})
     more = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}}
     plain, watched = server.generate(**more), server.generate({}, **more)
