@@ -60,7 +60,7 @@ class Server:
         # Forge's page loads no script where its data lie elsewhere
         self.folder = root if ui and host == "forge" else folder
         self.checkpoints = folder / "checkpoints"
-        for name in (checkpoint.stem, "twin"):
+        for name in (checkpoint.name, "twin.safetensors"):
             self.add_checkpoint(checkpoint, name)
         self.links = []
         for name, target in (("memguard", REPOSITORY), ("aa-neighbour", Path(__file__).parent / "neighbour")):
@@ -77,8 +77,6 @@ class Server:
         command += [*(FLAGS[host] if flags is None else flags), *([] if ui else ["--nowebui"])]
         command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt-dir", str(self.checkpoints)]
         command += ["--ckpt", str(self.checkpoints / checkpoint.name)]
-        if host == "a1111":
-            command += ["--config", str(checkpoint.with_suffix(".yaml"))]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
         self.process = subprocess.Popen(
@@ -102,14 +100,17 @@ class Server:
         self.close()
         raise RuntimeError(f"the server did not start:\n{self.said()[-4000:]}")
 
-    def add_checkpoint(self, file: Path, name: str, kind: bool = False) -> None:
-        """Link a checkpoint into the server's folder under a name; one of another kind with the .yaml beside it.
+    def add_checkpoint(self, file: Path, name: str) -> None:
+        """Link a checkpoint into the server's folder under a name, and its .yaml beside it.
 
-        Those of one kind share A1111's --config, as SD1.5 checkpoints do, so that it loads them into one network.
+        A1111 loads checkpoints of the same .yaml into one network, as it does with all of SD1.5; names that differ in
+        the case of ".safetensors" share it.
         """
         self.checkpoints.mkdir(exist_ok=True)
-        for end in (file.suffix, *([".yaml"] if kind else [])):
-            (self.checkpoints / f"{name}{end}").symlink_to(file.with_suffix(end))
+        link = self.checkpoints / name
+        link.symlink_to(file)
+        if not link.with_suffix(".yaml").exists():
+            link.with_suffix(".yaml").symlink_to(file.with_suffix(".yaml"))
 
     def said(self) -> str:
         """Return what the server has printed."""
