@@ -60,7 +60,7 @@ class Server:
         # Forge's page loads no script where its data lie elsewhere
         self.folder = root if ui and host == "forge" else folder
         self.checkpoints = folder / "checkpoints"
-        for name in (checkpoint.stem, "twin"):
+        for name in (checkpoint.name, "twin.safetensors"):
             self.add_checkpoint(checkpoint, name)
         self.links = []
         for name, target in (("memguard", REPOSITORY), ("aa-neighbour", Path(__file__).parent / "neighbour")):
@@ -102,10 +102,16 @@ class Server:
         raise RuntimeError(f"the server did not start:\n{self.said()[-4000:]}")
 
     def add_checkpoint(self, file: Path, name: str) -> None:
-        """Link a checkpoint into the server's folder under a name, with the .yaml beside it."""
+        """Link a checkpoint into the server's folder under a name, and its .yaml beside it.
+
+        A1111 loads checkpoints of the same .yaml into one network, as it does with all of SD1.5; names that differ in
+        the case of ".safetensors" share it.
+        """
         self.checkpoints.mkdir(exist_ok=True)
-        for end in (file.suffix, ".yaml"):
-            (self.checkpoints / f"{name}{end}").symlink_to(file.with_suffix(end))
+        link = self.checkpoints / name
+        link.symlink_to(file)
+        if not link.with_suffix(".yaml").exists():
+            link.with_suffix(".yaml").symlink_to(file.with_suffix(".yaml"))
 
     def said(self) -> str:
         """Return what the server has printed."""

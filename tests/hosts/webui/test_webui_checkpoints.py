@@ -16,7 +16,6 @@ from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, mit
 # of SD1.5, by the names of diffusers: block, attentions in it, width
 BLOCKS = [(f"down_blocks_{i}", 2, width) for i, width in enumerate((320, 640, 1280))]
 BLOCKS += [("mid_block", 1, 1280), *((f"up_blocks_{i + 1}", 3, width) for i, width in enumerate((1280, 640, 320)))]
-MIDDLE = {"sd_model_checkpoint": "middle.safetensors"}
 TWIN = {"sd_model_checkpoint": "twin.safetensors"}
 
 
@@ -31,11 +30,12 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def middle(server, exported):
-    """Another checkpoint in the server's folder; its fingerprint comes with the first report on it."""
-    if not (server.checkpoints / exported.name).exists():
-        server.add_checkpoint(exported, "middle")
+    """The name of another checkpoint in the server's folder, which A1111 loads into the first one's network."""
+    name = Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"]).with_suffix(".SafeTensors").name
+    if not (server.checkpoints / name).exists():
+        server.add_checkpoint(exported, name)
     server.post("/sdapi/v1/refresh-checkpoints", {})
-    yield MIDDLE
+    yield name
     server.generate()  # the hosts load the checkpoint of the settings again
 
 
@@ -67,8 +67,10 @@ def test_each_checkpoint_has_its_own_fingerprint_and_profile(server, middle):
     try:
         first = server.generate({"policy": "warn"}, prompt=MEMORIZED)
         assert first.finding["verdict"] == "memorized"
-        plain = server.generate(prompt=MEMORIZED, override_settings=middle)
-        second = server.generate({"policy": "warn"}, prompt=MEMORIZED, override_settings=middle)
+        plain = server.generate(prompt=MEMORIZED, override_settings={"sd_model_checkpoint": middle})
+        second = server.generate(
+            {"policy": "warn"}, prompt=MEMORIZED, override_settings={"sd_model_checkpoint": middle}
+        )
         assert same(plain, second) and not same(plain, first)
         assert second.reports[0]["model"] not in ("", first.reports[0]["model"])
         assert second.finding["verdict"] == "unknown", second.finding
@@ -87,18 +89,18 @@ def test_the_same_file_under_another_name_is_the_same_model(server):
 
 def test_a_refiner_that_comes_late_leaves_the_score(server, middle):
     first = server.generate({})
-    more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.5}
+    more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.5}
     plain, watched = server.generate(**more), server.generate({}, **more)
     assert same(plain, watched) and not same(first, watched)
-    assert "Refiner: middle" in watched.info["infotexts"][0]
+    assert "Refiner: " in watched.info["infotexts"][0]
     (report,) = watched.reports
     assert report["model"] == first.reports[0]["model"] and report["error"] is None
     assert watched.finding["scores"] == first.finding["scores"]
 
 
 def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(server, middle):
-    other = server.generate({}, override_settings=middle)
-    more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.0}
+    other = server.generate({}, override_settings={"sd_model_checkpoint": middle})
+    more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.0}
     plain, watched = server.generate(**more), server.generate({}, **more)
     assert same(plain, watched)
     (report,) = watched.reports
@@ -114,8 +116,8 @@ def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(serv
 def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, middle, name):
     path = written(server)
     try:
-        more = {"refiner_checkpoint": "middle.safetensors", "refiner_switch_at": 0.5, "prompt": MEMORIZED}
-        plain, made = server.generate(**more), mitigated(server, name, **more)
+        more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.5, "prompt": MEMORIZED}
+        plain, made = server.generate(**more), mitigated(server, name, neighbour="keep", **more)
         (report,) = made.reports
         assert report["error"] is None and report["attempts"][0]["kept"], report
         assert not same(plain, made)
@@ -145,7 +147,7 @@ def test_a_small_sdxl_on_a1111(server, tmp_path):
     script = Path(__file__).with_name("tiny_sdxl.py")
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     subprocess.run([python, script, os.environ["A1111_ROOT"], path], env=offline, cwd=tmp_path, check=True)
-    server.add_checkpoint(path, "sdxl")
+    server.add_checkpoint(path, "sdxl.safetensors")
     server.post("/sdapi/v1/refresh-checkpoints", {})
     more = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}}
     plain, watched = server.generate(**more), server.generate({}, **more)
