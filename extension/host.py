@@ -63,7 +63,7 @@ def peek() -> str:
 def _name(engine: Any) -> str:
     folder()  # who asks for the name looks for profiles there
     network = adapter().network(engine)
-    return "" if network is None else model.name_of(network)
+    return "" if network is None else model.name_of(network, engine)
 
 
 def memory() -> PromptMemory:

@@ -69,7 +69,7 @@ class Watch(Treated):
         p, now = call.denoiser.p, self.session.now
         if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
             self.leave()
-            name = model.name_of(p.sd_model.model.diffusion_model)
+            name = model.name_of(p.sd_model.model.diffusion_model, p.sd_model)
             now = self.session.begin(call.denoiser, model=name, **model.facts(p))
             now.reader = self.reader
         self.expect(call.rows * [True] + len(call.parts) * [False], call.level)

@@ -65,7 +65,7 @@ class Watch(Treated):
         engine, session = p.sd_model, self.session
         unet = engine.forge_objects.unet.clone()
         self.before_sampling(p, unet.model.diffusion_model)
-        name = model.name_of(unet.model.diffusion_model)
+        name = model.name_of(unet.model.diffusion_model, engine)
         key = (id(p), p.iteration, bool(getattr(p, "is_hr_pass", False)))
         now = session.begin(key, model=name, **model.facts(p))
         now.reader = self.reader

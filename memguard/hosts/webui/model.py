@@ -14,14 +14,22 @@ from ...calibration import fingerprint
 FLAGS = {"is_sdxl": "sdxl", "is_sd2": "sd2", "is_sd3": "sd3", "is_sd1": "sd15"}  # attributes of the engine
 BACKUP = "network_weights_backup"  # of a layer that A1111 has put a LoRA into: weights, or weights and more
 
-_fingerprints: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+_fingerprints: WeakKeyDictionary[torch.nn.Module, tuple[str, str]] = WeakKeyDictionary()
 
 
-def name_of(network: torch.nn.Module) -> str:
-    """Return the fingerprint of the checkpoint under any LoRA, computed once per loaded network."""
-    if network not in _fingerprints:
-        _fingerprints[network] = fingerprint(_weights(network))
-    return _fingerprints[network]
+def name_of(network: torch.nn.Module, engine: Any = None) -> str:
+    """Return the fingerprint of the checkpoint under any LoRA, computed once for each that is loaded.
+
+    Args:
+        network: the UNet.
+        engine: the WebUI's model around it; A1111 loads another checkpoint of the same kind into the same network.
+
+    """
+    file = str(getattr(getattr(engine, "sd_checkpoint_info", None), "filename", ""))
+    known = _fingerprints.get(network)
+    if known is None or known[0] != file:
+        known = _fingerprints[network] = file, fingerprint(_weights(network))
+    return known[1]
 
 
 def _weights(network: torch.nn.Module) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Passes, reports and what is said of them, without a host: the contract's edges."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ def test_the_mark_is_that_of_the_picture_that_was_kept(session):
 def test_numbers_of_prompts():
     assert model.numbers(["a", "b", "a"]) == (0, 1, 0)
     assert model.numbers(["a", "a"]) == ()
+
+
+def test_another_checkpoint_in_the_same_network_has_another_fingerprint():
+    """A1111 loads a checkpoint of the same kind into the network that is there."""
+    network = torch.nn.Linear(4, 4)
+    first, second = (SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename=name)) for name in ("a", "b"))
+    name = model.name_of(network, first)
+    network.weight.data.add_(1)
+    assert model.name_of(network, first) == name  # not computed again
+    assert model.name_of(network, second) != name
 
 
 def test_a_lora_leaves_the_fingerprint_as_it_is():
