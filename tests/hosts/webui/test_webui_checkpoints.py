@@ -106,7 +106,7 @@ def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(serv
     (report,) = watched.reports
     assert report["error"] is None
     if watched.finding["status"] == "ok":
-        assert report["model"] == other.reports[0]["model"]
+        assert report["model"] == other.reports[0]["model"] != server.generate({}).reports[0]["model"]
         assert watched.finding["scores"] == pytest.approx(other.finding["scores"], rel=1e-4)
     else:
         assert "refiner" in watched.finding["status"], watched.finding
