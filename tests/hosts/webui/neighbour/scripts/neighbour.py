@@ -2,15 +2,16 @@
 
 Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
 network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
-"keep" lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts
-the rows that the network is asked for, and what others have left in it.
+"job NAME" names the job, as jobs of one second have one name; "keep" lets MemGuard keep mitigations that hardly help
+the test bed's model, so that they act on every step. It counts the rows that the network is asked for, and what others
+have left in it.
 """
 
 import sys
 import types
 
 import gradio as gr
-from modules import script_callbacks, scripts
+from modules import script_callbacks, scripts, shared
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
     sys.modules.setdefault(_name, types.ModuleType(_name))
@@ -36,6 +37,8 @@ class Neighbour(scripts.Script):
         for wish in _wishes:
             if wish.startswith("prompts "):
                 p.all_prompts = wish.removeprefix("prompts ").split("|")
+            if wish.startswith("job "):
+                shared.state.job_timestamp = wish.removeprefix("job ")
         if LOOP in sys.modules:
             loop = sys.modules[LOOP]
             loop.helped = getattr(loop, "helped", loop.HELPED)
