@@ -81,13 +81,15 @@ def test_the_scores_are_those_of_diffusers_on_the_same_noise(made, pipe):
 
 
 def test_diffusers_calibration_agrees(made, pipe):
-    """On noise of other seeds; it takes four, and so small a picture's scores depend on them, so of several runs."""
+    """On noise of other seeds. It takes four, which decide much for so small a picture, so in the mean of four runs.
+
+    Its spread is smaller, as four seeds are; that of the same noise is compared above.
+    """
     theirs = [memguard.calibrate(pipe, ordinary_prompts()[:FEW], **SIZE, seed=seed) for seed in (100, 104, 108, 112)]
     for each in theirs:
         assert each.conditions.sigma == pytest.approx(made["profiles"][0]["conditions"]["sigma"], rel=1e-3)
-    found, known = scores(made["profiles"][0]), [each.distributions["text_noise_norm"] for each in theirs]
-    assert found["log_median"] == pytest.approx(fmean(each.log_median for each in known), rel=0.02)
-    assert found["log_spread"] == pytest.approx(fmean(each.log_spread for each in known), rel=0.25)
+    known = fmean(each.distributions["text_noise_norm"].log_median for each in theirs)
+    assert scores(made["profiles"][0])["log_median"] == pytest.approx(known, rel=0.02)
 
 
 def test_verdicts_follow(server, made):
