@@ -14,13 +14,13 @@ from ..memguard.calibration import store
 from ..memguard.hosts.webui.session import Session
 from . import calibrate, check, host
 
-KEPT = 32  # sessions
-_sessions: OrderedDict[str, Session] = OrderedDict()
+KEPT = 32  # jobs
+_sessions: OrderedDict[str, list[Session]] = OrderedDict()
 
 
 def keep(job: str, session: Session) -> None:
-    """Keep a finished session by the host's timestamp of the job."""
-    _sessions[job] = session
+    """Keep a finished session by the host's timestamp of the job, which all jobs of one second share."""
+    _sessions.setdefault(job, []).append(session)
     while len(_sessions) > KEPT:
         _sessions.popitem(last=False)
 
@@ -28,9 +28,13 @@ def keep(job: str, session: Session) -> None:
 def session_of(info: str) -> Session | None:
     """Return the session of a generation info, the JSON that the host shows and returns."""
     try:
-        return _sessions.get(json.loads(info)["job_timestamp"])
+        told = json.loads(info)
+        sessions = _sessions[told["job_timestamp"]]
     except (ValueError, KeyError, TypeError):
         return None
+    seeds = told.get("all_seeds") or [told.get("seed")]
+    same = [session for session in sessions if any(seeds[0] in report.seeds for report in session.reports)]
+    return (same or sessions)[-1]
 
 
 def serve(_: Any, app: Any) -> None:
@@ -38,8 +42,8 @@ def serve(_: Any, app: Any) -> None:
 
     def report(job: str | None = None) -> dict[str, Any]:
         """Return the reports of a job, by its ``job_timestamp``, or of the last one."""
-        session = _sessions.get(job) if job else next(reversed(_sessions.values()), None)
-        return {"reports": [] if session is None else [report.to_dict() for report in session.reports]}
+        sessions = _sessions.get(job, []) if job else next(reversed(_sessions.values()), [])[-1:]
+        return {"reports": [report.to_dict() for session in sessions for report in session.reports]}
 
     def checked(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told
         """Score a prompt without generating; the settings are those of extension/check.py."""
