@@ -9,7 +9,7 @@ from typing import Any
 from modules import shared
 
 from ..memguard.calibration import Profile, ProfileError
-from ..memguard.hosts.webui.calibrating import Request, saved
+from ..memguard.hosts.webui.calibrating import Request, saved, watching
 from ..memguard.hosts.webui.settings import Settings
 from ..memguard.hosts.webui.tokens import short
 from ..memguard.records import Report
@@ -60,7 +60,7 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
     try:
         with _last_prompt_kept():
             for numbers in batches:
-                watch = host.watch(Settings("observe", explain="never"), check.enough)
+                watch = host.watch(Settings("observe", explain="never"), check.enough, watching())
                 texts = [asked.prompts[n] for n in numbers]
                 more = {"prompt": texts, "seed": list(numbers), "batch_size": len(texts), **SAMPLING}
                 more |= {"width": asked.width, "height": asked.height, "negative_prompt": asked.negative_prompt}

@@ -32,8 +32,13 @@ def folder() -> Path:
     return profiles.register(paths.models_path)
 
 
-def watch(settings: Settings, enough: Callable[[], None] | None = None) -> Any:
+def watch(settings: Settings, enough: Callable[[], None] | None = None, guard: Any = None) -> Any:
     """Return the host's watch of a new session; ``enough`` makes it a check, which is not remembered.
+
+    Args:
+        settings: of the session.
+        enough: ends the sampling, once all is scored.
+        guard: in place of the settings' own.
 
     Raises:
         ValueError: for a setting out of range, or a file that cannot be used.
@@ -41,7 +46,7 @@ def watch(settings: Settings, enough: Callable[[], None] | None = None) -> Any:
     """
     mine = adapter()
     more: dict[str, Any] = {"finished": _remember} if enough is None else {"enough": enough}
-    guard = settings.guard(folder())
+    guard = settings.guard(folder()) if guard is None else guard
     return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, explain=settings.explain, **more))
 
 

@@ -31,6 +31,8 @@ from .webui.treated import Treated
 
 NAME = "forge"
 GUIDANCE_OFF = "cfg is 1, so the WebUI predicts nothing without the prompt"
+REFINED = "the refiner took over before the first prediction, and Forge gives it a model of its own"
+REFINER = "from the refiner's first step on, which has a model of its own, nothing is watched or mitigated"
 AND = "the prompt is joined of several by AND, and only one prompt can be mitigated"
 
 
@@ -69,6 +71,9 @@ class Watch(Treated):
         key = (id(p), p.iteration, bool(getattr(p, "is_hr_pass", False)))
         now = session.begin(key, model=name, **model.facts(p))
         now.reader = self.reader
+        if refined(p) and now.missing != REFINED:  # hires asks twice
+            now.missing = REFINED
+            now.run.learn(notes=(*now.run.report.notes, REFINER))
         empty = words.empty(p) if session.guard.reference == "empty" else None
         scales = [model.cfg(p)]
 
@@ -269,6 +274,11 @@ class Watch(Treated):
 def total(p: Any) -> int | None:
     """Return the number of calls that the pass's sampler makes; some make several in each step."""
     return getattr(getattr(p.sampler, "model_wrap_cfg", None), "total_steps", None)
+
+
+def refined(p: Any) -> bool:
+    """Whether a refiner takes over during the pass."""
+    return str(getattr(p, "refiner_checkpoint", None) or "none").lower() != "none" and bool(p.refiner_switch_at != 1)
 
 
 def cancelled() -> None:

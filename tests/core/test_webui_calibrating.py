@@ -1,11 +1,13 @@
 """Profiles of the WebUIs without a host: what is refused, which prompts go together, what is saved."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from memguard import Guard
 from memguard.calibration import Profile, ProfileError, ordinary_prompts, store
+from memguard.detectors.text_noise_norm import NAME
 from memguard.hosts.webui import listed
 from memguard.hosts.webui.calibrating import Request, saved
 from memguard.memory import Facts
@@ -87,6 +89,19 @@ def test_saved_profiles_are_found_and_hold_the_scores(reports, tmp_path):
     distribution = read.distributions["text_noise_norm"]
     assert distribution.count == 50
     assert distribution.log_median == pytest.approx(math.log(0.01) + 0.245, abs=1e-4)
+
+
+def test_every_detector_that_could_score_is_in_the_profile(reports, tmp_path):
+    made = reports(SCORES)
+    (norm,) = made[0].findings
+    attention = replace(norm, detector="attention_entropy", rms=tuple(2 * score for score in SCORES))
+    both = [replace(made[0], findings=(norm, attention))]
+    profile, _ = saved(Request(prompts=tuple(PROMPTS)), both, "float16", tmp_path)
+    assert list(profile.distributions) == ["text_noise_norm", "attention_entropy"]
+    one, two = profile.distributions.values()
+    assert two.log_median - one.log_median == pytest.approx(math.log(2))
+    unread = [replace(made[0], findings=(norm, replace(attention, rms=(), scores=(), status="no layers")))]
+    assert list(saved(Request(prompts=tuple(PROMPTS)), unread, "float16", tmp_path)[0].distributions) == [NAME]
 
 
 def test_a_negative_prompt_of_its_own_says_nothing_of_the_empty_one(reports, tmp_path):

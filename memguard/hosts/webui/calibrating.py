@@ -13,10 +13,13 @@ from typing import Any
 
 from ...calibration import Conditions, Profile, ProfileError, fit, ordinary_prompts, save
 from ...calibration.profile import MINIMUM
+from ...detectors import available
 from ...detectors.text_noise_norm import NAME
+from ...guard import Guard
 from ...records import Reference, Report
 
 SIZES, STEP = (64, 2048), 8  # pixels
+DETECTORS = (NAME, *(name for name, each in available().items() if name != NAME and "late" not in each.NEEDS))
 TOGETHER = 8  # prompts of one call at 512 x 512; fewer of larger pictures
 NETWORK = re.compile(r"<\w+:[^>]+>")  # how a prompt names a LoRA or another extra network
 
@@ -92,6 +95,11 @@ class Request:
             begin = end
 
 
+def watching() -> Guard:
+    """Return the guard of the calls."""
+    return Guard(DETECTORS)
+
+
 def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | Path) -> list[Profile]:
     """Save what ordinary prompts score.
 
@@ -109,19 +117,22 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
         ProfileError: where a prompt has no score, or where there are too few.
 
     """
-    scores: list[float] = []
+    scores: dict[str, list[float]] = {name: [] for name in DETECTORS}
     for report in reports:
-        finding = report.findings[0]
-        if not finding.rms:
-            numbers = f"{len(scores) + 1}" if len(report.seeds) < 2 else f"{len(scores) + 1} or one of those after it"
-            raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
-        scores += finding.rms
-    if len(scores) < len(asked.prompts):
-        raise ProfileError(f"interrupted after {len(scores)} of {len(asked.prompts)} prompts; no profile was saved")
+        for finding in report.findings:
+            if finding.detector == NAME and not finding.rms:
+                done = len(scores[NAME]) + 1
+                numbers = f"{done}" if len(report.seeds) < 2 else f"{done} or one of those after it"
+                raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
+            scores[finding.detector] += finding.rms
+    done = len(scores[NAME])
+    if done < len(asked.prompts):
+        raise ProfileError(f"interrupted after {done} of {len(asked.prompts)} prompts; no profile was saved")
     first = reports[0]
     finding, gap = first.findings[0], first.noise_gap_map
     assert gap is not None and finding.sigma is not None
-    distributions = {NAME: fit(scores)}
+    # a model without cross-attention has no scores of it
+    distributions = {name: fit(found) for name, found in scores.items() if len(found) == done}
     references: tuple[Reference, ...] = ("negative",) if asked.negative_prompt.strip() else ("negative", "empty")
     made = []
     for reference in references:

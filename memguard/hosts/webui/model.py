@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,16 +28,24 @@ def name_of(network: torch.nn.Module, engine: Any = None) -> str:
     file = str(getattr(getattr(engine, "sd_checkpoint_info", None), "filename", ""))
     known = _fingerprints.get(network)
     if known is None or known[0] != file:
-        known = _fingerprints[network] = file, fingerprint(_weights(network))
+        known = _fingerprints[network] = file, fingerprint(_weights(network, _kept(engine)))
     return known[1]
 
 
-def _weights(network: torch.nn.Module) -> Iterator[Tensor]:
-    for layer in network.modules():
+def _weights(network: torch.nn.Module, kept: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    for prefix, layer in network.named_modules():
         backup = getattr(layer, BACKUP, None)
         backup = backup[0] if isinstance(backup, tuple | list) else backup
         for name, weight in layer.named_parameters(recurse=False):
-            yield backup if name == "weight" and isinstance(backup, Tensor) else weight
+            own = backup if name == "weight" and isinstance(backup, Tensor) else weight
+            yield kept.get(f"{prefix}.{name}", own)
+
+
+def _kept(engine: Any) -> dict[str, Tensor]:
+    """Return the weights that Forge has put a LoRA into, as they were before, by their names in the network."""
+    model = getattr(getattr(getattr(engine, "forge_objects", None), "unet", None), "model", None)
+    backup = getattr(getattr(model, "lora_loader", None), "backup", {})
+    return {name.removeprefix("diffusion_model."): weight for name, weight in backup.items()}
 
 
 def family(engine: Any) -> str:

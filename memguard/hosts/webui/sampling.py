@@ -31,6 +31,7 @@ class Pass:
 
     Attributes:
         calls: of the model so far.
+        missing: why there would be no call at all.
         explanation: of the run.
         maps: of the run, once it is finished.
 
@@ -39,6 +40,7 @@ class Pass:
     def __init__(self, session: Session, key: object, run: Run) -> None:
         self.session, self.key, self.run = session, key, run
         self.calls = 0
+        self.missing = "the run ended before the model's first prediction"
         self.explanation = Explanation(session.explain)
         self.reader: Reader | None = None
         self.maps: dict[str, Tensor] = {}

@@ -79,7 +79,7 @@ class Session:
         if self.now is not None:
             finished, self.now = self.now, None
             if finished.calls == 0:
-                finished.run.unavailable("the run ended before the model's first prediction")
+                finished.run.unavailable(finished.missing)
             report = finished.finish()
             note = self.finished(report)
             self.reports.append(replace(report, notes=(*report.notes, note)) if note else report)

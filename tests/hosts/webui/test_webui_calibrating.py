@@ -99,6 +99,15 @@ def test_verdicts_follow(server, made):
         assert watched.finding["threshold_source"] == f"profile of {FEW} ordinary prompts"
 
 
+def test_attention_is_calibrated_too(server, made):
+    for profile in made["profiles"]:
+        assert list(profile["distributions"]) == ["text_noise_norm", "attention_entropy"]
+        assert profile["distributions"]["attention_entropy"]["count"] == FEW
+    watched = server.generate({"detector": "attention_entropy"}, prompt=ORDINARY)
+    assert watched.finding["verdict"] == "ordinary", watched.finding
+    assert watched.finding["threshold_source"] == f"profile of {FEW} ordinary prompts"
+
+
 def test_pictures_keep_every_byte(server, made, before):
     for prompt, picture in before.items():
         assert np.array_equal(server.generate(prompt=prompt).pictures[0], picture)

@@ -131,6 +131,17 @@ def test_numbers_of_prompts():
     assert model.numbers(["a", "a"]) == ()
 
 
+def test_weights_that_forge_has_put_a_lora_into_are_those_of_before():
+    torch.manual_seed(0)
+    plain, changed = (torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2))
+    changed.load_state_dict(plain.state_dict())
+    backup = {"diffusion_model.0.weight": plain[0].weight.detach().clone()}
+    loader = SimpleNamespace(lora_loader=SimpleNamespace(backup=backup))
+    engine = SimpleNamespace(forge_objects=SimpleNamespace(unet=SimpleNamespace(model=loader)))
+    changed[0].weight.data.add_(1)
+    assert model.name_of(changed, engine) == model.name_of(plain)
+
+
 def test_another_checkpoint_in_the_same_network_has_another_fingerprint():
     """A1111 loads a checkpoint of the same kind into the network that is there."""
     network = torch.nn.Linear(4, 4)
