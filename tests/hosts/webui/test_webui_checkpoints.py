@@ -43,13 +43,13 @@ def lora(server):
     torch.manual_seed(0)
     made = {}
     with safe_open(os.environ["MEMGUARD_TESTBED_CHECKPOINT"], "pt") as file:
-        for key in file.keys():
-            if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-                name = key.removesuffix(".weight").replace("model.diffusion_model", "lora_unet").replace(".", "_")
-                width, features = file.get_slice(key).get_shape()
-                made[f"{name}.lora_down.weight"] = torch.randn(4, features) * 0.1
-                made[f"{name}.lora_up.weight"] = torch.randn(width, 4) * 0.1
-                made[f"{name}.alpha"] = torch.tensor(4.0)
+        keys = [key for key in file.keys() if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]  # noqa: SIM118
+        for key in keys:
+            name = key.removesuffix(".weight").replace("model.diffusion_model", "lora_unet").replace(".", "_")
+            width, features = file.get_slice(key).get_shape()
+            made[f"{name}.lora_down.weight"] = torch.randn(4, features) * 0.1
+            made[f"{name}.lora_up.weight"] = torch.randn(width, 4) * 0.1
+            made[f"{name}.alpha"] = torch.tensor(4.0)
     path = server.folder / "models" / "Lora" / "random.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(made, path)
