@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from memguard import cli
 from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, mitigated, written
 
-# of SD1.5, by the names of diffusers: block, attentions in it, width
-BLOCKS = [(f"down_blocks_{i}", 2, width) for i, width in enumerate((320, 640, 1280))]
-BLOCKS += [("mid_block", 1, 1280), *((f"up_blocks_{i + 1}", 3, width) for i, width in enumerate((1280, 640, 320)))]
 TWIN = {"sd_model_checkpoint": "twin.safetensors"}
 
 
@@ -41,16 +39,17 @@ def middle(server, exported):
 
 @pytest.fixture(scope="module")
 def lora(server):
-    """A random LoRA of the keys and values of the text's attention."""
+    """A random LoRA of the keys and values of the text's attention, by the names of the original code."""
     torch.manual_seed(0)
     made = {}
-    for block, count, width in BLOCKS:
-        for number in range(count):
-            for part in ("to_k", "to_v"):
-                name = f"lora_unet_{block}_attentions_{number}_transformer_blocks_0_attn2_{part}"
-                made[f"{name}.lora_down.weight"] = torch.randn(4, 768) * 0.1
-                made[f"{name}.lora_up.weight"] = torch.randn(width, 4) * 0.1
-                made[f"{name}.alpha"] = torch.tensor(4.0)
+    with safe_open(os.environ["MEMGUARD_TESTBED_CHECKPOINT"], "pt") as file:
+        keys = [key for key in file.keys() if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]  # noqa: SIM118
+        for key in keys:
+            name = key.removesuffix(".weight").replace("model.diffusion_model", "lora_unet").replace(".", "_")
+            width, features = file.get_slice(key).get_shape()
+            made[f"{name}.lora_down.weight"] = torch.randn(4, features) * 0.1
+            made[f"{name}.lora_up.weight"] = torch.randn(width, 4) * 0.1
+            made[f"{name}.alpha"] = torch.tensor(4.0)
     path = server.folder / "models" / "Lora" / "random.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(made, path)
