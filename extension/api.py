@@ -25,16 +25,12 @@ def keep(job: str, session: Session) -> None:
         _sessions.popitem(last=False)
 
 
-def session_of(info: str) -> Session | None:
-    """Return the session of a generation info, the JSON that the host shows and returns."""
+def sessions_of(info: str) -> list[Session]:
+    """Return the sessions of a generation info, the JSON that the host shows and returns; a script makes several."""
     try:
-        told = json.loads(info)
-        sessions = _sessions[told["job_timestamp"]]
+        return _sessions[json.loads(info)["job_timestamp"]]
     except (ValueError, KeyError, TypeError):
-        return None
-    seeds = told.get("all_seeds") or [told.get("seed")]
-    same = [session for session in sessions if any(seeds[0] in report.seeds for report in session.reports)]
-    return (same or sessions)[-1]
+        return []
 
 
 def serve(_: Any, app: Any) -> None:

@@ -47,7 +47,8 @@ def watch(settings: Settings, enough: Callable[[], None] | None = None, guard: A
     mine = adapter()
     more: dict[str, Any] = {"finished": _remember} if enough is None else {"enough": enough}
     guard = settings.guard(folder()) if guard is None else guard
-    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, explain=settings.explain, **more))
+    more |= {"explain": settings.explain, "notes": profiles.trouble(folder())}
+    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, **more))
 
 
 def stop() -> None:

@@ -72,13 +72,11 @@ def place(script: Any, tab: str) -> None:
 
 
 def _show(info: str) -> str:
-    session = api.session_of(info)
-    if session is None:
-        return ""
-    text = warning(session)
+    sessions = api.sessions_of(info)
+    text = next(filter(None, map(warning, sorted(sessions, key=lambda each: each.gravity, reverse=True))), "")
     if text:
         gr.Warning(text)
-    return html(session)
+    return "".join(map(html, sessions))
 
 
 def _check(asked: dict[str, Any]) -> str:

@@ -17,3 +17,10 @@ def register(models: str) -> Path:
     folder = Path(models) / FOLDER
     store.register(folder)
     return folder
+
+
+def trouble(folder: Path) -> tuple[str, ...]:
+    """Return why nothing is found in a folder though it is there; nothing where all is well, or it is not there."""
+    if folder.is_dir() or not folder.exists():
+        return ()
+    return (f"{folder} is a file and no folder, so no profile and no neuron set is found there; move it away",)

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from ...guard import Guard
-from ...records import Report
+from ...records import VERDICTS, Report
 from ...wording import message
 from .explanation import When
 from .sampling import FAILED, Pass
 
 log = logging.getLogger("memguard")
+GRAVITY = ("unknown", *VERDICTS)
 SKIPPED = "the WebUI skipped the prediction without the prompt (skip early CFG, or negative guidance minimum sigma)"
 
 
@@ -36,6 +37,7 @@ class Session:
         finished: called with the report of each pass that is over; returns a note for it or None.
         enough: called when a pass has a verdict or a reason; a check before generating ends here.
         explain: which runs to explain.
+        notes: for every report.
 
     Attributes:
         reports: of the passes that are over.
@@ -55,9 +57,10 @@ class Session:
         finished: Callable[[Report], str | None] = lambda report: None,
         enough: Callable[[], None] = lambda: None,
         explain: When = "never",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.guard, self.host, self.version, self._stop = guard, host, version, stop
-        self.finished, self.enough, self.explain = finished, enough, explain
+        self.finished, self.enough, self.explain, self.notes = finished, enough, explain, notes
         self.reports: list[Report] = []
         self.maps: list[dict[str, Tensor]] = []
         self.pictures: list[list[tuple[str, str]]] = []
@@ -70,6 +73,7 @@ class Session:
         """Return the pass of a sampler; equal keys are one pass. Another one that was left open is closed."""
         if self.now is None or self.now.key != key:
             self.end()
+            facts["notes"] = (*self.notes, *facts.get("notes", ()))
             run = self.guard.begin(host=self.host, host_version=self.version, **facts)
             self.now = Pass(self, key, run)
         return self.now
@@ -103,8 +107,13 @@ class Session:
     @property
     def gravest(self) -> Report | None:
         """The report to show first: that of the gravest verdict, of equal ones the first."""
-        order = ("unknown", "ordinary", "suspicious", "memorized")
-        return max(self.reports, key=lambda report: order.index(report.verdict), default=None)
+        return max(self.reports, key=lambda report: GRAVITY.index(report.verdict), default=None)
+
+    @property
+    def gravity(self) -> int:
+        """How grave the gravest verdict is, 0 for none."""
+        report = self.gravest
+        return 0 if report is None else GRAVITY.index(report.verdict)
 
 
 def infotext(reports: Sequence[Report], images: int) -> dict[str, Any]:
