@@ -93,9 +93,9 @@ class Session:
     def broke(self, error: Exception) -> None:
         """Take an error of ours outside of a model call. The picture goes on, except under policy "stop"."""
         log.warning("%s: %s", type(error).__name__, error)
-        if self.now is not None:
-            with suppress(Exception):  # under policy "stop" the error comes back, and is said below
-                self.now.run.failed(error)
+        now = self.now or self.begin("a pass that never began")  # the report must say why there is no score
+        with suppress(Exception):  # under policy "stop" the error comes back, and is said below
+            now.run.failed(error)
         if self.guard.policy == "stop":
             self.stop(FAILED.format(error))
 

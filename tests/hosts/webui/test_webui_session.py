@@ -73,6 +73,19 @@ def test_an_error_of_ours_costs_no_picture_but_under_stop(session, policy, stopp
     assert made.reports[0].error == "KeyError: 'inside'"
 
 
+@pytest.mark.parametrize(("policy", "stopped"), [("warn", False), ("stop", True)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_error_outside_of_a_call_is_in_the_report(session, policy, stopped, begun):
+    made, stops = session(policy=policy)
+    if begun:
+        made.begin(object(), model=MODEL)
+    made.broke(KeyError("inside"))
+    made.end()
+    assert bool(stops) == stopped and bool(made.stopped) == stopped
+    assert [report.error for report in made.reports] == ["KeyError: 'inside'"]
+    assert made.reports[0].findings[0].status == "an error inside memguard: 'inside'"
+
+
 def test_a_reason_takes_the_place_of_a_score(session):
     made, _ = session()
     made.begin(object(), model=MODEL).look(lambda number: "cfg is 1")
