@@ -28,7 +28,7 @@ def shown(request, tmp_path_factory):
         pytest.skip(why)
     server = Server(request.param, tmp_path_factory.mktemp(f"{request.param}-page") / "data", ui=True)
     server.host = request.param
-    browser = Browser(tmp_path_factory.mktemp("chromium"), (1400, 1250))
+    browser = Browser(tmp_path_factory.mktemp("chromium"), (1400, 1500))
     path = None
     try:
         path = written(server)
