@@ -149,6 +149,8 @@ class Pass:
                 if self.reader is not None and self.reader.tally is not None:
                     self.maps |= maps(self.reader.tally, found.spans)
                 run.learn(maps=tuple(self.maps))
+            if found is not None and self.reader is None:
+                run.learn(notes=(*run.report.notes, NOT_HERE))
         except Exception as error:
             self._unexplained(error)
         report = run.finish()

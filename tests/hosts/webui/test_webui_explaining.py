@@ -24,8 +24,9 @@ def test_words_curve_and_maps_change_no_byte(server, pipe):  # noqa: F811
     texts, weights = words(report)
     assert texts == PROMPT.split()
     assert len(report["curve"]) == 4 and all(rms > 0 for _, rms in report["curve"])
-    assert {"noise_gap", "bright_ending", "word 0"} <= set(report["maps"])
-    assert report["attribution"]["notes"] == [] and report["notes"] == []
+    old = [note for note in report["notes"] if "older than 1.10 and tells no script that a sampler starts" in note]
+    assert ({"noise_gap", "bright_ending", "word 0"} <= set(report["maps"])) == (not old)
+    assert report["attribution"]["notes"] == [] and report["notes"] == old
     # the words of the same model in diffusers, from other noise: the order of the heaviest words is that of the prompt
     other = explain(pipe, PROMPT, height=128, width=128, seed=3, num_images=4)
     ours = weights[: len(texts)]
