@@ -72,6 +72,8 @@ class MemGuardScript(scripts.Script):
         told, session.told = session.told, len(session.reports)
         if before < len(session.reports):
             p.extra_generation_params.update(infotext(session.reports[told:], len(p.prompts)))
+        if session.stopped:
+            p.comment(session.stopped)  # the host collects comments before it calls postprocess
         gallery.draw(session, told, kwargs.get("images"))
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
@@ -79,8 +81,6 @@ class MemGuardScript(scripts.Script):
         if session is None:
             return
         getattr(p, HELD).finish()
-        if session.stopped:
-            p.comment(session.stopped)
         gallery.add(session, processed)
         api.keep(getattr(p, "job_timestamp", None) or processed.job_timestamp, session)
 

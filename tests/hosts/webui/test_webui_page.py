@@ -88,9 +88,8 @@ def test_check_prompt_scores_without_generating(shown):
     picture(browser, f"{server.host}-check")
 
 
-@pytest.mark.parametrize("policy", ["warn", "mitigate"])
-def test_a_memorized_prompt_through_the_page(shown, policy):
-    server, browser = shown
+def generated(browser, policy):
+    """Press Generate under a policy; return the toast."""
     browser.run(
         """const box = gradioApp().querySelector("#memguard_txt2img-checkbox input");
         if (!box.checked) box.click();
@@ -101,7 +100,24 @@ def test_a_memorized_prompt_through_the_page(shown, policy):
     browser.run(f"window.before = {info}; gradioApp().querySelector('#txt2img_generate').click()")
     browser.wait(f"{info} !== window.before", PATIENCE)
     toast = "[...document.querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
-    assert "looks memorized" in browser.wait(toast, 20)
+    return browser.wait(toast, 20)
+
+
+def test_stop_through_the_page(shown):
+    server, browser = shown
+    assert "Stopped before more steps were spent" in generated(browser, "stop")
+    said = text(browser)
+    assert "looks memorized (score" in said and "Stopped before more steps were spent: change the prompt" in said
+    log = browser.run("return gradioApp().querySelector('#html_log_txt2img').innerText")
+    assert "MemGuard: looks memorized" in log
+    time.sleep(1)  # the toast fades in
+    picture(browser, f"{server.host}-stop")
+
+
+@pytest.mark.parametrize("policy", ["warn", "mitigate"])
+def test_a_memorized_prompt_through_the_page(shown, policy):
+    server, browser = shown
+    assert "looks memorized" in generated(browser, policy)
     said = text(browser)
     assert "looks memorized (score" in said
     assert ("mitigated by" in said) == (policy == "mitigate")
