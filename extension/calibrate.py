@@ -9,7 +9,7 @@ from typing import Any
 from modules import shared
 
 from ..memguard.calibration import Profile, ProfileError
-from ..memguard.hosts.webui.calibrating import Request, saved, watching
+from ..memguard.hosts.webui.calibrating import Request, prepared, saved, watching
 from ..memguard.hosts.webui.settings import Settings
 from ..memguard.hosts.webui.tokens import short
 from ..memguard.records import Report
@@ -38,8 +38,9 @@ def calibrate(given: Mapping[str, Any], progress: Progress = lambda done, of: No
         chosen = getattr(shared.opts, name, None)
         if chosen not in (None, "", "None"):
             raise ProfileError(f"the WebUI's setting {name} adds {chosen!r} to every prompt; set it to None first")
+    folder = prepared(host.folder())
     reports, dtype = check.alone(_sample, asked, progress)
-    return saved(asked, reports, dtype, host.folder())
+    return saved(asked, reports, dtype, folder)
 
 
 def interrupt() -> None:

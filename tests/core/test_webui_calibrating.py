@@ -9,7 +9,7 @@ from memguard import Guard
 from memguard.calibration import Profile, ProfileError, ordinary_prompts, store
 from memguard.detectors.text_noise_norm import NAME
 from memguard.hosts.webui import listed
-from memguard.hosts.webui.calibrating import Request, saved
+from memguard.hosts.webui.calibrating import Request, prepared, saved
 from memguard.memory import Facts
 
 MODEL = "00000000cafe0001"
@@ -121,6 +121,16 @@ def test_interrupted_and_without_a_score_saves_nothing(reports, tmp_path):
     with pytest.raises(ProfileError, match="^ordinary prompt 9 or one of those after it has no score, because cfg"):
         saved(asked, reports(SCORES[:8], [None, None]), "float16", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_hold_profiles_is_named_before_anything_is_scored(tmp_path, monkeypatch):
+    assert prepared(tmp_path / "models" / "memguard").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ProfileError, match="file cannot be made \\(.*\\); profiles are saved there$"):
+        prepared(tmp_path / "file")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ProfileError, match="models cannot be written to; profiles are saved there$"):
+        prepared(tmp_path / "models")
 
 
 def test_what_is_kept_is_listed_and_escaped(reports, tmp_path):

@@ -5,6 +5,7 @@ Part of the WebUI hosts; may import: memguard's core.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -93,6 +94,22 @@ class Request:
                 end += 1
             yield range(begin, end)
             begin = end
+
+
+def prepared(folder: Path) -> Path:
+    """Return a folder that profiles can be saved in; asked before anything is scored, so that nothing is lost.
+
+    Raises:
+        ProfileError: if it cannot be made, or not be written to.
+
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProfileError(f"{folder} cannot be made ({error.strerror}); profiles are saved there") from None
+    if not os.access(folder, os.W_OK):
+        raise ProfileError(f"{folder} cannot be written to; profiles are saved there")
+    return folder
 
 
 def watching() -> Guard:
