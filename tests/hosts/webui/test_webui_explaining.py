@@ -42,6 +42,21 @@ def test_explained_runs_of_other_kinds(server, more):
     assert texts == PROMPT.split() and "bright_ending" in told.reports[0]["maps"]
 
 
+def test_three_pictures_that_are_not_square_of_a_prompt_of_three_chunks(server):
+    long = " ".join([PROMPT] * 30)  # 180 tokens
+    more = {"batch_size": 3, "width": 192, "height": 128, "prompt": long}
+    plain, told = server.generate(**more), server.generate({"explain": "always"}, **more)
+    pairs = zip(plain.pictures[-3:], told.pictures[-3:], strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    (report,) = told.reports
+    texts, weights = words(report)
+    assert texts == long.split() and len(report["findings"][0]["scores"]) == 3
+    assert report["attribution"]["notes"] == [] and report["notes"] == [] and report["error"] is None
+    assert sum(span["group"] == "bos" for span in report["attribution"]["spans"]) == 1
+    assert len(next(s for s in report["attribution"]["spans"] if s["group"] == "bos")["columns"]) == 3
+    assert "bright_ending" in report["maps"] and min(weights) >= 0
+
+
 def test_sub_prompts_have_rows_of_their_own(server):
     told = server.generate({"explain": "always"}, prompt="a red fox :1 AND a [blue:green:0.5] house :2")
     (report,) = told.reports
