@@ -3,7 +3,8 @@
 A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.wants(step)`` and, if so,
 ``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
 
-May import: memguard.records, memguard.wording, memguard.detectors, memguard.calibration, memguard.mitigations.
+May import: memguard.records, memguard.troubles, memguard.wording, memguard.detectors,
+memguard.calibration, memguard.mitigations.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .detectors import get as get_detector
 from .detectors.attention_entropy_late import is_late
 from .detectors.text_noise_norm import gap_map
 from .records import POLICIES, REFERENCES, VERDICTS, Finding, Policy, Reference, Report, StepEvidence
+from .troubles import in_words
 from .version import VERSION
 from .wording import message
 
@@ -186,7 +188,7 @@ class Run:
 
         """
         self._note(error)
-        self.unavailable(f"an error inside memguard: {error}")
+        self.unavailable(in_words(error))
         if self.guard.policy == "stop":
             raise error
 
@@ -205,7 +207,7 @@ class Run:
         return self.report
 
     def _note(self, error: Exception) -> None:
-        log.warning("%s: %s", type(error).__name__, error)
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
         self.report = replace(self.report, error=f"{type(error).__name__}: {error}")
 
     def _judge(self) -> Exception | None:
@@ -223,7 +225,7 @@ class Run:
                 finding = self._ask(detector, evidence)
             except Exception as error:
                 broken = error
-                status = f"an error inside memguard: {error}"
+                status = in_words(error)
                 finding = Finding(detector.NAME, status=status, reference=self.guard.reference, threshold_source="")
             findings.append(finding)
         return tuple(findings), broken

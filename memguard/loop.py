@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,13 +18,13 @@ from .mitigations.auto import ATTEMPTS, title
 from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
 from .mitigations.subset import Subset
 from .records import FLAGGED, Attempt, Finding, StepEvidence
+from .troubles import in_words
 
 log = logging.getLogger("memguard")
 
 # A score that just slips under the threshold belongs to a prompt that still copies (docs/evidence/mitigation.md): an
 # attempt has helped when the score is within this factor of the median ordinary prompt's.
 CLOSE = 1.1
-QUANTISED = re.compile(r"float8|not implemented for|derivative|does not require grad|int8", re.IGNORECASE)
 HELPED = 0.75  # an attempt that leaves more than this share of the score is taken back: no change without effect
 LATER = "acts after the first step, so the first step's score does not change by it"
 BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
@@ -66,7 +65,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
             if not treatment.predicts_as(best):
                 evidence = redo(treatment if subset is None else subset.widened(treatment))
         except BROKEN as error:
-            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {reason(error)}"))
+            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {in_words(error)}"))
             treatment = best
         found = None if evidence is None else run.judge(_part(evidence, subset))
         if found is not None:
@@ -114,8 +113,8 @@ def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple
             lines += after.notes[len(treatment.notes) :]
             treatment = after
         except BROKEN as error:
-            log.warning("%s: %s", each.TITLE, reason(error))
-            lines.append(f"{each.TITLE} was left out: {reason(error)}")
+            log.warning("%s: %s", each.TITLE, error, exc_info=True)
+            lines.append(f"{each.TITLE} was left out: {in_words(error)}")
     return treatment, tuple(lines)
 
 
@@ -132,13 +131,3 @@ def _flagged(findings: Sequence[Finding]) -> Finding:
 
 def _score(found: Finding) -> float:
     return math.inf if found.score is None else found.score
-
-
-def reason(error: BaseException) -> str:
-    """Return one line that says why a mitigation was left out, with the remedy where there is one."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"not enough memory ({line}); use fewer images, or a mitigation without gradients such as padding"
-    if isinstance(error, RuntimeError) and QUANTISED.search(line):
-        return f"these weights have no gradient ({line}); use one without gradients such as padding or noise_adjustment"
-    return line

@@ -1,6 +1,6 @@
 """A Profile: the distribution of a detector's score over ordinary prompts, and the conditions it holds for.
 
-May import: the standard library.
+May import: memguard.troubles and the standard library.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..troubles import Told
+
 SCHEMA = 1
 MINIMUM = 50  # prompts; fewer say nothing about the upper tail
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 SIGMA_RATIO = 1.25  # a profile is used for runs whose first sigma is within this ratio of its own
 
 
-class ProfileError(ValueError):
+class ProfileError(Told, ValueError):
     """A profile that cannot be read, or that was made for something else."""
 
 

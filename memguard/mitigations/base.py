@@ -19,12 +19,17 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..troubles import Told
 from .edit import Edit
 
 Parity = Literal["official"] | None
 
 
-class Unsuitable(Exception):
+class Refused(Told, ValueError):
+    """A parameter that a mitigation cannot work with; the text gives the value and the remedy."""
+
+
+class Unsuitable(Told):
     """Why a mitigation cannot act on a run, in words for the user. The picture goes on without it."""
 
 
@@ -230,7 +235,7 @@ class Mitigation(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise ValueError(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
+            raise Refused(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
         if self.parity not in (None, "official"):
             raise ValueError(f"{self.NAME}: parity is {self.parity!r}; use None or 'official'")
 
@@ -257,7 +262,7 @@ class Mitigation(ABC):
         """Refuse a parameter.
 
         Raises:
-            ValueError: unless ``holds``.
+            Refused: unless ``holds``.
 
         """
         if not holds:

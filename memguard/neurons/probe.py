@@ -3,7 +3,7 @@
 A probe is bound to one model and one prompt. It blocks value neurons of cross-attention layers: the output of
 ``to_v``, [rows, tokens, width], is multiplied with a factor per row and neuron.
 
-May import: torch and the standard library.
+May import: memguard.troubles, torch and the standard library.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from ..troubles import Told
 
 Masks = Mapping[str, Tensor]  # layer -> factors [rows, width]; layers that are left out are not touched
 Neuron = tuple[str, int]  # layer and index
@@ -36,7 +38,7 @@ class Rows:
         return self.forward + self.backward
 
 
-class NoGradient(Exception):
+class NoGradient(Told):
     """Why a model has no gradients (quantised weights), in words for the user."""
 
 

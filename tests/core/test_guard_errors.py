@@ -7,6 +7,7 @@ import pytest
 
 from memguard.guard import Guard
 from memguard.records import Finding
+from memguard.troubles import UNFORESEEN
 
 
 def broken(_evidence):
@@ -36,7 +37,7 @@ def test_a_detector_that_fails_costs_neither_the_picture_nor_the_other_findings(
     run.observe(step(0.01))
     report = run.finish()
     assert report.error == "ValueError: boom"
-    assert report.findings[0].status == "an error inside memguard: boom"
+    assert report.findings[0].status == UNFORESEEN
     assert report.findings[1].rms == pytest.approx((0.01,), rel=1e-5)
 
 
@@ -63,7 +64,7 @@ def test_stop_fails_closed_and_still_reports(step):
     with pytest.raises(ValueError, match="boom"):
         run.observe(step(0.01))
     assert run.finish().error == "ValueError: boom"
-    assert guard.report.findings[0].status == "an error inside memguard: boom"
+    assert guard.report.findings[0].status == UNFORESEEN
 
 
 def test_an_error_that_shows_only_at_the_end_is_reported_not_raised(step):
@@ -79,6 +80,6 @@ def test_an_error_of_the_host_is_the_reason():
     run.failed(RuntimeError("rows do not match"))
     report = run.finish()
     assert report.error == "RuntimeError: rows do not match"
-    assert report.findings[0].status == "an error inside memguard: rows do not match"
+    assert report.findings[0].status == UNFORESEEN
     with pytest.raises(RuntimeError, match="rows do not match"):
         Guard(policy="stop").begin().failed(RuntimeError("rows do not match"))

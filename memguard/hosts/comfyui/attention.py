@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...attributions import attention
 from ...attributions.maps import MapTally
+from ...troubles import Told
 from .calls import TEXT, Cond
 
 KEY = "memguard_attention"
@@ -27,7 +28,7 @@ COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in
 PROJECTION = ".attn2.to_q.weight"
 
 
-class Unreadable(Exception):
+class Unreadable(Told):
     """Why the attention of a model cannot be read, in words for the user."""
 
 

@@ -16,8 +16,8 @@ import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...loop import reason
 from ...mitigations.base import Mitigation, Treatment
+from ...troubles import in_words
 from . import roles
 from .prompts import UNCONNECTED, Prompts, behind
 from .starting import start
@@ -138,7 +138,7 @@ class _Treated:
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:  # why it cannot act, or an error of ours: the picture goes on without it
-            self._leave_out(reason(error))
+            self._leave_out(in_words(error))
             return
         self._said = treatment.notes
         if treatment.noise is not None:

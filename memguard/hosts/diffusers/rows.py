@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, equal
 
 from ...attributions import moment
+from ...troubles import Told
 
 # True while memguard itself encodes or predicts, so that several guards on one pipeline do not watch each other.
 OWN: ContextVar[bool] = ContextVar("memguard_own", default=False)
@@ -35,7 +36,7 @@ def own():
         OWN.reset(token)
 
 
-class Unscored(Exception):
+class Unscored(Told):
     """The reason why a model call has no score, in words for the user."""
 
 

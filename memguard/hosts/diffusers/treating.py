@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...loop import BROKEN, reason
+from ...loop import BROKEN
 from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
+from ...troubles import in_words
 from . import pipes
 from .batch import Enough
 from .calls import Call
@@ -96,7 +97,7 @@ def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
         try:
             treatment = mitigation.treat(began, Treatment())
         except BROKEN as error:
-            log.warning("%s was left out: %s", mitigation.TITLE, reason(error))
+            log.warning("%s was left out: %s", mitigation.TITLE, in_words(error))
             return Treatment()
         found = suitable(treatment, blocks, given=now.prompts.uncond is not None)
         for note in found.notes[len(treatment.notes) :]:

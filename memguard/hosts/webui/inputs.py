@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...attributions.gradient import Pullback
+from ...troubles import Told
 
 EMBEDDING = "token_embedding"
 
 
-class Closed(Exception):
+class Closed(Told):
     """A text engine that cannot be followed to its input."""
 
 

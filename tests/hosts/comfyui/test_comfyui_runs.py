@@ -14,6 +14,7 @@ from memguard_pack.memguard.calibration import Conditions, Profile, fit
 from memguard_pack.memguard.detectors import text_noise_norm
 from memguard_pack.memguard.guard import MemorizationStop
 from memguard_pack.memguard.hosts.comfyui import latents, model, screen, watcher
+from memguard_pack.memguard.troubles import UNFORESEEN
 from memguard_pack.tests.hosts.comfyui import tiny
 
 SD15 = tiny.build("sd15")
@@ -118,7 +119,7 @@ def test_an_error_of_ours_never_costs_the_picture(policy, broken, watch):
     assert torch.equal(go(SD15), seen)
     report = made.report_of(seen)
     assert report.error == "ZeroDivisionError: broken on purpose"
-    assert report.findings[0].status == "an error inside memguard: broken on purpose"
+    assert report.findings[0].status == UNFORESEEN
 
 
 def test_an_error_of_ours_ends_the_run_under_stop(broken, watch):

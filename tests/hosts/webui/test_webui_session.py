@@ -12,6 +12,7 @@ from memguard.hosts.webui import model
 from memguard.hosts.webui.session import Session, infotext
 from memguard.hosts.webui.shown import MARKS, html, warning
 from memguard.records import Attempt, StepEvidence
+from memguard.troubles import UNFORESEEN
 
 MODEL = "00000000cafe0001"
 
@@ -83,7 +84,7 @@ def test_an_error_outside_of_a_call_is_in_the_report(session, policy, stopped, b
     made.end()
     assert bool(stops) == stopped and bool(made.stopped) == stopped
     assert [report.error for report in made.reports] == ["KeyError: 'inside'"]
-    assert made.reports[0].findings[0].status == "an error inside memguard: 'inside'"
+    assert made.reports[0].findings[0].status == UNFORESEEN
 
 
 def test_a_reason_takes_the_place_of_a_score(session):

@@ -1,0 +1,26 @@
+"""Errors in words: which of them were written for a person, and what is said of the others.
+
+May import: the standard library.
+"""
+
+from __future__ import annotations
+
+import re
+
+QUANTISED = re.compile(r"float8|not implemented for|derivative|does not require grad|autograd|int8", re.IGNORECASE)
+UNFORESEEN = "an error inside MemGuard; the host's log tells more"
+
+
+class Told(Exception):
+    """An error whose text is a sentence for the person at the screen: what is wrong and what to do."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return one line that says what an error means; never the text of an error that was written for programmers."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "not enough memory; use fewer images, or a mitigation without gradients such as padding"
+    if isinstance(error, Told):
+        return (str(error).strip() or UNFORESEEN).splitlines()[0]
+    if isinstance(error, RuntimeError) and QUANTISED.search(str(error)):
+        return "these weights have no gradient; use one without gradients such as padding or noise_adjustment"
+    return UNFORESEEN
