@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -191,6 +192,25 @@ class Run:
         self.unavailable(in_words(error))
         if self.guard.policy == "stop":
             raise error
+
+    @contextmanager
+    def careful(self, *passing: type[BaseException]) -> Iterator[None]:
+        """The one guard around every hook of ours: an error inside is this run's trouble, never the picture's.
+
+        Args:
+            passing: the host's own exceptions, which end a run because somebody pressed a button.
+
+        Raises:
+            MemorizationStop: that the policy asked for.
+            Exception: any error, under policy "stop".
+
+        """
+        try:
+            yield
+        except (MemorizationStop, *passing):
+            raise
+        except Exception as error:
+            self.failed(error)
 
     def finish(self, **facts: Any) -> Report:
         """Close the run and return its report. Never raises, so that it can stand in a ``finally``; twice is once."""

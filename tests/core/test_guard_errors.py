@@ -83,3 +83,21 @@ def test_an_error_of_the_host_is_the_reason():
     assert report.findings[0].status == UNFORESEEN
     with pytest.raises(RuntimeError, match="rows do not match"):
         Guard(policy="stop").begin().failed(RuntimeError("rows do not match"))
+
+
+class Pressed(Exception):
+    """What a host raises when somebody presses its stop button."""
+
+
+def test_a_hook_that_fails_costs_the_score_and_not_the_picture():
+    run = Guard().begin()
+    with run.careful(Pressed):
+        raise RuntimeError("index 81 is out of bounds")
+    assert run.finish().findings[0].status == UNFORESEEN
+
+
+def test_a_hook_under_stop_and_a_pressed_button_end_the_run():
+    with pytest.raises(RuntimeError, match="broken"), Guard(policy="stop").begin().careful():
+        raise RuntimeError("broken")
+    with pytest.raises(Pressed), Guard().begin().careful(Pressed):
+        raise Pressed
