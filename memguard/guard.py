@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .calibration import Profile, Sensitivity, judge
 from .detectors import get as get_detector
@@ -26,6 +26,10 @@ from .records import POLICIES, REFERENCES, VERDICTS, Finding, Policy, Reference,
 from .troubles import in_words
 from .version import VERSION
 from .wording import message
+
+if TYPE_CHECKING:
+    from .mitigations.base import Treatment
+    from .mitigations.effect import Effect
 
 log = logging.getLogger("memguard")
 
@@ -124,6 +128,7 @@ class Run:
         self.evidence: list[StepEvidence] = []
         self.reason: str | None = None
         self.extra_rows = 0
+        self._effect: Effect | None = None  # of the treatment that the run is under
         self._judged: int | None = None  # number of steps that the findings rest on
         self._closed = False
         self.report = Report(
@@ -176,6 +181,17 @@ class Run:
         """Whether the first step has shown that this run is to be mitigated, and nothing was tried yet."""
         return self.guard.policy == "mitigate" and self.report.flagged and not self.report.attempts
 
+    def carry(self, treatment: Treatment) -> Effect:
+        """Return what the host tells of a treatment as it carries it out; the report's actions are written from that.
+
+        To be called before anything of the treatment is done.
+        """
+        from .mitigations.effect import Effect  # most guards need none
+
+        self._effect = Effect(treatment, lambda lines: self.learn(actions=lines))
+        self.learn(actions=())
+        return self._effect
+
     def judge(self, evidence: StepEvidence) -> Finding | None:
         """Return what the detectors say of a treated first step: the gravest finding that has a verdict."""
         found = [finding for finding in self._findings([evidence])[0] if finding.verdict in VERDICTS]
@@ -205,9 +221,10 @@ class Run:
             Exception: any error, under policy "stop".
 
         """
+        ending: tuple[type[BaseException], ...] = (MemorizationStop, *passing)
         try:
             yield
-        except (MemorizationStop, *passing):
+        except ending:
             raise
         except Exception as error:
             self.failed(error)
@@ -222,6 +239,8 @@ class Run:
             error = self._judge()
             if error is not None:
                 self._note(error)
+        if self._effect is not None:
+            self.report = self._effect.settled(self.report)
         self.report = replace(self.report, seconds=time.perf_counter() - self.started, extra_rows=self.extra_rows)
         self.publish()
         return self.report

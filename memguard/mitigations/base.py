@@ -187,7 +187,10 @@ class Treatment:
         noise: starting noise of unit variance, in place of the run's own.
         guidance: one after the other on the noise gap.
         images: numbers of the images that are treated, where others of the batch are left as they are; None is all.
-        notes: what was done, or why nothing was.
+        notes: what is to be done, or why nothing is.
+        deeds: those of the notes that name something to be done, each with the names of its parts: "edit 0",
+            "guidance 1", "prompt", "reference", "noise". What came of them is told by ``memguard.mitigations.effect``.
+        claimed: the parts that a deed names already.
 
     """
 
@@ -198,6 +201,8 @@ class Treatment:
     guidance: tuple[Guidance, ...] = ()
     images: Tensor | None = None
     notes: tuple[str, ...] = ()
+    deeds: tuple[tuple[str, frozenset[str]], ...] = ()
+    claimed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def changes(self) -> bool:
@@ -206,14 +211,25 @@ class Treatment:
             value is not None for value in (self.prompt, self.reference, self.noise)
         )
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What is changed, by name."""
+        named = {"prompt": self.prompt, "reference": self.reference, "noise": self.noise}
+        edits = {f"edit {number}": edit for number, edit in enumerate(self.edits)}
+        guidance = {f"guidance {number}": each for number, each in enumerate(self.guidance)}
+        return edits | guidance | {name: part for name, part in named.items() if part is not None}
+
     def predicts_as(self, other: Treatment) -> bool:
         """Whether the first step is predicted alike under both; only the use of its noise gap may differ."""
         names = ("prompt", "reference", "noise")
         return self.edits == other.edits and all(getattr(self, name) is getattr(other, name) for name in names)
 
     def note(self, text: str) -> Treatment:
-        """Return the same with one more note."""
-        return replace(self, notes=(*self.notes, text))
+        """Return the same with one more note; it stands for the parts that no note before it stands for."""
+        parts = self.parts
+        new = frozenset(name for name, part in parts.items() if self.claimed.get(name) is not part)
+        deeds = (*self.deeds, (text, new)) if new else self.deeds
+        return replace(self, notes=(*self.notes, text), deeds=deeds, claimed=parts)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +73,16 @@ class Edit:
         return None
 
 
+class Told(Protocol):
+    """Who is told which edits act: ``memguard.mitigations.effect.Effect``."""
+
+    def lacks(self, number: int) -> bool:
+        """Whether an edit has changed nothing so far."""
+
+    def edited(self, numbers: Sequence[int]) -> None:
+        """Take the numbers of edits that have changed what a layer computes."""
+
+
 class Plan:
     """The edits of one model call.
 
@@ -81,6 +92,7 @@ class Plan:
         groups: what stands in each token column, int8 [B, tokens], or None.
         step: index of the model call.
         sigma: noise level of the call.
+        effect: is told which edits have changed what a layer computes; None where the call is not the run's own.
 
     """
 
@@ -91,9 +103,13 @@ class Plan:
         groups: Tensor | None,
         step: int = 0,
         sigma: float = 0.0,
+        effect: Told | None = None,
     ) -> None:
         self.edits, self.conditional, self.groups, self.step, self.sigma = edits, conditional, groups, step, sigma
-        self._alike = _alike([edit.keep(conditional, groups) for edit in edits])
+        self.effect = effect
+        keeps = [edit.keep(conditional, groups) for edit in edits]
+        self._cutting = [n for n, keep in enumerate(keeps) if keep is not None and not bool(keep.all())]
+        self._alike = _alike(keeps)
         self.cuts = self._alike is not None  # whether keys are left out, in every layer
 
     def fits(self, k: Tensor) -> bool:
@@ -103,13 +119,22 @@ class Plan:
     def attend(self, layer: str, heads: int, scale: float, q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
         """Return the output of one layer under all edits."""
         site = AttentionSite(layer, heads, scale, self.conditional, self.groups, self.step, self.sigma)
-        bias = None
-        for edit in self.edits:
+        bias, acted = None, list(self._cutting)
+        for number, edit in enumerate(self.edits):
             if edit.acts(layer):
+                before = q, k, v
                 q, k, v = edit(q, k, v, site)
                 more = edit.bias(q, k, site)
+                if self.effect is not None and self.effect.lacks(number) and _acts(before, (q, k, v), more):
+                    acted.append(number)
                 if more is not None:
                     bias = more if bias is None else bias + more
+        out = self._output(q, k, v, bias, backend)
+        if self.effect is not None and acted:
+            self.effect.edited(acted)
+        return out
+
+    def _output(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
         if self._alike is None:
             return backend(q, k, v, bias, None, None)
         found = []
@@ -122,6 +147,13 @@ class Plan:
         for (rows, _), part in zip(self._alike, found, strict=True):
             out[rows] = part
         return out
+
+
+def _acts(before: Sequence[Tensor], after: Sequence[Tensor], bias: Tensor | None) -> bool:
+    """Whether an edit changed queries, keys or values, or adds something to the logits."""
+    if bias is not None and bool(bias.any()):
+        return True
+    return any(a is not b and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def _alike(keeps: Sequence[Tensor | None]) -> list[tuple[Part, Part]] | None:

@@ -54,11 +54,9 @@ class GuidanceDelay(Mitigation):
         scale = 1.0 if self.parity == "official" and self.transition == "dynamic" else self.before
         if self.transition == "dynamic":
             delay: Static | Dynamic = Dynamic(scale, self.strength)
-            where = "the first local minimum of the noise gap"
         else:
             delay = Static(scale, self.strength, self.until)
-            where = f"timestep {self.until:g}"
-        return replace(before, guidance=(*before.guidance, delay)).note(f"guidance scale {scale:g} until {where}")
+        return replace(before, guidance=(*before.guidance, delay)).note(delay.line)
 
 
 class Static:
@@ -66,6 +64,7 @@ class Static:
 
     def __init__(self, scale: float, strength: float, until: float) -> None:
         self.scale, self.strength, self.until = scale, strength, until
+        self.line = f"guidance scale {scale:g} until timestep {until:g}"
 
     def __call__(self, gap: Tensor, step: Step) -> Tensor:
         """Return the gap, scaled before the transition."""
@@ -78,6 +77,7 @@ class Dynamic:
 
     def __init__(self, scale: float, strength: float) -> None:
         self.scale, self.strength = scale, strength
+        self.line = f"guidance scale {scale:g} until the first local minimum of the noise gap"
         self._norms: list[float] = []
         self._over = False
 

@@ -74,17 +74,19 @@ class NoiseAdjustment(Mitigation):
         noise = start.starting_noise(before).float()
         if self.method == "batch":
             found = self._batch(start, before, noise)
-            after = replace(before, guidance=(*before.guidance, Static(0.0, self.strength, self.until)))
-            text = f"starting noise moved {self.rounds} times, no guidance until timestep {self.until:g}"
+            text = f"starting noise moved {self.rounds} times"
         else:
             found, losses = self._descend(start, before, noise)
-            after = before
             text = f"starting noise optimised, loss {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses) - 1} iterations"
             if losses[-1] > self._target(start):
                 text += f"; the target {self._target(start):.3g} was not reached, give it more iterations"
         if self.strength < 1:
             found = _same_norm(torch.lerp(noise, found, self.strength), noise)
-        return replace(after, noise=found).note(text)
+        after = replace(before, noise=found).note(text)
+        if self.method != "batch":
+            return after
+        delay = Static(0.0, self.strength, self.until)
+        return replace(after, guidance=(*after.guidance, delay)).note(delay.line)
 
     def _batch(self, start: Start, before: Treatment, x: Tensor) -> Tensor:
         rho = self.rho * (x[0].numel() / SD1) ** 0.5

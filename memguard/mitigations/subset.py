@@ -53,7 +53,7 @@ class Subset:
     def widened(self, treatment: Treatment) -> Treatment:
         """Return a treatment of the narrowed start as one of the batch."""
         whole = self.whole
-        return replace(
+        wide = replace(
             treatment,
             edits=tuple(self._once(edit, self._edit) for edit in treatment.edits),
             prompt=self._once(treatment.prompt, partial(self._merged, whole.prompt)),
@@ -62,6 +62,7 @@ class Subset:
             guidance=tuple(GuideImages(self, each) for each in treatment.guidance),
             images=self.images,
         )
+        return replace(wide, claimed=wide.parts)  # the same parts in other objects
 
     def predict(self, predict: Predict, view: View) -> Tensor:
         """Return what a function from a View of the batch to its prediction says of these images."""
