@@ -23,7 +23,7 @@ from .detectors import get as get_detector
 from .detectors.attention_entropy_late import is_late
 from .detectors.text_noise_norm import gap_map
 from .records import POLICIES, REFERENCES, VERDICTS, Finding, Policy, Reference, Report, StepEvidence
-from .troubles import in_words
+from .troubles import careful, in_words
 from .version import VERSION
 from .wording import message
 
@@ -37,10 +37,17 @@ Sink = Callable[[Report], None]
 
 
 class MemorizationStop(RuntimeError):
-    """Raised by policy ``stop``; the message is meant for the person who pressed the button."""
+    """Raised by policy ``stop``; the message is meant for the person who pressed the button.
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(f"{message(report)}. Stopped before more steps were spent: change the prompt or the policy.")
+    Args:
+        report: of the run.
+        why: what is said in place of the report's sentence, where something else ends the run.
+
+    """
+
+    def __init__(self, report: Report, why: str = "") -> None:
+        said = f"MemGuard: {why}" if why else message(report)
+        super().__init__(f"{said}. Stopped before more steps were spent: change the prompt or the policy.")
         self.report = report
 
 
@@ -160,8 +167,7 @@ class Run:
         """Take the evidence of one model call; after the last scored one, judge and act.
 
         Raises:
-            MemorizationStop: under policy "stop", if the run looks memorized.
-            Exception: under policy "stop", what went wrong inside memguard.
+            MemorizationStop: under policy "stop", if the run looks memorized or something went wrong inside memguard.
 
         """
         self.evidence.append(evidence)
@@ -173,7 +179,7 @@ class Run:
         if error is not None:
             self.failed(error)
         self.publish()
-        if self.guard.policy == "stop" and self.report.flagged:
+        if self.guard.policy == "stop" and (self.report.flagged or not self._scored):
             raise MemorizationStop(self.report)
 
     @property
@@ -197,17 +203,38 @@ class Run:
         found = [finding for finding in self._findings([evidence])[0] if finding.verdict in VERDICTS]
         return max(found, key=lambda finding: VERDICTS.index(finding.verdict), default=None)
 
+    def insist(self) -> None:
+        """Under policy "stop", end a run that has no score although its model was called: it fails closed.
+
+        To be called by a host after ``unavailable``, wherever an exception ends the run.
+
+        Raises:
+            MemorizationStop: with the reason why there is no score.
+
+        """
+        if self.guard.policy != "stop":
+            return
+        if self._judged != len(self.evidence):
+            self._judge()
+        if not self._scored:
+            self.publish()
+            raise MemorizationStop(self.report)
+
+    @property
+    def _scored(self) -> bool:
+        return any(finding.score is not None for finding in self.report.findings)
+
     def failed(self, error: Exception) -> None:
         """Record an error inside memguard. The picture goes on, except under policy "stop".
 
         Raises:
-            Exception: the same error under policy "stop", which fails closed.
+            MemorizationStop: under policy "stop", which fails closed; the error is its cause.
 
         """
         self._note(error)
         self.unavailable(in_words(error))
         if self.guard.policy == "stop":
-            raise error
+            raise MemorizationStop(self.report, f"no score, because {in_words(error)}") from error
 
     @contextmanager
     def careful(self, *passing: type[BaseException]) -> Iterator[None]:
@@ -217,17 +244,11 @@ class Run:
             passing: the host's own exceptions, which end a run because somebody pressed a button.
 
         Raises:
-            MemorizationStop: that the policy asked for.
-            Exception: any error, under policy "stop".
+            MemorizationStop: that the policy asked for; under policy "stop" for any error.
 
         """
-        ending: tuple[type[BaseException], ...] = (MemorizationStop, *passing)
-        try:
+        with careful(self.failed, MemorizationStop, *passing):
             yield
-        except ending:
-            raise
-        except Exception as error:
-            self.failed(error)
 
     def finish(self, **facts: Any) -> Report:
         """Close the run and return its report. Never raises, so that it can stand in a ``finally``; twice is once."""

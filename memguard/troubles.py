@@ -6,6 +6,8 @@ May import: the standard library.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 QUANTISED = re.compile(r"float8|not implemented for|derivative|does not require grad|autograd|int8", re.IGNORECASE)
 UNFORESEEN = "an error inside MemGuard; the host's log tells more"
@@ -13,6 +15,10 @@ UNFORESEEN = "an error inside MemGuard; the host's log tells more"
 
 class Told(Exception):
     """An error whose text is a sentence for the person at the screen: what is wrong and what to do."""
+
+
+class NoGradient(Told):
+    """Why a model has no gradients (quantised weights, a node or a model that computes without), in words."""
 
 
 def in_words(error: BaseException) -> str:
@@ -24,3 +30,21 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and QUANTISED.search(str(error)):
         return "these weights have no gradient; use one without gradients such as padding or noise_adjustment"
     return UNFORESEEN
+
+
+@contextmanager
+def careful(failed: Callable[[Exception], None], *passing: type[BaseException]) -> Iterator[None]:
+    """Hand an error inside the block to ``failed``, which may raise another; the block then ends.
+
+    Args:
+        failed: what becomes of the error.
+        passing: exceptions that pass: those that end a run because somebody asked for it.
+
+    """
+    ending: tuple[type[BaseException], ...] = passing
+    try:
+        yield
+    except ending:
+        raise
+    except Exception as error:
+        failed(error)

@@ -6,7 +6,7 @@ over all its columns. What differs from the official code, which ``parity="offic
 of the whole batch, its gradient is divided by 2 n (the rows of both halves, of which only one per image is not zero),
 and from the second step on it follows an anti-guided trajectory, because its two halves are swapped.
 
-May import: memguard.records, memguard.attributions, torch.
+May import: memguard.records, memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ import torch
 from torch import Tensor
 
 from ..records import TokenSpan
+from ..troubles import NoGradient
 from .moment import Encoded, Moment
 
 UNIT = "L2 norm of d score / d embedding"
 PARITIES = (None, "official")
+# a model, or a node or hook of others within it, that computes without a graph: no word would weigh anything
+NO_WAY = "no gradient reaches the prompt: the model, or another extension within it, computes without gradients"
+NO_GAP = "the prompt is predicted exactly as what it is compared with, so no word weighs anything"
 SCALE = 2.0**12  # of the loss: half-precision gradients of single elements would fall below what float16 can hold
 
 Pullback = Callable[[Tensor, Tensor | None], Tensor]
@@ -37,11 +41,14 @@ def prompt_gradient(moment: Moment, parity: Literal["official"] | None = None) -
         of the whole batch with respect to the one embedding that all images share, divided by 2 B.
 
     Raises:
+        NoGradient: if the gradient is missing, or zero everywhere.
         FloatingPointError: if the gradient holds NaN or infinity, also without a scaled loss.
 
     """
     for scale in (SCALE, 1.0):
         gradients = _scaled(moment, scale, parity)
+        if not any(bool(g.any()) for g in gradients if g is not None):
+            raise NoGradient(NO_WAY if bool(moment.scores.any()) else NO_GAP)
         if all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
             return gradients
     raise FloatingPointError("the gradient holds NaN or infinity; run the model in float32, or use method ablation")
@@ -55,6 +62,8 @@ def _scaled(moment: Moment, scale: float, parity: str | None) -> tuple[Tensor, T
         if pooled is not None:
             pooled = pooled.detach().float().clone().requires_grad_(True)
         norms = moment.norms(moment.predict(Encoded(text, pooled)))[0]
+        if not norms.requires_grad:
+            raise NoGradient(NO_WAY)
         loss = torch.linalg.vector_norm(norms) if parity else norms.sum()
         leaves = [text] if pooled is None else [text, pooled]
         gradients = torch.autograd.grad(loss * scale, leaves, allow_unused=True)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..troubles import Told
+from ..troubles import NoGradient as NoGradient
 
 Masks = Mapping[str, Tensor]  # layer -> factors [rows, width]; layers that are left out are not touched
 Neuron = tuple[str, int]  # layer and index
@@ -36,10 +36,6 @@ class Rows:
     def total(self) -> int:
         """Forward and backward together."""
         return self.forward + self.backward
-
-
-class NoGradient(Told):
-    """Why a model has no gradients (quantised weights), in words for the user."""
 
 
 class Probe(Protocol):

@@ -1,6 +1,7 @@
 """Gradient, ablation and attention on a model whose gradients and effects are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from memguard.attributions import ablation, attention, gradient, maps
 from memguard.attributions.moment import Encoded, Moment
 from memguard.records import StepEvidence, TokenSpan
+from memguard.troubles import NoGradient
 
 TOKENS, WIDTH = 5, 3
 WORDS = (
@@ -114,6 +116,29 @@ def test_nan_has_a_remedy():
     broken = Moment(moment.evidence, moment.prompt, None, lambda prompt: moment.predict(prompt) * torch.nan)
     with pytest.raises(FloatingPointError, match="run the model in float32, or use method ablation"):
         gradient.prompt_gradient(broken)
+
+
+@pytest.mark.parametrize("way", ["detached", "constant", "no_grad"])
+def test_a_model_that_computes_without_gradients_has_a_reason_and_no_weights(way):
+    moment, _ = linear()
+
+    def without(prompt):
+        if way == "constant":  # a graph that does not lead to the prompt
+            return moment.evidence.noise_cond * torch.ones((), requires_grad=True)
+        with torch.no_grad():
+            found = moment.predict(prompt)
+        # an extension's own part without gradients, the model's with: the graph leads to the prompt with nothing in it
+        return found + 0 * prompt.text.sum() if way == "detached" else found
+
+    with pytest.raises(NoGradient, match="^no gradient reaches the prompt"):
+        gradient.prompt_gradient(replace(moment, predict=without))
+
+
+def test_a_prompt_that_is_its_own_reference_has_a_reason_of_its_own():
+    moment, _ = linear()
+    same = replace(moment.evidence, noise_cond=moment.evidence.noise_uncond)
+    with pytest.raises(NoGradient, match="exactly as what it is compared with"):
+        gradient.prompt_gradient(replace(moment, evidence=same, predict=lambda p: 0 * p.text.sum() + same.noise_cond))
 
 
 def test_the_effect_of_a_word_is_the_fall_without_it():

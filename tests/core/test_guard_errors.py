@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from memguard.guard import Guard
+from memguard.guard import Guard, MemorizationStop
 from memguard.records import Finding
 from memguard.troubles import UNFORESEEN
 
@@ -61,10 +61,37 @@ def test_stop_fails_closed_and_still_reports(step):
     guard = Guard(policy="stop")
     guard._asked = [BROKEN]
     run = guard.begin()
-    with pytest.raises(ValueError, match="boom"):
+    with pytest.raises(MemorizationStop, match=f"^MemGuard: no score, because {UNFORESEEN}. Stopped") as ended:
         run.observe(step(0.01))
+    assert isinstance(ended.value.__cause__, ValueError)
     assert run.finish().error == "ValueError: boom"
     assert guard.report.findings[0].status == UNFORESEEN
+
+
+@pytest.mark.parametrize("policy", ["observe", "warn", "stop"])
+def test_a_run_that_was_called_and_has_no_score_ends_under_stop_only(policy):
+    run = Guard(policy=policy).begin()
+    run.unavailable("cfg is 1")
+    if policy == "stop":
+        with pytest.raises(MemorizationStop, match="^MemGuard: no score, because cfg is 1. Stopped"):
+            run.insist()
+    else:
+        run.insist()
+    assert run.finish().findings[0].status == "cfg is 1"
+
+
+def test_a_detector_without_a_score_ends_the_run_under_stop(step):
+    guard = Guard(policy="stop")
+    guard._asked = [SimpleNamespace(NAME="blind", NEEDS=frozenset(), detect=lambda _: Finding("blind", status="dark"))]
+    with pytest.raises(MemorizationStop, match="no score, because dark"):
+        guard.begin().observe(step(0.01))
+
+
+def test_a_scored_run_is_not_ended_for_want_of_a_score(step):
+    run = Guard(policy="stop").begin()
+    run.observe(step(0.01))
+    run.insist()
+    assert run.finish().findings[0].score is not None
 
 
 def test_an_error_that_shows_only_at_the_end_is_reported_not_raised(step):
@@ -81,7 +108,7 @@ def test_an_error_of_the_host_is_the_reason():
     report = run.finish()
     assert report.error == "RuntimeError: rows do not match"
     assert report.findings[0].status == UNFORESEEN
-    with pytest.raises(RuntimeError, match="rows do not match"):
+    with pytest.raises(MemorizationStop, match=UNFORESEEN):
         Guard(policy="stop").begin().failed(RuntimeError("rows do not match"))
 
 
@@ -97,7 +124,7 @@ def test_a_hook_that_fails_costs_the_score_and_not_the_picture():
 
 
 def test_a_hook_under_stop_and_a_pressed_button_end_the_run():
-    with pytest.raises(RuntimeError, match="broken"), Guard(policy="stop").begin().careful():
+    with pytest.raises(MemorizationStop, match=UNFORESEEN), Guard(policy="stop").begin().careful():
         raise RuntimeError("broken")
     with pytest.raises(Pressed), Guard().begin().careful(Pressed):
         raise Pressed

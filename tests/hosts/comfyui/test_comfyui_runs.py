@@ -124,8 +124,9 @@ def test_an_error_of_ours_never_costs_the_picture(policy, broken, watch):
 
 def test_an_error_of_ours_ends_the_run_under_stop(broken, watch):
     watched, _ = watch(SD15, policy="stop")
-    with pytest.raises(ZeroDivisionError, match="broken on purpose"):
+    with pytest.raises(MemorizationStop, match=UNFORESEEN) as ended:
         go(watched)
+    assert isinstance(ended.value.__cause__, ZeroDivisionError)
     assert watcher._running.get() == ()
 
 
