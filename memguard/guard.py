@@ -4,7 +4,7 @@ A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.w
 ``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
 
 May import: memguard.records, memguard.troubles, memguard.wording, memguard.detectors,
-memguard.calibration, memguard.mitigations.
+memguard.calibration, memguard.mitigations; for their types memguard.loop, memguard.passes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from .version import VERSION
 from .wording import message
 
 if TYPE_CHECKING:
+    from .loop import Kept
     from .mitigations.base import Treatment
     from .mitigations.effect import Effect
+    from .passes import Pass
 
 log = logging.getLogger("memguard")
 
@@ -136,6 +138,8 @@ class Run:
         self.reason: str | None = None
         self.extra_rows = 0
         self._effect: Effect | None = None  # of the treatment that the run is under
+        self.earlier: Pass | None = None  # a judged pass of the same job, whose verdict stands in for a missing one
+        self.kept: Kept | None = None  # what the run went on with under policy "mitigate"
         self._judged: int | None = None  # number of steps that the findings rest on
         self._closed = False
         self.report = Report(
@@ -200,7 +204,7 @@ class Run:
 
     def judge(self, evidence: StepEvidence) -> Finding | None:
         """Return what the detectors say of a treated first step: the gravest finding that has a verdict."""
-        found = [finding for finding in self._findings([evidence])[0] if finding.verdict in VERDICTS]
+        found = [finding for finding in self.findings_of(evidence) if finding.verdict in VERDICTS]
         return max(found, key=lambda finding: VERDICTS.index(finding.verdict), default=None)
 
     def insist(self) -> None:
@@ -223,6 +227,15 @@ class Run:
     @property
     def _scored(self) -> bool:
         return any(finding.score is not None for finding in self.report.findings)
+
+    def findings_of(self, evidence: StepEvidence) -> tuple[Finding, ...]:
+        """Return what each detector says of a treated first step."""
+        return self._findings([evidence])[0]
+
+    def settle(self) -> None:
+        """Judge now what was observed so far, for a run that goes on without a score: an earlier pass may have one."""
+        if self._judged is None and self._judge() is None:
+            self.publish()
 
     def failed(self, error: Exception) -> None:
         """Record an error inside memguard. The picture goes on, except under policy "stop".
@@ -275,6 +288,8 @@ class Run:
         self._judged = len(self.evidence)
         findings, broken = self._findings(self.evidence)
         gap = gap_map(self.evidence[-1]).cpu() if self.evidence and broken is None else None
+        if self.earlier is not None and all(finding.verdict not in VERDICTS for finding in findings):
+            findings += self.earlier.taken_over()
         self.report = replace(self.report, findings=findings, noise_gap_map=gap)
         return broken
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,7 +17,7 @@ from .guard import Run
 from .mitigations.auto import ATTEMPTS, title
 from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
 from .mitigations.subset import Subset
-from .records import FLAGGED, Attempt, Finding, StepEvidence
+from .records import FLAGGED, Attempt, Finding, StepEvidence, Verdict
 from .troubles import in_words
 
 log = logging.getLogger("memguard")
@@ -27,9 +27,28 @@ log = logging.getLogger("memguard")
 CLOSE = 1.1
 HELPED = 0.75  # an attempt that leaves more than this share of the score is taken back: no change without effect
 LATER = "acts after the first step, so the first step's score does not change by it"
+AGAIN = "the first step could not be made again: {}"
 BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
 
 Redo = Callable[[Treatment], StepEvidence]  # makes the first model call again, under a treatment
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run went on with.
+
+    Attributes:
+        mitigations: in the order in which they were applied.
+        treatment: what they came to, of ``images`` alone where these are given.
+        images: numbers of the images that were treated, where others of the batch were left alone.
+        batch: number of images of the run.
+
+    """
+
+    mitigations: tuple[Mitigation, ...]
+    treatment: Treatment
+    images: tuple[int, ...] = ()
+    batch: int = 1
 
 
 def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
@@ -55,6 +74,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
         numbers = ", ".join(str(image + 1) for image in images)
         run.learn(notes=(*run.report.notes, f"only images {numbers} look memorized; the others were left alone"))
     best, lowest = Treatment(), flagged.score or 0.0
+    done: tuple[Mitigation, ...] = ()
     run.learn(scores_before=flagged.scores)
     for rung in run.guard.ladder(start)[:ATTEMPTS]:
         began, rows = time.perf_counter(), run.extra_rows
@@ -65,7 +85,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
             if not treatment.predicts_as(best):
                 evidence = redo(treatment if subset is None else subset.widened(treatment))
         except BROKEN as error:
-            attempt = replace(attempt, changes=(*changes, f"the first step could not be made again: {in_words(error)}"))
+            attempt = replace(attempt, changes=(*changes, AGAIN.format(in_words(error))))
             treatment = best
         found = None if evidence is None else run.judge(_part(evidence, subset))
         if found is not None:
@@ -75,6 +95,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
             attempt = replace(attempt, changes=(*attempt.changes, LATER))
         if kept:
             best, lowest = treatment, lowest if found is None else _score(found)
+            done = (*done, *rung)
         spent = run.extra_rows - rows
         attempt = replace(attempt, kept=kept, extra_rows=spent, seconds=time.perf_counter() - began)
         run.learn(attempts=(*run.report.attempts, attempt), actions=best.notes)
@@ -82,8 +103,40 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
             run.learn(scores_after=attempt.scores or run.report.scores_after)
         if found is not None and _ordinary(found):
             break
+    if done:
+        run.kept = Kept(done, best, tuple(images), len(run.evidence[0].noise_cond))
     run.publish()
     return best if subset is None else subset.widened(best)
+
+
+def redone(
+    run: Run, name: str, rung: Sequence[Mitigation], start: Start, redo: Redo, subset: Subset | None = None
+) -> tuple[Attempt, Treatment]:
+    """Return one attempt that is kept whatever it scores, and its treatment.
+
+    Args:
+        run: that is mitigated.
+        name: of the attempt, in words.
+        rung: mitigations, applied one on top of the other.
+        start: of the run, narrowed by ``subset`` where there is one.
+        redo: called once, if the treatment changes what is predicted.
+        subset: widens treatments to the batch.
+
+    """
+    began, rows = time.perf_counter(), run.extra_rows
+    treatment, changes = _apply(rung, start, Treatment())
+    scores: tuple[float, ...] = ()
+    verdict: Verdict = "unknown"
+    if not treatment.predicts_as(Treatment()):
+        try:
+            again = _part(redo(treatment if subset is None else subset.widened(treatment)), subset)
+            found = next((f for f in run.findings_of(again) if f.scores), None)
+            scores, verdict = ((), "unknown") if found is None else (found.scores, found.verdict)
+        except BROKEN as error:
+            log.warning("%s: %s", name, error, exc_info=True)
+            changes, treatment = (*changes, AGAIN.format(in_words(error))), Treatment()
+    spent, seconds = run.extra_rows - rows, time.perf_counter() - began
+    return Attempt(name, changes, scores, verdict, treatment.changes, spent, seconds), treatment
 
 
 def _memorized(run: Run) -> list[int]:

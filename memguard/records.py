@@ -81,6 +81,7 @@ class StepEvidence:
             return values if values is None or len(values) == 1 else values[rows]
 
         masses = None if self.attention is None else {name: mass[rows] for name, mass in self.attention.items()}
+        numbers = torch.tensor(self.prompts)
         return replace(
             self,
             noise_cond=self.noise_cond[rows],
@@ -88,7 +89,7 @@ class StepEvidence:
             coverage=part(self.coverage),
             attention=masses,
             summary=part(self.summary),
-            prompts=tuple(torch.tensor(self.prompts)[rows if isinstance(rows, slice) else rows.cpu()].tolist()),
+            prompts=tuple(numbers[rows if isinstance(rows, slice) else rows.cpu()].tolist()) if self.prompts else (),
         )
 
 
@@ -113,6 +114,7 @@ class Finding:
         threshold_source: where the threshold comes from, or why there is none.
         verdict: "ordinary", "suspicious", "memorized" or "unknown"; of several prompts in a batch, the gravest one's.
         prompts: number of the prompt of each image, where a batch holds several prompts; empty for one prompt.
+        carried: run whose finding this is, where a pass without a verdict took it over; empty for the run's own.
 
     """
 
@@ -132,6 +134,7 @@ class Finding:
     threshold_source: str = "uncalibrated"
     verdict: Verdict = "unknown"
     prompts: tuple[int, ...] = ()
+    carried: str = ""
 
     @property
     def score(self) -> float | None:

@@ -30,6 +30,8 @@ def message(report: Report) -> str:
         text += f", higher than {percent(finding.percentile)} of ordinary prompts)"
     else:
         text += f", {finding.threshold_source})"
+    if finding.carried:
+        text += "; that is the verdict of the first pass, this one has none of its own"
     return text + mitigated(report)
 
 

@@ -81,6 +81,7 @@ class Start:
         gradients: context in which predictions can be differentiated.
         word: the text of a token id of CLIP's vocabulary, for the baseline of random tokens.
         cancelled: raises what ends the run, if the user pressed stop; called between evaluations.
+        first: what an earlier pass of the same picture went on with; None for a first pass.
 
     """
 
@@ -102,6 +103,7 @@ class Start:
     gradients: Callable[[], AbstractContextManager[Any]] = torch.enable_grad
     word: Callable[[int], str] | None = None
     cancelled: Callable[[], None] = lambda: None
+    first: Treatment | None = None
 
     @property
     def elements(self) -> int:

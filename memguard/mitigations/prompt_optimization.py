@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
-from .base import Mitigation, Start, Treatment, View, blend
+from .base import Mitigation, Start, Treatment, Unsuitable, View, blend
 from .edit import BOS, rows_of
 
 ORDINARY = 0.75  # share of the median ordinary prompt's noise gap to aim at
@@ -58,6 +58,8 @@ class PromptOptimization(Mitigation):
         self.demand("weight_decay", self.weight_decay >= 0, "give 0 or more")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
+        if start.first is not None:
+            return replace(before, prompt=_optimised(start, start.first)).note("the first pass's optimised prompt")
         prompt = before.prompt or start.prompt
         target = self.target
         if target is None and start.typical is not None:
@@ -117,6 +119,21 @@ def optimize(
                     text[frozen] = kept[frozen]
     last = None if pooled is None else pooled.detach()[which]
     return Encoded(text.detach()[which], last), losses
+
+
+def _optimised(start: Start, first: Treatment) -> Encoded:
+    """Return the prompt that an earlier pass optimised, one row per image of this one.
+
+    Raises:
+        Unsuitable: if it does not fit. At low noise there is no loss to optimise by.
+
+    """
+    found, rows = first.prompt, len(start.prompt.text)
+    if found is not None and len(found.text) != rows and not any(found.prompts()):
+        found = found.row(0).expand(rows)
+    if found is None or found.text.shape != start.prompt.text.shape:
+        raise Unsuitable("the prompt that the first pass optimised does not fit this pass")
+    return found
 
 
 def _frozen(groups: Tensor | None, text: Tensor, rows: Tensor) -> Tensor:
