@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,17 @@ from ...detectors import available
 from ...detectors.text_noise_norm import NAME
 from ...guard import Guard
 from ...records import Reference, Report
+from . import fields
 
-SIZES, STEP = (64, 2048), 8  # pixels
 DETECTORS = (NAME, *(name for name, each in available().items() if name != NAME and "late" not in each.NEEDS))
 TOGETHER = 8  # prompts of one call at 512 x 512; fewer of larger pictures
+FIELDS: dict[str, fields.Field] = {
+    "width": fields.PIXELS,
+    "height": fields.PIXELS,
+    "prompts": fields.Texts(remedy=f"give at least {MINIMUM}, or none for ours"),
+    "negative_prompt": fields.Text(),
+    "name": fields.Text(fields.NAME),
+}
 NETWORK = re.compile(r"<\w+:[^>]+>")  # how a prompt names a LoRA or another extra network
 
 
@@ -52,27 +59,14 @@ class Request:
             ProfileError: naming what is wrong, in one line.
 
         """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ProfileError(f"{unknown[0]!r} is no setting of a profile; there are {', '.join(known)}")
-        for name in ("width", "height"):
-            value = given.get(name, 512)
-            right = isinstance(value, int) and SIZES[0] <= value <= SIZES[1] and value % STEP == 0
-            if not right:
-                raise ProfileError(
-                    f"{name} is {value!r}; give a multiple of {STEP} between {SIZES[0]} and {SIZES[1]} pixels"
-                )
-        for name in ("negative_prompt", "name"):
-            if not isinstance(given.get(name, ""), str):
-                raise ProfileError(f"{name} is {given[name]!r}; give a text")
-        prompts = given.get("prompts") or []
-        if not isinstance(prompts, list | tuple) or not all(isinstance(text, str) for text in prompts):
-            raise ProfileError(f"prompts is no list of texts; give at least {MINIMUM}, or none for ours")
-        own = tuple(text.strip() for text in prompts if text.strip())
+        try:
+            read = fields.read(FIELDS, given, "of a profile")
+        except fields.Refused as error:
+            raise ProfileError(str(error)) from None
+        own = tuple(text.strip() for text in read.pop("prompts", ()) if text.strip())
         if own and len(own) < MINIMUM:
             raise ProfileError(f"prompts holds {len(own)}; a profile needs at least {MINIMUM}, or none for ours")
-        asked = cls(**{**given, "prompts": own or tuple(ordinary_prompts())})
+        asked = cls(**read, prompts=own or tuple(ordinary_prompts()))
         for text in (*asked.prompts, asked.negative_prompt):
             named = NETWORK.search(text)
             if named:

@@ -6,8 +6,10 @@ Part of the WebUI hosts; may import: memguard's core.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from ...detectors import available as detectors
 from ...guard import Guard
 from ...mitigations import available, get
 from ...records import POLICIES, REFERENCES
+from . import fields
 from .explanation import WHEN
+from .fields import Refused
 
 AUTO = "auto"
 MITIGATIONS = (AUTO, *available())
@@ -28,6 +32,16 @@ CHOICES = {
     "reference": REFERENCES,
     "explain": WHEN,
     "mitigation": MITIGATIONS,
+}
+FIELDS: dict[str, fields.Field] = {
+    **{name: fields.Choice(choices) for name, choices in CHOICES.items()},
+    "sensitivity": fields.Number(50, 99.99, whole=False, spelled=True),
+    "steps": fields.Number(*fields.STEPS, spelled=True),
+    "profile": fields.Text(fields.NAME),
+    "strength": fields.Number(0, 1, whole=False, spelled=True),
+    "neurons": fields.Text(fields.NAME),
+    "wording": fields.Text(),
+    "parameters": fields.Text(1000),
 }
 ENABLED = "MemGuard"  # key of the infotext that ticks the box
 OF_MITIGATE = ("mitigation", "strength", "neurons", "wording", "parameters")
@@ -67,9 +81,8 @@ class Settings:
     parameters: str = ""
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")
+        for name, field in FIELDS.items():
+            object.__setattr__(self, name, field.read(name, getattr(self, name)))
 
     @classmethod
     def of(cls, args: Sequence[Any], changed: Mapping[str, Any] | None = None) -> Settings | None:
@@ -81,27 +94,19 @@ class Settings:
             changed: settings of an XYZ axis, by name, in their place; they tick the box.
 
         Raises:
-            ValueError: for an unknown name, or a value out of range.
+            Refused: for an unknown name, or a value out of range.
 
         """
         if args and isinstance(args[0], Mapping):
             given = dict(args[0])
-            enabled = bool(given.pop("enabled", True))
+            enabled = fields.Truth().read("enabled", given.pop("enabled", True))
         else:
-            enabled, given = bool(args and args[0]), dict(zip(NAMES, args[1:], strict=False))
+            enabled = bool(args) and fields.Truth().read("the box", args[0])
+            given = dict(zip(NAMES, args[1:], strict=False))
         if not enabled and not changed:
             return None
         given |= dict(changed or {})
-        made = {}
-        for name, value in given.items():
-            if name not in DEFAULTS:
-                raise ValueError(f"there is no setting {name!r}; there are {', '.join(NAMES)}")
-            kind = type(DEFAULTS[name])
-            try:
-                made[name] = kind(DEFAULTS[name] if value is None else value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} is {value!r}; give a number") from None
-        return cls(**made)
+        return cls(**fields.read(FIELDS, {name: value for name, value in given.items() if value is not None}, "of MemGuard"))
 
     def guard(self, folder: Path) -> Guard:
         """Return the guard that they mean.
@@ -110,18 +115,23 @@ class Settings:
             folder: where profiles and neuron sets lie.
 
         Raises:
-            ValueError: for a setting out of range, or a file that cannot be used.
+            Told: for a setting out of range, or a file that cannot be used.
 
         """
-        return Guard(
-            (self.detector,),
-            self.policy,  # type: ignore[arg-type]
-            self._mitigation(folder),
-            None if self.profile in ("", AUTOMATIC) else Profile.read(inside(folder, self.profile)),
-            self.steps,
-            self.sensitivity,
-            self.reference,  # type: ignore[arg-type]
-        )
+        try:
+            return Guard(
+                (self.detector,),
+                self.policy,  # type: ignore[arg-type]
+                self._mitigation(folder),
+                None if self.profile in ("", AUTOMATIC) else Profile.read(inside(folder, self.profile)),
+                self.steps,
+                self.sensitivity,
+                self.reference,  # type: ignore[arg-type]
+            )
+        except ValueError as error:
+            if isinstance(error, UnicodeError):
+                raise
+            raise Refused(str(error)) from None  # the core's are sentences for a person
 
     def infotext(self) -> dict[str, Any]:
         """Return what saved pictures say: what differs from the defaults, so that pasting restores the controls."""
@@ -138,7 +148,7 @@ class Settings:
         more: dict[str, Any] = parsed(self.parameters)
         if self.mitigation == "neuron_mask":
             if self.neurons in ("", NONE):
-                raise ValueError("neurons is none, and neuron_mask needs a set; choose one, or use another mitigation")
+                raise Refused("neurons is none, and neuron_mask needs a set; choose one, or use another mitigation")
             from ...neurons.files import load
 
             more["neurons"] = load(inside(folder, self.neurons))
@@ -147,7 +157,7 @@ class Settings:
         return get(self.mitigation, strength=self.strength, **more)
 
 
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields_of(Settings)}
 NAMES = tuple(DEFAULTS)
 LABELS = {name: f"MemGuard {name}" for name in NAMES}  # keys of the infotext
 
@@ -161,18 +171,21 @@ def parsed(text: str) -> dict[str, Any]:
     """Return parameters that are written "name=value, name=value".
 
     Raises:
-        ValueError: where a part has no name or no value.
+        Refused: where a part has no name, or no value that is a number, a truth or a word.
 
     """
     found: dict[str, Any] = {}
     for part in filter(None, (each.strip() for each in text.split(","))):
         name, sign, value = (each.strip() for each in part.partition("="))
         if not (name and sign and value):
-            raise ValueError(f"parameters has {part!r}; write name=value, separated by commas")
+            raise Refused(f"parameters has {part!r}; write name=value, separated by commas")
         try:
-            found[name] = json.loads(value.lower() if value.lower() in ("true", "false") else value)
-        except ValueError:
-            found[name] = value
+            read = json.loads(value.lower() if value.lower() in ("true", "false") else value)
+        except (ValueError, RecursionError):
+            read = value
+        if not isinstance(read, bool | int | float | str) or not math.isfinite(0 if isinstance(read, str) else read):
+            raise Refused(f"parameters has {fields.said(part)}; give a number, true, false or a word")
+        found[name] = read
     return found
 
 
@@ -180,12 +193,16 @@ def inside(folder: Path, name: str) -> Path:
     """Return the path of a file below a folder.
 
     Raises:
-        ValueError: if there is none of that name.
+        Refused: if there is none of that name.
 
     """
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise ValueError(f"there is no file {name!r} in models/{folder.name}; refresh the list and choose again")
+    try:
+        path = (folder / name).resolve()
+        there = path.is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL in it, a link to itself
+        there = False
+    if not there:
+        raise Refused(f"there is no file {name!r} in models/{folder.name}; refresh the list and choose again")
     return path
 
 

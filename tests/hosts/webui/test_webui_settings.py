@@ -3,6 +3,7 @@
 import pytest
 
 from memguard.calibration import Conditions, Distribution, Profile
+from memguard.hosts.webui.fields import Refused
 from memguard.hosts.webui.settings import AUTOMATIC, DEFAULTS, NAMES, Settings, files, inside, parsed, restored
 from memguard.neurons.files import save
 from memguard.records import NeuronSet
@@ -43,8 +44,8 @@ def test_an_axis_changes_a_setting_and_ticks_the_box():
     [
         ({"policy": "destroy"}, "^policy is 'destroy'; use one of observe, warn, stop, mitigate$"),
         ({"mitigation": "x"}, "^mitigation is 'x'; use one of auto, attention_scaling, "),
-        ({"colour": 1}, "^there is no setting 'colour'; there are policy, sensitivity, "),
-        ({"sensitivity": "high"}, "^sensitivity is 'high'; give a number$"),
+        ({"colour": 1}, "^'colour' is no setting of MemGuard; there are policy, detector, "),
+        ({"sensitivity": "high"}, "^sensitivity is 'high'; give a number between 50 and 99.99$"),
         ({"explain": "often"}, "^explain is 'often'; use one of flagged, always, never$"),
     ],
 )
@@ -71,7 +72,6 @@ def test_the_guard_that_settings_mean(folder):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"steps": 0}, "^steps is 0; score at least 1 step$"),
         ({"profile": "gone.json"}, "^there is no file 'gone.json' in models/memguard; refresh the list and choose"),
         ({"profile": "../../secret"}, "^there is no file '../../secret' in models/memguard"),
         ({"profile": "set.safetensors"}, "not a memguard profile"),
@@ -117,3 +117,59 @@ def test_files_below_the_models_folder(folder):
     assert files(folder / "gone", ".json") == []
     assert inside(folder, "more/b.json").name == "b.json"
     assert AUTOMATIC not in files(folder, ".json")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"steps": 0}, "^steps is 0; give a whole number between 1 and 150$"),
+        ({"steps": 2.7}, "^steps is 2.7; give a whole number"),
+        ({"steps": True}, "^steps is True; give a whole number"),
+        ({"steps": 10**400}, "^steps is 1000"),
+        ({"sensitivity": "inf"}, "^sensitivity is 'inf'; give a number"),
+        ({"sensitivity": float("nan")}, "^sensitivity is nan; give a number"),
+        ({"strength": float("inf")}, "^strength is inf; give a number between 0 and 1$"),
+        ({"strength": -0.1}, "^strength is -0.1; give a number"),
+        ({"strength": [1]}, r"^strength is \[1\]; give a number"),
+        ({"enabled": "false"}, "^enabled is 'false'; give true or false$"),
+        ({"enabled": 1}, "^enabled is 1; give true or false$"),
+        ({"profile": "x" * 300}, "^profile has 300 characters; give at most 200$"),
+        ({"profile": 7}, "^profile is 7; give a text$"),
+        ({"wording": "a \ud800"}, "^wording holds half a character"),
+        ({"policy": {"a": 1}}, "^policy is {'a': 1}; use one of"),
+        ({"explain": "often" * 10_000}, "^explain is 'often"),
+        ({"c" * 10_000: 1}, "^'ccc"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_one_short_line(given, line):
+    with pytest.raises(Refused, match=line) as refused:
+        Settings.of([given])
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_deep_nesting_is_one_short_line():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for given in ({"strength": deep}, {"policy": deep}, {"wording": deep}):
+        with pytest.raises(Refused) as refused:
+            Settings.of([given])
+        assert len(str(refused.value)) < 300
+    for text in ("a=" + "[" * 900, "a=[1]", "a=inf", "a=NaN", "a=1e999", "a=null"):
+        if text in ("a=inf", "a=" + "[" * 900):  # words, which the mitigation refuses
+            assert isinstance(parsed(text)["a"], str)
+        else:
+            with pytest.raises(Refused, match="give a number, true, false or a word"):
+                parsed(text)
+
+
+def test_a_box_is_ticked_by_true_alone():
+    for box in ("false", "true", 0, 1, None):
+        with pytest.raises(Refused, match="^the box is .*; give true or false$"):
+            Settings.of([box, "warn"])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 199 + "/" + "y"])
+def test_names_that_no_file_can_have(folder, name):
+    with pytest.raises(Refused, match="^there is no file"):
+        inside(folder, name * 40)
