@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,15 @@ from typing import Any
 from fastapi import Body, HTTPException
 
 from ..memguard.calibration import store
+from ..memguard.hosts.webui import fields
 from ..memguard.hosts.webui.session import Session
-from . import calibrate, check, host
+from ..memguard.troubles import Told, in_words
+from . import access, calibrate, check, host
+
+log = logging.getLogger("memguard")
 
 KEPT = 32  # jobs
+REMEMBER: dict[str, fields.Field] = {"enabled": fields.Truth(), "clear": fields.Truth()}
 _sessions: OrderedDict[str, list[Session]] = OrderedDict()
 
 
@@ -33,6 +41,20 @@ def sessions_of(info: str) -> list[Session]:
         return []
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Answer what cannot be used with 400 and one line, and an error of ours with 500 and no word of its own."""
+    try:
+        yield
+    except Told as error:
+        raise HTTPException(400, in_words(error)) from None
+    except HTTPException:
+        raise
+    except Exception as error:
+        log.exception("a request failed")
+        raise HTTPException(500, in_words(error)) from None
+
+
 def serve(_: Any, app: Any) -> None:
     """Add the routes below /memguard/v1."""
 
@@ -43,10 +65,8 @@ def serve(_: Any, app: Any) -> None:
 
     def checked(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told
         """Score a prompt without generating; the settings are those of extension/check.py."""
-        try:
-            session = check.check(**body)
-        except (ValueError, TypeError) as error:
-            raise HTTPException(status_code=400, detail=str(error)) from None
+        with answering():
+            session = check.check(body)
         return {"reports": [report.to_dict() for report in session.reports]}
 
     def profiles() -> dict[str, Any]:
@@ -56,10 +76,8 @@ def serve(_: Any, app: Any) -> None:
 
     def calibrated(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         """Make profiles of the loaded checkpoint; the fields are those of ``calibrating.Request``."""
-        try:
+        with answering():
             made = calibrate.calibrate(body)
-        except ValueError as error:
-            raise HTTPException(status_code=400, detail=str(error)) from None
         told = [{**json.loads(each.to_json()), "file": Path(each.source).name} for each in made]
         return {"model": made[0].conditions.model, "profiles": told}
 
@@ -69,18 +87,21 @@ def serve(_: Any, app: Any) -> None:
 
     def remember(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
         """Switch the memory on or off, or clear it."""
-        for name, value in body.items():
-            if name not in ("enabled", "clear") or type(value) is not bool:
-                raise HTTPException(400, f"{name} is {value!r}; give enabled or clear as true or false")
+        with answering():
+            fields.read(REMEMBER, body, "of the memory")
         if body.get("clear"):
             host.memory().clear()
         if "enabled" in body:
             host.memory().enable(body["enabled"])
         return memory()
 
-    app.add_api_route("/memguard/v1/report", report, methods=["GET"])
-    app.add_api_route("/memguard/v1/check", checked, methods=["POST"])
-    app.add_api_route("/memguard/v1/profiles", profiles, methods=["GET"])
-    app.add_api_route("/memguard/v1/profiles", calibrated, methods=["POST"])
-    app.add_api_route("/memguard/v1/memory", memory, methods=["GET"])
-    app.add_api_route("/memguard/v1/memory", remember, methods=["POST"])
+    asked = access.required(app)
+    for path, work, method in (
+        ("report", report, "GET"),
+        ("check", checked, "POST"),
+        ("profiles", profiles, "GET"),
+        ("profiles", calibrated, "POST"),
+        ("memory", memory, "GET"),
+        ("memory", remember, "POST"),
+    ):
+        app.add_api_route(f"/memguard/v1/{path}", work, methods=[method], dependencies=asked)

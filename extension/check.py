@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import Any
 
-from modules import processing, scripts, shared
+from modules import processing, scripts, sd_samplers, sd_schedulers, shared
 from modules.call_queue import queue_lock
 
-from ..memguard.hosts.webui.settings import Settings
+from ..memguard.hosts.webui import fields
+from ..memguard.hosts.webui.settings import DEFAULTS, FIELDS, Settings
 from . import controls, host
 
 SETTINGS: dict[str, Any] = {  # of a check, and what they are by default
@@ -22,12 +24,12 @@ SETTINGS: dict[str, Any] = {  # of a check, and what they are by default
     "scheduler": "Automatic",
     "seed": -1,
     "batch_size": 1,
-    "sensitivity": 99.0,
-    "scored_steps": 1,
-    "detector": "text_noise_norm",
-    "reference": "negative",
-    "explain": "flagged",
-    "profile": "automatic",
+    "sensitivity": DEFAULTS["sensitivity"],
+    "scored_steps": DEFAULTS["steps"],
+    "detector": DEFAULTS["detector"],
+    "reference": DEFAULTS["reference"],
+    "explain": DEFAULTS["explain"],
+    "profile": DEFAULTS["profile"],
 }
 OF_GUARD = ("sensitivity", "detector", "reference", "explain", "profile")
 
@@ -55,19 +57,41 @@ class _Only(scripts.Script):
         raise Checked
 
 
-def check(**given: Any) -> Any:
-    """Return the session of a check.
+def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a check, each in its range.
 
     Raises:
-        ValueError: for a setting that there is not, or out of range.
+        Refused: naming what cannot be used, in one line.
 
     """
-    unknown = sorted(set(given) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no setting of a check; there are {', '.join(SETTINGS)}")
-    asked = SETTINGS | given
-    if not str(asked["prompt"]).strip():
-        raise ValueError("prompt is empty; give the prompt to check")
+    known: dict[str, fields.Field] = {
+        "prompt": fields.Text(needed=True),
+        "negative_prompt": fields.Text(),
+        "steps": fields.Number(*fields.STEPS),
+        "width": fields.PIXELS,
+        "height": fields.PIXELS,
+        "cfg_scale": fields.Number(0, 100, whole=False),
+        "sampler_name": fields.Choice(tuple(sd_samplers.all_samplers_map)),  # the host would take another in silence
+        "scheduler": fields.Choice(tuple(sd_schedulers.schedulers_map)),
+        "seed": fields.Number(-1, 2**53),
+        "batch_size": fields.Number(1, 8),
+        "scored_steps": FIELDS["steps"],
+    }
+    known |= {name: FIELDS[name] for name in OF_GUARD}
+    return fields.read(known, {**SETTINGS, **given}, "of a check")
+
+
+def check(given: Mapping[str, Any]) -> Any:
+    """Return the session of a check.
+
+    Args:
+        given: settings by name; what is missing is as in SETTINGS.
+
+    Raises:
+        Told: for a setting that there is not, or out of range.
+
+    """
+    asked = asked_for(given)
     settings = {name: asked.pop(name) for name in OF_GUARD}
     settings |= {"policy": "observe", "steps": asked.pop("scored_steps")}
     watch = host.watch(Settings.of([settings]), enough)

@@ -8,6 +8,7 @@ May import: gradio, the WebUI, memguard.hosts.
 
 from __future__ import annotations
 
+import logging
 from html import escape
 from typing import Any
 
@@ -17,7 +18,10 @@ from modules import shared
 from ..memguard.hosts.webui.settings import NAMES
 from ..memguard.hosts.webui.shown import html, warning
 from ..memguard.hosts.webui.shown import known as known_line
+from ..memguard.troubles import Told, in_words
 from . import api, check, host, options
+
+log = logging.getLogger("memguard")
 
 # settings of a check, by the end of their component's id
 ASKED = {
@@ -81,9 +85,11 @@ def _show(info: str) -> str:
 
 def _check(asked: dict[str, Any]) -> str:
     try:
-        return html(check.check(**{name: value for name, value in asked.items() if value is not None}))
+        return html(check.check({name: value for name, value in asked.items() if value is not None}))
     except Exception as error:
-        return f'<div class="memguard-panel"><p>MemGuard: no score, because {escape(str(error))}</p></div>'
+        if not isinstance(error, Told):
+            log.exception("a check failed")
+        return f'<div class="memguard-panel"><p>MemGuard: no score, because {escape(in_words(error))}</p></div>'
 
 
 def _known(prompt: str) -> str:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from ..memguard.calibration import store
 from ..memguard.hosts.webui import listed
+from ..memguard.troubles import Told, in_words
 from . import calibrate, host
 
 log = logging.getLogger("memguard")
@@ -80,7 +81,7 @@ def _memory(tab: Any) -> None:
 
 def _calibrate(width: float, height: float, negative: str, prompts: str) -> Iterator[str]:
     """Calibrate in a thread, and say how far it is: in Forge the page is lost to what samples."""
-    given = {"width": int(width), "height": int(height), "negative_prompt": negative, "prompts": prompts.splitlines()}
+    given = {"width": width, "height": height, "negative_prompt": negative, "prompts": prompts.splitlines()}
     said = ["Waiting for the generation in progress."]
 
     def work() -> None:
@@ -88,9 +89,9 @@ def _calibrate(width: float, height: float, negative: str, prompts: str) -> Iter
             made = calibrate.calibrate(given, lambda done, of: said.append(f"{done} of {of} prompts are scored."))
             said.append(" ".join(f"Saved {profile.source}." for profile in made))
         except Exception as error:
-            if not isinstance(error, ValueError):  # none of ours: the sampling's
+            if not isinstance(error, Told):  # none of ours: the sampling's
                 log.exception("calibration failed")
-            said.append(f"No profile: {error}.")
+            said.append(f"No profile: {in_words(error)}.")
 
     thread, shown = Thread(target=work, daemon=True), 0
     thread.start()

@@ -106,7 +106,9 @@ class Settings:
         if not enabled and not changed:
             return None
         given |= dict(changed or {})
-        return cls(**fields.read(FIELDS, {name: value for name, value in given.items() if value is not None}, "of MemGuard"))
+        return cls(
+            **fields.read(FIELDS, {name: value for name, value in given.items() if value is not None}, "of MemGuard")
+        )
 
     def guard(self, folder: Path) -> Guard:
         """Return the guard that they mean.

@@ -16,8 +16,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,8 @@ class Server:
         folder: for its data, empty.
         ui: whether the page is served, and not the API alone.
         flags: of the host, in place of FLAGS.
+        more: flags of the host, behind those.
+        headers: sent with every request, such as a name and a password.
 
     Attributes:
         folder: of its data.
@@ -54,7 +57,16 @@ class Server:
 
     """
 
-    def __init__(self, host: str, folder: Path, ui: bool = False, flags: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        folder: Path,
+        ui: bool = False,
+        flags: Sequence[str] | None = None,
+        more: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.host, self.headers = host, dict(headers or {})
         root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
         folder.mkdir(parents=True)
         # Forge's page loads no script where its data lie elsewhere
@@ -74,7 +86,7 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON]
-        command += [*(FLAGS[host] if flags is None else flags), *([] if ui else ["--nowebui"])]
+        command += [*(FLAGS[host] if flags is None else flags), *more, *([] if ui else ["--nowebui"])]
         command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt-dir", str(self.checkpoints)]
         command += ["--ckpt", str(self.checkpoints / checkpoint.name)]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -91,11 +103,15 @@ class Server:
             if self.process.poll() is not None:
                 break
             try:
-                self.get("/memguard/v1/report")  # the last to come: the page and the API answer before they are whole
+                self.open("/memguard/v1/report").close()  # the last to come: others answer before they are whole
                 # the hosts take an override back only for options that were set before
                 with contextlib.suppress(urllib.error.HTTPError):  # A1111 1.9 has no such option
                     self.post("/sdapi/v1/options", {"skip_early_cond": 0.0})
                 return
+            except urllib.error.HTTPError as error:
+                if error.code == 401:  # it asks for a login
+                    return
+                time.sleep(1)
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(1)
         self.close()
@@ -118,16 +134,31 @@ class Server:
         self.log.flush()
         return self.output.read_text(encoding="utf-8", errors="replace")
 
+    def open(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Ask the server, by POST where there is a body; with other headers than its own where they are given."""
+        sent = {"Content-Type": "application/json", **(self.headers if headers is None else headers)}
+        return urllib.request.urlopen(urllib.request.Request(self.url + path, body, sent), timeout=PATIENCE)
+
     def get(self, path: str) -> dict:
-        with urllib.request.urlopen(self.url + path, timeout=60) as reply:
+        with self.open(path) as reply:
             return json.load(reply)
 
     def post(self, path: str, body: dict) -> dict:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        with self.open(path, json.dumps(body).encode()) as reply:
             return json.load(reply)
+
+    def status(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Return the status of an answer, and its line where it says what is wrong."""
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            with self.open(path, raw, headers) as reply:
+                return reply.status, ""
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            try:
+                return error.code, str(json.loads(text).get("detail", text))
+            except ValueError:
+                return error.code, text
 
     def generate(self, guard: dict | None = None, kind: str = "txt2img", neighbour: str = "", **changes) -> "Made":
         """Generate; ``guard`` ticks MemGuard's box with these settings, ``neighbour`` asks that extension."""

@@ -214,7 +214,7 @@ def test_a_check_scores_what_a_generation_scores(server):
 @pytest.mark.parametrize(
     ("body", "line"),
     [
-        ({"prompt": " "}, "prompt is empty; give the prompt to check"),
+        ({"prompt": " "}, "prompt is empty; give a text"),
         ({"prompt": "a", "colour": 1}, "'colour' is no setting of a check; there are prompt, negative_prompt"),
     ],
 )
