@@ -9,8 +9,6 @@ from fastapi import Depends, HTTPException
 from modules import initialize_util, shared
 
 LOGIN = "/login_check"  # gradio asks there whether a caller has logged in; without a login everybody has
-    "/login_check"  # gradio's own question, whether a caller has logged in to the page; anybody has, without a login
-)
 
 
 def required(app: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """What a person or a program asks for by name, checked field by field before anything runs.
 
-Every door of the WebUIs uses this: the API's routes, the arguments of alwayson_scripts, the page. What cannot be used is
-one line that names the field, what it holds and what to give.
+Every door of the WebUIs uses this: the API's routes, the arguments of alwayson_scripts, the page. What cannot be used
+is one line that names the field, what it holds and what to give.
 
 Part of the WebUI hosts; may import: memguard's core.
 """

@@ -70,7 +70,7 @@ def test_infinite_and_missing_numbers_by_json(server):
         ({"profile": "x" * 5000}, "profile has 5000 characters; give at most 200"),
         ({"x" * 5000: 1}, "'xxx"),
         ({"policy": "destroy"}, "policy is 'destroy'; use one of observe, warn, stop, mitigate"),
-        ({"profile": "gone.json"}, "there is no file 'gone.json' in models/memguard; refresh the list and choose again"),
+        ({"profile": "gone.json"}, "there is no file 'gone.json' in models/memguard; refresh the list"),
     ],
 )
 def test_settings_of_a_generation_that_cannot_be_used_leave_it_unguarded_and_say_so(server, given, line):
