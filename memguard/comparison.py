@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .distance import gravest
 from .overlay import FONT, letters, written
 from .records import Report
 
@@ -18,7 +19,7 @@ LABELS = ("before", "after")
 
 def table(report: Report) -> list[str]:
     """Return the lines that tell a run's scores and attempts; one line says why there are none."""
-    scored = next((finding for finding in report.findings if finding.score is not None), None)
+    scored = gravest(report.findings) or next((f for f in report.findings if f.score is not None), None)
     if scored is None or scored.score is None:
         return ["no score" if not report.findings else f"no score, because {report.findings[0].status}"]
     which = "score before" if report.attempts else "score of the right picture"

@@ -202,11 +202,6 @@ class Run:
         self.learn(actions=())
         return self._effect
 
-    def judge(self, evidence: StepEvidence) -> Finding | None:
-        """Return what the detectors say of a treated first step: the gravest finding that has a verdict."""
-        found = [finding for finding in self.findings_of(evidence) if finding.verdict in VERDICTS]
-        return max(found, key=lambda finding: VERDICTS.index(finding.verdict), default=None)
-
     def insist(self) -> None:
         """Under policy "stop", end a run that has no score although its model was called: it fails closed.
 
@@ -229,7 +224,7 @@ class Run:
         return any(finding.score is not None for finding in self.report.findings)
 
     def findings_of(self, evidence: StepEvidence) -> tuple[Finding, ...]:
-        """Return what each detector says of a treated first step."""
+        """Return what each detector says of a first step that was made again, or of some of its images."""
         return self._findings([evidence])[0]
 
     def settle(self) -> None:

@@ -1,18 +1,18 @@
 """The closed loop of policy ``mitigate``: try, score the first step again, keep what helped, escalate, report.
 
-May import: memguard.guard, memguard.records, memguard.mitigations, torch.
+May import: memguard.guard, memguard.distance, memguard.records, memguard.mitigations, torch.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from .distance import gravest, helped, ordinary, standing
 from .guard import Run
 from .mitigations.auto import ATTEMPTS, title
 from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
@@ -22,11 +22,8 @@ from .troubles import in_words
 
 log = logging.getLogger("memguard")
 
-# A score that just slips under the threshold belongs to a prompt that still copies (docs/evidence/mitigation.md): an
-# attempt has helped when the score is within this factor of the median ordinary prompt's.
-CLOSE = 1.1
-HELPED = 0.75  # an attempt that leaves more than this share of the score is taken back: no change without effect
 LATER = "acts after the first step, so the first step's score does not change by it"
+UNSEEN = "{} could not be asked again: {}"
 AGAIN = "the first step could not be made again: {}"
 BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
 
@@ -54,9 +51,10 @@ class Kept:
 def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
     """Return the treatment that a flagged run goes on with; the report tells what was tried.
 
-    Treatments add up. One that hardly lowers the score is taken back. What goes wrong in one attempt is
-    noted, and the next one is tried: the picture is never lost. Where a batch holds several prompts, those that look
-    memorized are treated and the others left alone.
+    Treatments add up. One that does not bring the run nearer to ordinary prompts, by the detectors that flagged it, is
+    taken back; one that these detectors cannot be asked about is kept, and the report says so. What goes wrong in one
+    attempt is noted, and the next one is tried: the picture is never lost. Where a batch holds several prompts, those
+    that look memorized are treated and the others left alone.
 
     Args:
         run: flagged at its first step.
@@ -65,43 +63,47 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
 
     """
     assert run.guard.ladder is not None
-    flagged, subset = _flagged(run.report.findings), None
+    findings, subset = run.report.findings, None
     images = _memorized(run)
     if images:
         subset = Subset(start, images)
         start = subset.start
-        flagged = run.judge(_part(run.evidence[0], subset)) or flagged
+        findings = run.findings_of(_part(run.evidence[0], subset))
         numbers = ", ".join(str(image + 1) for image in images)
         run.learn(notes=(*run.report.notes, f"only images {numbers} look memorized; the others were left alone"))
-    best, lowest = Treatment(), flagged.score or 0.0
+    best, so_far = Treatment(), standing(findings)
     done: tuple[Mitigation, ...] = ()
-    run.learn(scores_before=flagged.scores)
+    flagged = [name for name, finding in so_far.items() if finding.verdict in FLAGGED]
+    first = gravest(findings)
+    assert first is not None
+    run.learn(scores_before=first.scores)
     for rung in run.guard.ladder(start)[:ATTEMPTS]:
         began, rows = time.perf_counter(), run.extra_rows
         treatment, changes = _apply(rung, start, best)
         attempt = Attempt(title(rung), changes)
-        evidence = None
+        evidence, after = None, {}
         try:
             if not treatment.predicts_as(best):
                 evidence = redo(treatment if subset is None else subset.widened(treatment))
         except BROKEN as error:
             attempt = replace(attempt, changes=(*changes, AGAIN.format(in_words(error))))
             treatment = best
-        found = None if evidence is None else run.judge(_part(evidence, subset))
-        if found is not None:
-            attempt = replace(attempt, scores=found.scores, verdict=found.verdict)
-        kept = treatment is not best and (found is None or _score(found) <= HELPED * lowest)
-        if kept and found is None:
+        if evidence is not None:
+            found = run.findings_of(_part(evidence, subset))
+            after = standing(found)
+            attempt = _scored(attempt, found, first.detector, flagged)
+        kept = treatment is not best and helped(so_far, after, flagged) is not False
+        if kept and evidence is None:
             attempt = replace(attempt, changes=(*attempt.changes, LATER))
         if kept:
-            best, lowest = treatment, lowest if found is None else _score(found)
+            best, so_far = treatment, {**so_far, **after}
             done = (*done, *rung)
         spent = run.extra_rows - rows
         attempt = replace(attempt, kept=kept, extra_rows=spent, seconds=time.perf_counter() - began)
         run.learn(attempts=(*run.report.attempts, attempt), actions=best.notes)
         if kept:
             run.learn(scores_after=attempt.scores or run.report.scores_after)
-        if found is not None and _ordinary(found):
+        if after and ordinary(after, flagged):
             break
     if done:
         run.kept = Kept(done, best, tuple(images), len(run.evidence[0].noise_cond))
@@ -139,6 +141,19 @@ def redone(
     return Attempt(name, changes, scores, verdict, treatment.changes, spent, seconds), treatment
 
 
+def _scored(attempt: Attempt, found: Sequence[Finding], by: str, flagged: Sequence[str]) -> Attempt:
+    """Return an attempt with what was found under it; the score is that of one detector, ``by``."""
+    known = standing(found)
+    worst = gravest(found)
+    lost = [UNSEEN.format(each.detector, each.status) for each in found if each.detector in flagged and not each.scores]
+    attempt = replace(attempt, changes=(*attempt.changes, *lost))
+    return (
+        attempt
+        if worst is None or by not in known
+        else replace(attempt, scores=known[by].scores, verdict=worst.verdict)
+    )
+
+
 def _memorized(run: Run) -> list[int]:
     """Return the images of the prompts that look memorized, where the batch holds others too; else none."""
     evidence = run.evidence[0]
@@ -146,7 +161,7 @@ def _memorized(run: Run) -> list[int]:
     grave = []
     for number in sorted(set(evidence.prompts)):
         images = torch.nonzero(prompts == number).flatten()
-        found = run.judge(evidence.rows(images.to(evidence.noise_cond.device)))
+        found = gravest(run.findings_of(evidence.rows(images.to(evidence.noise_cond.device))))
         grave += images.tolist() if found is not None and found.verdict in FLAGGED else []
     return sorted(grave) if len(grave) < len(prompts) else []
 
@@ -169,18 +184,3 @@ def _apply(rung: Sequence[Mitigation], start: Start, before: Treatment) -> tuple
             log.warning("%s: %s", each.TITLE, error, exc_info=True)
             lines.append(f"{each.TITLE} was left out: {in_words(error)}")
     return treatment, tuple(lines)
-
-
-def _ordinary(found: Finding) -> bool:
-    """Whether a run scores as ordinary prompts do."""
-    if found.verdict in FLAGGED or found.mean_rms is None:
-        return False
-    return found.typical is None or found.mean_rms <= CLOSE * found.typical
-
-
-def _flagged(findings: Sequence[Finding]) -> Finding:
-    return next(finding for finding in findings if finding.verdict in FLAGGED)
-
-
-def _score(found: Finding) -> float:
-    return math.inf if found.score is None else found.score

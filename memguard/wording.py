@@ -1,13 +1,16 @@
 """The sentence about a report that every screen shows, and how its numbers are written.
 
-May import: memguard.records.
+May import: memguard.records, memguard.distance.
 """
 
 from __future__ import annotations
 
 import math
 
-from .records import VERDICTS, Finding, Report
+from .distance import gravest
+from .records import Attempt, Report
+
+AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memorized": "looks memorized"}
 
 
 def message(report: Report) -> str:
@@ -16,7 +19,7 @@ def message(report: Report) -> str:
         return f"MemGuard: no score, because of an error: {report.error}"
     if not report.findings:
         return "MemGuard: no score"
-    finding = max(report.findings, key=_gravity)
+    finding = gravest(report.findings) or max(report.findings, key=lambda found: found.score is not None)
     if finding.score is None:
         return f"MemGuard: no score, because {finding.status}"
     words = {
@@ -41,24 +44,21 @@ def mitigated(report: Report) -> str:
         return ""
     kept = [attempt for attempt in report.attempts if attempt.kept]
     if not kept:
-        return "; could not be mitigated, the picture is the unmitigated one"
+        scored = [attempt for attempt in report.attempts if attempt.scores]
+        best = min(scored, key=_mean, default=None)
+        reached = "" if best is None else f" (the lowest score reached was {_mean(best):.3g})"
+        return f"; could not be mitigated{reached}, the picture is the unmitigated one"
     done = f"; mitigated by {', then '.join(attempt.mitigation for attempt in kept)}"
     if not kept[-1].scores:
         return f"{done}, not scored again"
-    score = sum(kept[-1].scores) / len(kept[-1].scores)
-    now = {
-        "ordinary": "looks ordinary",
-        "suspicious": "may be memorized",
-        "memorized": "looks memorized",
-    }
-    return f"{done}: now {now.get(kept[-1].verdict, 'without a verdict')} (score {score:.3g})"
+    verdict = AFTER.get(kept[-1].verdict, "without a verdict")
+    return f"{done}: now {verdict} (score {_mean(kept[-1]):.3g})"
+
+
+def _mean(attempt: Attempt) -> float:
+    return math.fsum(attempt.scores) / len(attempt.scores)
 
 
 def percent(value: float) -> str:
     """Return a percentile as text that never rounds up to 100 %."""
     return "at least 99.99 %" if value > 99.99 else f"{math.floor(value * 100) / 100:.4g} %"
-
-
-def _gravity(finding: Finding) -> tuple[int, bool]:
-    """Order findings by verdict; of those without one, a score says more than a reason."""
-    return (VERDICTS.index(finding.verdict) if finding.verdict in VERDICTS else -1, finding.score is not None)

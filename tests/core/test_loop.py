@@ -1,5 +1,6 @@
 """The closed loop: what is tried, in which order, what is kept, and what the report says of it."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from memguard.attributions.moment import Encoded
 from memguard.guard import Guard
-from memguard.loop import CLOSE, mitigate
+from memguard.loop import mitigate
 from memguard.mitigations import get
 from memguard.mitigations.base import Mitigation, Start, Treatment, Unsuitable
 from memguard.mitigations.edit import Edit
@@ -16,6 +17,7 @@ from memguard.troubles import UNFORESEEN
 from memguard.wording import message
 
 TYPICAL = 0.01  # of the profile
+LIMIT = TYPICAL * math.exp(0.2 * 2.3263)  # from which its verdict is "suspicious"
 MASK = NeuronSet({"down_blocks.0.attn2": (1,)})
 
 
@@ -91,10 +93,42 @@ def test_attempts_add_up_until_the_score_is_an_ordinary_prompts(tried):
 
 def test_a_score_that_just_slips_under_the_threshold_is_not_enough(tried):
     just_below = 0.0155  # of 0.0159, the 99th percentile
-    assert just_below > CLOSE * TYPICAL
     _, report, made = tried(Falling(leaves=just_below / 0.1), Falling(leaves=0.5))
     assert [attempt.verdict for attempt in report.attempts] == ["ordinary", "ordinary"]
     assert len(made) == 2
+
+
+def at(distance: float) -> float:
+    """The RMS at a distance from ordinary prompts: 0 is the median one, 1 the threshold."""
+    return TYPICAL + distance * (LIMIT - TYPICAL)
+
+
+@pytest.mark.parametrize(("distance", "attempts"), [(0.09, 1), (0.11, 2), (0.5, 2)])
+def test_it_ends_where_ordinary_prompts_are(tried, distance, attempts):
+    _, report, _ = tried(Falling(leaves=at(distance) / 0.1), Falling(leaves=0.99))
+    assert report.attempts[0].verdict == "ordinary"
+    assert len(report.attempts) == attempts
+
+
+@pytest.mark.parametrize(("leaves", "kept"), [(0.7, True), (0.74, True), (0.76, False), (0.8, False), (1.2, False)])
+def test_three_quarters_of_the_distance_are_the_most_that_may_be_left(tried, leaves, kept):
+    far = at(20.0)
+    treatment, report, _ = tried(Falling(leaves=at(20.0 * leaves) / far), score=far)
+    assert report.attempts[0].kept is kept
+    assert treatment.changes is kept
+
+
+def test_leaving_the_flagged_range_is_help_however_small_the_step(tried):
+    treatment, report, _ = tried(Falling(leaves=at(0.98) / at(1.05)), score=at(1.05))
+    assert report.verdict == "suspicious"
+    assert [(attempt.verdict, attempt.kept) for attempt in report.attempts] == [("ordinary", True)]
+    assert treatment.changes
+    assert "; mitigated by Falling: now looks ordinary" in message(report)
+
+
+def test_an_attempt_that_leaves_the_range_once_more_must_help_again(tried):
+    _, report, _ = tried(Falling(leaves=at(0.9) / 0.1), Falling(leaves=1.01), Falling(leaves=0.99))
+    assert [attempt.kept for attempt in report.attempts] == [True, False, False]
 
 
 def test_what_hardly_lowers_the_score_is_taken_back(tried):
@@ -104,11 +138,12 @@ def test_what_hardly_lowers_the_score_is_taken_back(tried):
 
 
 def test_failure_is_reported_as_such(tried):
-    treatment, report, _ = tried(Falling(leaves=0.95), Falling(leaves=0.95))
+    treatment, report, _ = tried(Falling(leaves=0.95), Falling(leaves=0.8))
     assert not treatment.changes
     assert report.scores_after == ()
     assert report.verdict_after == "unknown"
-    assert message(report).endswith("; could not be mitigated, the picture is the unmitigated one")
+    reached = "; could not be mitigated (the lowest score reached was 1.28), the picture is the unmitigated one"
+    assert message(report).endswith(reached)
 
 
 def test_a_score_that_stays_high_says_so(tried):
@@ -234,3 +269,80 @@ def test_all_prompts_look_memorized_and_all_are_treated(step, profile):
     treatment = mitigate(run, began, lambda treatment: step(0.01, 0.01, prompts=(0, 1)))
     assert treatment.images is None
     assert run.report.scores_before == pytest.approx((1.6, 3.2))
+
+
+NORM, ENTROPY = "text_noise_norm", "attention_entropy"
+ASKED = {"norm": (NORM,), "entropy": (ENTROPY,), "both": (NORM, ENTROPY)}
+
+
+def spread(score: float) -> dict[str, torch.Tensor]:
+    """Attention whose entropy is a score between 0 and ln 2."""
+    low, high = 1e-9, 0.5
+    for _ in range(60):
+        p = (low + high) / 2
+        rises = -p * math.log(p) - (1 - p) * math.log(1 - p) < score
+        low, high = (p, high) if rises else (low, p)
+    return {"down_blocks.0.attentions.0.transformer_blocks.0.attn2": torch.tensor([[p, 1 - p]])}
+
+
+class TestEveryDetector:
+    """Norms of ordinary prompts are 0.01 and up to 0.0159, their entropies 0.3 and up to 0.378."""
+
+    @pytest.fixture
+    def judged(self, step, profile):
+        def run(asked, before, after, guides=False):
+            """Each of before and after: the norm, and the entropy or why there is none."""
+            known = profile()
+            known.distributions[ENTROPY] = replace(known.distributions[NORM], log_median=math.log(0.3), log_spread=0.1)
+            guard = Guard(detectors=ASKED[asked], policy="mitigate", mitigation=Falling(guides=guides), profile=known)
+            run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+
+            def evidence(norm, entropy):
+                read = {"unread": entropy} if isinstance(entropy, str) else {"attention": spread(entropy)}
+                return step(norm, **read)
+
+            run.observe(evidence(*before))
+            assert run.to_mitigate
+            began = Start(None, None, None, (4, 8, 8), lambda view: None)
+            treatment = mitigate(run, began, lambda treatment: evidence(*after))
+            return treatment, run.report
+
+        return run
+
+    @pytest.mark.parametrize("asked", ASKED)
+    def test_an_attempt_that_helps_is_scored_by_the_detector_that_flagged_the_run(self, judged, asked):
+        treatment, report = judged(asked, (0.1, 0.6), (0.01, 0.3))
+        assert treatment.changes
+        (attempt,) = report.attempts
+        assert (attempt.kept, attempt.verdict) == (True, "ordinary")
+        before, after = (0.6, 0.3) if asked == "entropy" else (1.6, 0.16)  # both: the norm is further away
+        assert report.scores_before == pytest.approx((before,), rel=1e-4)
+        assert report.scores_after == pytest.approx((after,), rel=1e-4)
+
+    @pytest.mark.parametrize("asked", ASKED)
+    def test_an_attempt_without_effect_is_taken_back(self, judged, asked):
+        treatment, report = judged(asked, (0.1, 0.6), (0.095, 0.59))
+        assert not treatment.changes
+        assert not report.attempts[0].kept
+        assert report.scores_after == ()
+
+    @pytest.mark.parametrize("asked", ["entropy", "both"])
+    def test_attention_that_cannot_be_read_again_is_told_and_not_called_later(self, judged, asked):
+        _, report = judged(asked, (0.012, 0.6), (0.012, "the layers are replaced"))
+        (attempt,) = report.attempts
+        assert (attempt.kept, attempt.scores, attempt.verdict) == (True, (), "unknown")
+        assert attempt.changes == ("to 1.0", "attention_entropy could not be asked again: the layers are replaced")
+        assert "not scored again" in message(report)
+
+    def test_one_detectors_score_never_makes_up_for_anothers(self, judged):
+        treatment, report = judged("both", (0.012, 0.6), (0.2, "the layers are replaced"))
+        assert not treatment.changes, "the norm rose to where it is flagged"
+        assert not report.attempts[0].kept
+        treatment, report = judged("both", (0.012, 0.6), (0.2, 0.3))
+        assert not treatment.changes
+        assert report.attempts[0].verdict == "memorized"
+
+    @pytest.mark.parametrize("asked", ASKED)
+    def test_later_is_said_only_where_the_prediction_is_the_same(self, judged, asked):
+        _, report = judged(asked, (0.1, 0.6), (0.1, 0.6), guides=True)
+        assert report.attempts[0].changes[-1].startswith("acts after the first step")

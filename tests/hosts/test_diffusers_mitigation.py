@@ -75,7 +75,7 @@ def test_every_mitigation_changes_the_picture_and_leaves_nothing_behind(name):
 
 @pytest.mark.parametrize("name", [name for name in available() if name != "local_guidance"])  # it uses the profile
 def test_gated_and_ungated_give_the_same_picture(sd, name, monkeypatch):
-    monkeypatch.setattr("memguard.loop.HELPED", math.inf)  # random weights: nothing has to help
+    monkeypatch.setattr("memguard.loop.helped", lambda *_: True)  # random weights: nothing has to help
     guard = Guard(policy="mitigate", mitigation=made(name), profile=flagging(sd))
     gated = generate(sd, guard, prompt=PROMPT)
     assert guard.report.error is None
@@ -224,7 +224,7 @@ class TestGate:
         assert report.scores_before == report.findings[0].scores
 
     def test_the_score_after_is_that_of_the_treated_first_step(self, sd, monkeypatch):
-        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
         seen = []
         handle = sd.unet.register_forward_hook(lambda m, a, k, out: seen.append(out[0]), with_kwargs=True)
         guard = Guard(policy="mitigate", mitigation="attention_scaling", profile=flagging(sd))
@@ -236,7 +236,7 @@ class TestGate:
 
     @pytest.mark.parametrize("name", [name for name in available() if name != "local_guidance"])
     def test_of_several_prompts_the_ordinary_one_keeps_its_bits(self, sd, name, monkeypatch):
-        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
         settings = {"prompt": [PROMPT, OTHER, PROMPT], "num_images_per_prompt": 2, "generator": seeded()}
         watch = Guard()
         plain = generate(sd, watch, **settings)
@@ -263,7 +263,7 @@ class TestGate:
     @pytest.mark.parametrize("cfg", [1.0, 7.5])
     def test_compared_with_the_empty_prompt(self, sd, cfg, monkeypatch):
         """At guidance 1 as well: there is no guidance to change, and everything else works."""
-        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
         given = {"prompt": PROMPT, "guidance_scale": cfg, "negative_prompt": "ugly"}
         plain = Guard(reference="empty")
         generate(sd, plain, **given)
@@ -343,7 +343,7 @@ class TestGate:
         assert not [module for module in host.pipe.unet.modules() if "forward" in vars(module)]
 
     def test_a_model_compiled_in_place(self, monkeypatch):
-        monkeypatch.setattr("memguard.loop.HELPED", math.inf)
+        monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
         pipe = tiny.sd()
         flagged = flagging(pipe)
         expected = generate(

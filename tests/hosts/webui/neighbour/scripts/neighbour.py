@@ -41,8 +41,8 @@ class Neighbour(scripts.Script):
                 shared.state.job_timestamp = wish.removeprefix("job ")
         if LOOP in sys.modules:
             loop = sys.modules[LOOP]
-            loop.helped = getattr(loop, "helped", loop.HELPED)
-            loop.HELPED = 1e9 if "keep" in _wishes else loop.helped
+            loop.own = getattr(loop, "own", loop.helped)
+            loop.helped = (lambda *_: True) if "keep" in _wishes else loop.own
         raise RuntimeError("neighbour: process fails")
 
     def process_batch(self, p, asked="", **kwargs):
