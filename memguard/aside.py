@@ -17,18 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_OWN = frozenset(vars(nn.Module()))  # torch's own tables of a module: weights, buffers, hooks, parts
+
 
 @contextmanager
 def aside(*used: Any) -> Iterator[None]:
-    """Leave every global random generator as it was before the block: torch's, numpy's and Python's.
+    """Leave every random generator as it was before the block: torch's, numpy's, Python's, and those of modules.
 
     Args:
         used: devices, tensors or modules that the block evaluates on; generators of their devices are kept, beside
-            those of the CPU and of every GPU that a generator was already made for.
+            those of the CPU and of every GPU that a generator was already made for, and those that a module holds for
+            itself (token merging forks one).
 
     """
     python, numbers, cpu = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     others = [(device, _module(device), _state(device)) for device in _devices(used)]
+    held = [(place, name, value, _kept(value)) for place, name, value in _held(used)]
     try:
         yield
     finally:
@@ -37,6 +41,31 @@ def aside(*used: Any) -> Iterator[None]:
         torch.random.set_rng_state(cpu)
         for device, module, state in others:
             module.set_rng_state(state) if device.type == "mps" else module.set_rng_state(state, device)
+        for place, name, value, before in held:
+            place[name] = value  # one that was made within the block goes again
+            if before is not None:
+                value.set_state(before)
+
+
+def _held(used: Iterable[Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Find the places of generators in the attributes of modules: the dict, the key, what stands there."""
+    seen: set[int] = set()
+    for module in (part for each in used if isinstance(each, nn.Module) for part in each.modules()):
+        places = [vars(module)]
+        while places:
+            place = places.pop()
+            if id(place) in seen:
+                continue
+            seen.add(id(place))
+            for name, value in place.items():
+                if isinstance(value, torch.Generator) or name == "generator":
+                    yield place, name, value
+                elif type(value) is dict and name not in _OWN:
+                    places.append(value)
+
+
+def _kept(value: Any) -> Tensor | None:
+    return value.get_state() if isinstance(value, torch.Generator) else None
 
 
 def _devices(used: Iterable[Any]) -> set[torch.device]:

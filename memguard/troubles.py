@@ -17,7 +17,7 @@ class Told(Exception):
     """An error whose text is a sentence for the person at the screen: what is wrong and what to do."""
 
 
-class NoGradient(Told):
+class NoGradient(Told, RuntimeError):
     """Why a model has no gradients (quantised weights, a node or a model that computes without), in words."""
 
 

@@ -26,6 +26,7 @@ PARITIES = (None, "official")
 # a model, or a node or hook of others within it, that computes without a graph: no word would weigh anything
 NO_WAY = "no gradient reaches the prompt: the model, or another extension within it, computes without gradients"
 NO_GAP = "the prompt is predicted exactly as what it is compared with, so no word weighs anything"
+NO_GRAPH = "the model cannot be differentiated: something in it computes in place or without a derivative"
 SCALE = 2.0**12  # of the loss: half-precision gradients of single elements would fall below what float16 can hold
 
 Pullback = Callable[[Tensor, Tensor | None], Tensor]
@@ -41,12 +42,17 @@ def prompt_gradient(moment: Moment, parity: Literal["official"] | None = None) -
         of the whole batch with respect to the one embedding that all images share, divided by 2 B.
 
     Raises:
-        NoGradient: if the gradient is missing, or zero everywhere.
+        NoGradient: if the model cannot be differentiated, or the gradient is missing, or zero everywhere.
         FloatingPointError: if the gradient holds NaN or infinity, also without a scaled loss.
 
     """
     for scale in (SCALE, 1.0):
-        gradients = _scaled(moment, scale, parity)
+        try:
+            gradients = _scaled(moment, scale, parity)
+        except (torch.OutOfMemoryError, NoGradient):
+            raise
+        except RuntimeError as error:
+            raise NoGradient(NO_GRAPH) from error
         if not any(bool(g.any()) for g in gradients if g is not None):
             raise NoGradient(NO_WAY if bool(moment.scores.any()) else NO_GAP)
         if all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
@@ -86,12 +92,18 @@ def significance(
     Returns:
         squared norms [steps, B, tokens] and, of the pooled vector, [steps, B]; roots are taken by ``by_span``.
 
+    Raises:
+        NoGradient: if all of them are 0: a score that no word acts on is not one, so the way back is broken.
+
     """
     tokens, vectors = [], []
     for text, pooled in gradients:
         tokens.append(text.pow(2).sum(-1) if pullback is None else pullback(text, pooled))
         vectors.append(torch.zeros(len(text)) if pooled is None else pooled.pow(2).sum(-1))
-    return torch.stack(tokens).cpu(), torch.stack(vectors).cpu()
+    found, vector = torch.stack(tokens).cpu(), torch.stack(vectors).cpu()
+    if not bool(found.any() or (pullback is None and vector.any())):
+        raise NoGradient(NO_WAY)
+    return found, vector
 
 
 def by_span(tokens: Tensor, vector: Tensor, spans: Sequence[TokenSpan]) -> tuple[float, ...]:

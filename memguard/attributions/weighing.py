@@ -1,6 +1,6 @@
 """From the scored model calls to an Attribution, whatever the host.
 
-May import: memguard.records, memguard.attributions, torch.
+May import: memguard.records, memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from ..records import Attribution, TokenSpan
+from ..troubles import NoGradient
 from . import ablation, attention, gradient
 from .moment import Moment
 
 NO_MEMORY = "not enough memory for gradients; ablation stood in"
+LEFT = (torch.OutOfMemoryError, NoGradient)  # after which another method stands in for gradients
 
 
 def start(method: str, spans: Sequence[TokenSpan], moments: Sequence[Moment]) -> Attribution:
@@ -27,6 +29,11 @@ def start(method: str, spans: Sequence[TokenSpan], moments: Sequence[Moment]) ->
     notes = (f"cut off, the model never sees: {' '.join(cut)}",) if cut else ()
     score = float(torch.stack([moment.scores for moment in moments]).mean())
     return Attribution(method, tuple(spans), score=score, notes=notes)
+
+
+def stood_in(error: BaseException, instead: str = "ablation") -> str:
+    """Return the note of an attribution whose gradients ended in one of ``LEFT``."""
+    return f"{error}; {instead} stood in" if isinstance(error, NoGradient) else NO_MEMORY.replace("ablation", instead)
 
 
 def join(parts: Sequence[Attribution]) -> Attribution:

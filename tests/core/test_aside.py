@@ -44,3 +44,21 @@ def test_a_gpu_has_generators_of_its_own():
     with aside("cuda"):
         torch.rand(4, device="cuda")
     assert torch.equal(torch.rand(4, device="cuda"), expected)
+
+
+def test_generators_that_modules_hold_are_kept_and_new_ones_go_again():
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    module[0].own = torch.Generator().manual_seed(3)
+    shared = {"args": {"generator": None, "ratio": 0.5}}  # as tomesd has it, in every patched block
+    module[0].info = module[1].info = shared
+    before = module[0].own.get_state()
+    with aside(module):
+        torch.rand(3, generator=module[0].own)
+        shared["args"]["generator"] = torch.Generator().manual_seed(1)
+    assert torch.equal(module[0].own.get_state(), before)
+    assert shared["args"]["generator"] is None
+    made = shared["args"]["generator"] = torch.Generator().manual_seed(7)
+    state = made.get_state()
+    with aside(module):
+        torch.rand(3, generator=made)
+    assert shared["args"]["generator"] is made and torch.equal(made.get_state(), state)

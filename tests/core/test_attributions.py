@@ -141,6 +141,26 @@ def test_a_prompt_that_is_its_own_reference_has_a_reason_of_its_own():
         gradient.prompt_gradient(replace(moment, evidence=same, predict=lambda p: 0 * p.text.sum() + same.noise_cond))
 
 
+def test_a_model_that_cannot_be_differentiated_is_a_reason():
+    moment, _ = linear()
+
+    def in_place(prompt):
+        root = moment.predict(prompt).sqrt()
+        root.mul_(2)  # the square root is saved for the way back
+        return root
+
+    with pytest.raises(NoGradient, match="cannot be differentiated: something in it computes in place"):
+        gradient.prompt_gradient(Moment(moment.evidence, moment.prompt, None, in_place))
+
+
+def test_a_way_back_to_the_words_that_is_broken_is_a_reason():
+    zeros = torch.zeros(1, TOKENS, WIDTH)
+    tokens, vector = gradient.significance([(zeros, torch.ones(1, WIDTH))])
+    assert not tokens.any() and float(vector) == WIDTH
+    with pytest.raises(NoGradient, match="^no gradient reaches the prompt"):
+        gradient.significance([(zeros, torch.ones(1, WIDTH))], lambda *_: torch.zeros(1, TOKENS))
+
+
 def test_the_effect_of_a_word_is_the_fall_without_it():
     moment, _ = linear()
     encoded = {"fox": torch.randn(1, TOKENS, WIDTH), "red ": torch.randn(1, TOKENS, WIDTH)}

@@ -136,9 +136,9 @@ def test_every_family_has_weights_or_a_reason(family, method):
     if method == "attention" and family in ("sd3", "flux"):
         assert found.status.endswith("has no cross-attention layers: prompt and picture share their attention")
         return
-    assert found.status == "ok"
+    assert (found.status, found.method, found.notes) == ("ok", method, ())
     assert [word for word, _ in found.words] == PROMPT.split()
-    assert all(weight == weight for weight in found.weights)
+    assert all(weight == weight and weight != 0 for weight in found.weights)
     assert ("pooled" in found.groups) == (family != "sd" and method == "ablation")
 
 
@@ -215,3 +215,33 @@ def test_a_pipeline_that_fails_leaves_no_hook(sd):
         memguard.explain(pipe, PROMPT, "attention", steps=2, **SIZE)
     assert not any(module._forward_hooks for module in pipe.unet.modules())
     assert type(pipe).__module__.startswith("diffusers")
+
+
+@pytest.mark.parametrize("respect_to", ["input", "encoded"])
+def test_a_model_without_gradients_is_explained_by_ablation_and_says_so(sd, monkeypatch, respect_to):
+    whole = type(sd.unet).forward
+    monkeypatch.setattr(type(sd.unet), "forward", torch.no_grad()(whole))  # as some speed-up packs have it
+    found = memguard.explain(sd, PROMPT, respect_to=respect_to, **SIZE)
+    assert found.method == "ablation" and found.status == "ok"
+    assert found.notes[0].startswith("no gradient reaches the prompt") and found.notes[0].endswith("ablation stood in")
+    assert found.weights == memguard.explain(sd, PROMPT, "ablation", **SIZE).weights
+
+
+def test_a_patch_that_computes_in_place_is_explained_by_ablation_and_says_so(sd, monkeypatch):
+    layer = sd.unet.conv_out
+    plain = layer.forward
+
+    def in_place(x):
+        return plain(x.sigmoid().mul_(2.0))  # what sigmoid saved for the way back is gone
+
+    monkeypatch.setattr(layer, "forward", in_place)
+    found = memguard.explain(sd, PROMPT, **SIZE)
+    assert found.method == "ablation" and found.status == "ok"
+    assert "computes in place" in found.notes[0]
+
+
+def test_freeu_is_explained(sd):
+    pipe = tiny.sd()
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    found = memguard.explain(pipe, PROMPT, **SIZE)
+    assert found.status == "ok" and all(weight != 0 for weight in found.weights)

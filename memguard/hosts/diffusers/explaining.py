@@ -167,8 +167,8 @@ class _Explaining:
                 pullback = input_gradients(self.pipe, prompts, self.prompt) if self.respect_to == "input" else None
                 gradients = [gradient.prompt_gradient(moment, self.parity) for moment in moments]
                 return weighing.by_gradient(found, gradients, pullback)
-            except torch.OutOfMemoryError:
-                found = replace(found, method="ablation", notes=(*found.notes, weighing.NO_MEMORY))
+            except weighing.LEFT as error:
+                found = replace(found, method="ablation", notes=(*found.notes, weighing.stood_in(error)))
 
         def encode(texts: list[str]) -> list[Encoded]:
             together = prompts.encode(texts)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rows import Prompts, Unscored
 from .tokens import columns
@@ -42,7 +42,8 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
                     leaves.append((name, leaf))
                     return leaf.to(output.dtype)
 
-                stack.callback(encoder.get_input_embeddings().register_forward_hook(hook).remove)
+                for table in _tables(encoder):
+                    stack.callback(table.register_forward_hook(hook).remove)
         encoded = prompts.encode([text])
     if not leaves or encoded.text.grad_fn is None:
         raise Unscored("the text encoder cannot be followed backwards; use respect_to='encoded' or method ablation")
@@ -65,6 +66,12 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
         return squares
 
     return pullback
+
+
+def _tables(encoder: Any) -> list[nn.Module]:
+    """Return the modules that may look a token up: T5 shares its table's weight with a module that it never calls."""
+    weight = encoder.get_input_embeddings().weight
+    return [part for part in encoder.modules() if isinstance(part, nn.Embedding) and part.weight is weight]
 
 
 def _start(pipe: Any, encoder: str, starts: list[int]) -> int | None:
