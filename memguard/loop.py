@@ -112,7 +112,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
 
 
 def redone(
-    run: Run, name: str, rung: Sequence[Mitigation], start: Start, redo: Redo, subset: Subset | None = None
+    run: Run, name: str, rung: Sequence[Mitigation], start: Start, redo: Redo | None, subset: Subset | None = None
 ) -> tuple[Attempt, Treatment]:
     """Return one attempt that is kept whatever it scores, and its treatment.
 
@@ -121,7 +121,7 @@ def redone(
         name: of the attempt, in words.
         rung: mitigations, applied one on top of the other.
         start: of the run, narrowed by ``subset`` where there is one.
-        redo: called once, if the treatment changes what is predicted.
+        redo: called once, if the treatment changes what is predicted; None scores nothing again.
         subset: widens treatments to the batch.
 
     """
@@ -129,7 +129,7 @@ def redone(
     treatment, changes = _apply(rung, start, Treatment())
     scores: tuple[float, ...] = ()
     verdict: Verdict = "unknown"
-    if not treatment.predicts_as(Treatment()):
+    if redo is not None and not treatment.predicts_as(Treatment()):
         try:
             again = _part(redo(treatment if subset is None else subset.widened(treatment)), subset)
             found = next((f for f in run.findings_of(again) if f.scores), None)

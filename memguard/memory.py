@@ -122,6 +122,8 @@ class PromptMemory:
         if status != OK or not enabled:
             return status
         finding = next(f for f in report.findings if f.verdict == report.verdict)
+        if finding.carried:  # the pass that it comes from is remembered
+            return status
         seed = str(report.seeds[0]) if report.seeds else None  # may be larger than SQLite's integers
         words = driving_words(report.attribution) if report.flagged else ()
         values = (

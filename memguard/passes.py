@@ -107,7 +107,7 @@ class Passes:
         """
         with self._lock:
             rows = [each for each in self._all if each.owner == owner]
-        same = [each for each in rows if prompt and each.prompt == prompt]
+        same = [each for each in rows if prompt and (each.first or each).prompt == prompt]
         here = _judged([each for each in same if job is not None and each.job == job])
         begun = [each for each in _judged([each for each in rows if each.made & set(starts)]) if each.report.flagged]
         elsewhere = _judged([each for each in same if model and each.report.model == model])[-1:]
@@ -119,7 +119,7 @@ def takes_over(run: Run) -> bool:
     return any(finding.carried for finding in run.report.findings)
 
 
-def repeat(run: Run, start: Start, redo: Redo, same_prompt: bool = True) -> Treatment:
+def repeat(run: Run, start: Start, redo: Redo | None, same_prompt: bool = True) -> Treatment:
     """Return what a run goes on with that took over an earlier pass's verdict; its report tells it.
 
     Nothing is tried that the earlier pass did not go on with: below full noise there is no verdict to choose by.
@@ -127,7 +127,7 @@ def repeat(run: Run, start: Start, redo: Redo, same_prompt: bool = True) -> Trea
     Args:
         run: flagged by the verdict of ``run.earlier``.
         start: its first step.
-        redo: called once, if the treatment changes what is predicted.
+        redo: called once, if the treatment changes what is predicted; None scores nothing again.
         same_prompt: whether the earlier pass had this run's prompt; another one's optimised prompt is not taken.
 
     """

@@ -34,7 +34,7 @@ def message(report: Report) -> str:
     else:
         text += f", {finding.threshold_source})"
     if finding.carried:
-        text += "; that is the verdict of the first pass, this one has none of its own"
+        text += "; that is the verdict of an earlier pass, this one has none of its own"
     return text + mitigated(report)
 
 

@@ -79,6 +79,8 @@ def test_a_verdict_that_was_taken_over_leads_back_to_its_run():
     passes.add(first)
     passes.add(Pass(judged("second"), "a", "fox", frozenset({"latent 2"}), first=first))
     assert passes.before("a", "dog", {"latent 2"}).report.run == "first"
+    passes.add(Pass(judged("third", "memorized"), "a", "cat", first=first))
+    assert passes.before("b", "cat", model=MODEL) is None  # of that prompt nothing is known
 
 
 def test_old_runs_go():
@@ -101,7 +103,7 @@ def test_a_pass_below_full_noise_takes_over_the_verdict_and_says_whose_it_is(beg
     assert report.verdict == "memorized" and takes_over(run)
     assert [finding.carried for finding in report.findings] == ["", "first"]
     assert "not from pure noise" in report.findings[0].threshold_source
-    assert "that is the verdict of the first pass, this one has none of its own" in message(report)
+    assert "that is the verdict of an earlier pass, this one has none of its own" in message(report)
     assert Report.from_dict(report.to_dict()).findings == report.findings
 
 
@@ -110,7 +112,7 @@ def test_a_pass_with_a_verdict_of_its_own_keeps_it(begun, step):
     run.earlier = Pass(judged())
     run.observe(step(0.001))
     assert run.finish().verdict == "ordinary" and not takes_over(run)
-    assert "first pass" not in message(run.report)
+    assert "earlier pass" not in message(run.report)
 
 
 def test_a_pass_without_a_score_takes_over_the_verdict(begun):
@@ -127,7 +129,7 @@ def test_a_pass_without_a_score_takes_over_the_verdict(begun):
 def test_stop_ends_a_pass_whose_first_pass_looked_memorized(begun, low):
     run = begun("stop")
     run.earlier = Pass(judged())
-    with pytest.raises(MemorizationStop, match="verdict of the first pass"):
+    with pytest.raises(MemorizationStop, match="verdict of an earlier pass"):
         run.observe(low(0.1))
 
 

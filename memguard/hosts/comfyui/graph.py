@@ -7,6 +7,7 @@ Part of the ComfyUI host; may import: the standard library.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 # how samplers and guiders call the inputs that lead to a prompt
@@ -17,6 +18,7 @@ INPUTS = {
 TEXTS = ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "value", "string")
 FILES = ("ckpt_name", "unet_name", "model_name")  # how loaders call the widget with the model's file
 WAYS = ("model", "base_model", "guider", "pipe", "basic_pipe", "context", "base_ctx")  # inputs that lead to a loader
+PAINTED = re.compile(r"latent|sample|image|pixel|segs", re.IGNORECASE)  # inputs that lead to a picture before this one
 DEPTH = 24
 
 Graph = dict[str, dict[str, Any]]
@@ -47,6 +49,20 @@ def guard(graph: Graph, node_id: str | None) -> str | None:
         seen.add(here)
         here = _linked(_inputs(graph, here).get("model"))
     return None
+
+
+def painted_before(graph: Graph, node_id: str | None) -> set[str]:
+    """Return the nodes that a sampler's latent, or a detailer's picture, comes from; samplers before it among them."""
+    inputs = _inputs(graph, node_id)
+    waiting = [_linked(value) for name, value in inputs.items() if PAINTED.search(name)]
+    found: set[str] = set()
+    while waiting:
+        source = waiting.pop()
+        if source is None or str(source) in found:
+            continue
+        found.add(str(source))
+        waiting += [_linked(value) for value in _inputs(graph, source).values()]
+    return found
 
 
 def sampler_name(graph: Graph, node_id: str | None) -> str | None:

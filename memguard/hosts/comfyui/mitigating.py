@@ -17,6 +17,7 @@ from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
 from ...loop import mitigate
 from ...mitigations.base import Treatment
+from ...passes import repeat, takes_over
 from ...records import Attempt, StepEvidence
 from . import roles
 from .calls import rows_of
@@ -94,8 +95,24 @@ class Mitigating:
         """Let guidance change the predictions of a model call."""
         self.steering.capture(*args)
 
-    def first(self, evidence: StepEvidence, x: Tensor, sigma: Tensor, options: Any, judged: Evidence) -> None:
-        """Mitigate a run that its first call has flagged.
+    def first(
+        self,
+        evidence: StepEvidence | None,
+        x: Tensor,
+        sigma: Tensor,
+        options: Any,
+        judged: Evidence,
+        same_prompt: bool = True,
+    ) -> None:
+        """Mitigate a run that its first call has flagged, or an earlier pass whose verdict it took over.
+
+        Args:
+            evidence: of the first call; None where it has no score.
+            x: noisy latents of the call.
+            sigma: of the call.
+            options: model_options of the call.
+            judged: makes evidence of predictions.
+            same_prompt: whether the earlier pass had this run's prompt.
 
         Raises:
             Again: where the sampler is to start once more.
@@ -105,12 +122,13 @@ class Mitigating:
         if steering.began is None:
             self.run.learn(attempts=(Attempt("none", changes=(ODD,)),))
             return
-        reference = evidence.roles[1]
+        reference = evidence.roles[1] if evidence is not None else None
         predict = steering.predictor(x, sigma, options)
         asked = list(self._first.denoised) if self._first is not None and "" not in self._first.denoised else []
-        asked = list(dict.fromkeys([*asked, roles.PROMPT, reference]))
+        asked = list(dict.fromkeys([*asked, roles.PROMPT, *([] if reference is None else [reference])]))
 
         def redo(treatment: Treatment) -> StepEvidence:
+            assert evidence is not None and reference is not None
             lists = {role: self._conds(role, treatment) for role in asked}
             call = predict.at(treatment.noise, *lists.values())
             edited = steering.editor.options(call.options, treatment.edits, 0, evidence.sigma)
@@ -130,13 +148,19 @@ class Mitigating:
         scored = next((finding for finding in self.run.report.findings if finding.detector == NORM), None)
         self._trying = True
         with apart():
-            treatment = mitigate(self.run, start(predict, self.prompts, reference, scored), redo)
+            begun = start(predict, self.prompts, reference, scored)
+            if takes_over(self.run):
+                treatment = repeat(self.run, begun, redo if evidence is not None else None, same_prompt)
+            else:
+                treatment = mitigate(self.run, begun, redo)
         self._trying = False
         lines = " ".join(line for attempt in self.run.report.attempts for line in attempt.changes)
         if self.prompts.clip is None and "not known" in lines:
             steering.note(UNCONNECTED)
         if not treatment.changes:
             return
+        if evidence is None:  # the call that was made is made again
+            self._count(sum(rows_of(self.guider.conds[role], x, sigma) for role in asked if role in self.guider.conds))
         steering.adopt(treatment)
         self._ready = next((each for each in reversed(made) if each.treatment.predicts_as(treatment)), None)
         self._first = self._level = None

@@ -25,6 +25,7 @@ from ..curve import Curve
 from . import model, roles
 from .attention import eager
 from .calls import TEXT, Call
+from .continuing import Place
 from .coverage import both, coverage
 from .explanation import Explanation, maps
 from .mitigating import Mitigating
@@ -47,6 +48,7 @@ class Sampling:
     ) -> None:
         self.run = run
         self.guider = guider
+        self.place: Place | None = None  # among the runs of its prompt id
         self.explanation = explanation
         self.reading = Reading(guider, run.guard.attention, explanation)
         self.mitigating = None if prompts is None else Mitigating(run, guider, prompts)
@@ -71,8 +73,9 @@ class Sampling:
         """Make one model call: score it if it is one of the first, follow the noise gap in any case."""
         number = self.calls
         self.calls += 1
-        if self.run.reason is not None:
-            return executor(*args, **kwargs)
+        if self.run.reason is not None:  # what took over an earlier pass's verdict may be treated all the same
+            treated = args if self.mitigating is None else self.mitigating.prepared(past_windows(args, self))
+            return executor(*treated, **kwargs)
         wanted, ends = self.run.wants(self._step(number, args)), self._ends(number, args)
         self.predictions = {}
         watched = past_windows(args, self)
@@ -100,6 +103,9 @@ class Sampling:
         evidence = self._evidence(step, wanted, x, sigma, options)
         self._follow(sigma)
         if evidence is None:
+            if self.run.earlier is not None:
+                self.run.settle()
+                self._mitigate(None, x, sigma, options)
             return
         if ends:
             self._ending = gap_map(evidence).cpu()
@@ -109,12 +115,23 @@ class Sampling:
             self.run.observe(evidence)
         finally:  # policy "stop" ends the run here, and its words matter most
             self._explain(evidence, x, sigma, options)
-        if self.mitigating is not None and self.run.to_mitigate:
-            try:
-                self.mitigating.first(evidence, x, sigma, options, self._evidence_of)
-            except Again:
-                self._curve, self.calls = Curve(), 0  # of the run that goes on
-                raise
+        self._mitigate(evidence, x, sigma, options)
+
+    def _mitigate(self, evidence: StepEvidence | None, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
+        """Under policy "mitigate", mitigate a run that its first call, or an earlier pass, has flagged.
+
+        Raises:
+            Again: where the sampler is to start once more.
+
+        """
+        if self.mitigating is None or not self.run.to_mitigate:
+            return
+        same = self.place is not None and self.place.same_prompt
+        try:
+            self.mitigating.first(evidence, x, sigma, options, self._evidence_of, same)
+        except Again:
+            self._curve, self.calls = Curve(), 0  # of the run that goes on
+            raise
 
     def _follow(self, sigma: Tensor) -> None:
         """Add this call to the curve."""

@@ -30,6 +30,11 @@ def place() -> tuple[str | None, str | None]:
     return (None, None) if context is None else (context.prompt_id, context.node_id)
 
 
+def owner() -> str:
+    """Return the user whose prompt is being executed; "" where the server knows one user only."""
+    return ""
+
+
 def server() -> Any:
     """Return the running server, or None."""
     module = sys.modules.get("server")

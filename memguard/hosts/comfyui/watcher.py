@@ -18,6 +18,7 @@ from ...guard import Guard
 from ...records import Report
 from ...wording import message
 from . import graph, known, model, roles, screen, treating
+from .continuing import Place
 from .explanation import Explanation, When
 from .latents import store
 from .maps import KeptMaps
@@ -110,6 +111,8 @@ class Watcher:
             self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
+            if not self.silent:
+                sampling.place = Place(run, executor.class_obj, args[1])
             self._lend_empty_prompt(sampling)
         except Exception as error:
             run.failed(error)
@@ -130,6 +133,8 @@ class Watcher:
                 report = known.noted(report, self.home)
                 store.put(self.settings, latent, prompt_id, report)
                 _keep(sampling, latent)
+                if sampling.place is not None:
+                    sampling.place.leave(latent)
         return latent
 
     def _explanation(self) -> Explanation | None:

@@ -28,13 +28,14 @@ def home(tmp_path, monkeypatch):
     import folder_paths
 
     from memguard_pack.memguard.calibration import store
-    from memguard_pack.memguard.hosts.comfyui import latents, screen
+    from memguard_pack.memguard.hosts.comfyui import continuing, latents, screen
 
     monkeypatch.setenv("MEMGUARD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(store, "_registered", [])
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
     latents.store._runs.clear()
     latents.store._maps.clear()
+    continuing.passes.clear()
     screen.payloads.clear()
 
 
