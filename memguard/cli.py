@@ -3,17 +3,19 @@
 A command module has ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes: 0 done, 1 a finding above
 --fail-on, 2 bad input (one line that says what), 130 interrupted.
 
-May import: memguard.version, memguard.commands, memguard.lists, the standard library.
+May import: memguard.version, memguard.texts, memguard.commands, memguard.lists, the standard library.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
+from .texts import shown
 from .version import VERSION
 
 COMMANDS = {
@@ -37,12 +39,24 @@ EXTRAS = {
 }
 
 
+LONGEST = 600  # characters of an error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _line(text: str) -> str:
+    """Return an error as one line that a terminal shows and does not obey."""
+    return shown(text) + "\n"
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str):
         """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, _line(f"{self.prog}: {_shortened(message)}; see {self.prog} --help"))
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
@@ -67,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     name = f"memguard {command}" if command in COMMANDS else "memguard"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends nothing
     try:
         args = build_parser(command).parse_args(words)
         code: int = args.run(args)
@@ -79,19 +96,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of a pipe has seen enough (| head); Python must not complain about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in EXTRAS:
-            raise
-        print(f"{name}: needs {missing}; pip install 'memguard[{EXTRAS[missing]}]'", file=sys.stderr)
-        return 2
     except Exception as error:
-        from .lists import BadInput
-
-        if not isinstance(error, BadInput):
+        said = _said(error)
+        if said is None:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        sys.stderr.write(_line(f"{name}: {_shortened(said)}"))
         return 2
+
+
+def _said(error: Exception) -> str | None:
+    """Return what an error says to the person who typed the command; None for an error of the program."""
+    from .lists import BadInput
+
+    if isinstance(error, BadInput):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").split(".")[0]
+        return f"needs {missing}; pip install 'memguard[{EXTRAS[missing]}]'" if missing in EXTRAS else None
+    if isinstance(error, MemoryError):
+        return "not enough memory; give a shorter list, smaller pictures or fewer at once"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Records as plain values and back: the one format that the pages, infotext, JSONL and HTML reports read.
 
-May import: memguard.records, memguard.wording.
+May import: memguard.records, memguard.texts, memguard.wording.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from .records import SCHEMA, Attempt, Attribution, Finding, Report, TokenSpan
+from .texts import writable
 from .wording import message
 
 LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
@@ -67,7 +68,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return writable(value) if isinstance(value, str) else value
 
 
 def _frozen(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, read_prompts
-from . import common
+from . import common, models
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with bar:
             profile = calibrate(
-                common.load_model(args), prompts, progress=lambda _: bar.update(), **common.settings(args)
+                models.load_model(args), prompts, progress=lambda _: bar.update(), **common.settings(args)
             )
         path = save(profile, args.out)
     except ValueError as error:  # also ProfileError

@@ -1,25 +1,33 @@
-"""What several commands share: the model, the settings of a run, the progress bar.
+"""What several commands share: the settings of a run, the progress bar, what is printed.
 
-Room: the command line. May import: memguard, memguard.hosts, the ``diffusers`` extra.
+Room: the command line. May import: memguard, tqdm.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import hashlib
 import json
-import logging
-import os
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput
+from ..texts import json_line, shown
 
-TESTBED = "testbed"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+# what no machine can do is refused before a model is loaded: lowest and highest value of a whole number
+RANGES = {
+    "num_images": (1, 4096),
+    "steps": (1, 10_000),
+    "num_inference_steps": (1, 10_000),
+    "batch_size": (1, 4096),
+    "height": (8, 16_384),
+    "width": (8, 16_384),
+    "seed": (-(1 << 63), (1 << 63) - 1),
+}
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -67,68 +75,43 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "num_images steps num_inference_steps guidance_scale height width seed reference negative_prompt batch_size"
     ).split()
-    return {name: getattr(args, name) for name in names} | {"detectors": args.detector or ["text_noise_norm"]}
+    return {name: getattr(args, name) for name in names} | {"detectors": detectors(args)}
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """Return the pipeline that --model, --device and --dtype name.
+def detectors(args: argparse.Namespace) -> list[str]:
+    """Return the names of the detectors that are asked."""
+    return args.detector or ["text_noise_norm"]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check the settings of a run, before a model is loaded.
 
     Raises:
-        BadInput: if there is none.
+        BadInput: that names the first that cannot be.
 
     """
-    diffusers = _silent("diffusers")
-    _silent("transformers")
-    import torch
-
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    dtype = ("float16" if device.startswith("cuda") else "float32") if args.dtype == "auto" else args.dtype
-    try:
-        if args.model == TESTBED:
-            from .. import testbed
-
-            pipe = testbed.pipeline().to(getattr(torch, dtype))
-        else:
-            folder = _folder(args.model)
-            variant = "fp16" if list(folder.glob("*/*.fp16.safetensors")) else None
-            # pickles are never loaded, nothing is fetched
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                str(folder),
-                torch_dtype=getattr(torch, dtype),
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise BadInput(f"{args.model}: cannot be loaded ({first_line(error)})") from None
-    try:
-        return pipe.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {args.device}: {first_line(error)}") from None
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and not low <= value <= high:
+            raise BadInput(f"--{name.replace('_', '-')}: {value} is not between {low} and {high}")
+    for side in ("height", "width"):
+        if (getattr(args, side, None) or 0) % 8:
+            raise BadInput(f"--{side}: {getattr(args, side)} pixels; give multiples of 8")
+    if getattr(args, "steps", 1) > getattr(args, "num_inference_steps", math.inf):
+        raise BadInput(f"--steps: steps is {args.steps}, but a run has only {args.num_inference_steps}")
+    for name in ("guidance_scale", "sensitivity", "threshold", "scale"):
+        if not math.isfinite(getattr(args, name, None) or 0.0):
+            raise BadInput(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a finite number")
 
 
-def _silent(package: str) -> Any:
-    """Import a library without its advice to developers: what goes wrong is one line of memguard's."""
-    os.environ.setdefault(f"{package.upper()}_VERBOSITY", "error")  # read when it is imported
-    library = importlib.import_module(package)
-    library.utils.logging.set_verbosity(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        library.utils.logging.disable_progress_bar()
-    return library
+def kept(args: argparse.Namespace, names: str) -> dict[str, Any]:
+    """Return settings as rows of results keep them: name -> plain value."""
+    return {name.replace("_", " "): getattr(args, name) for name in names.split()}
 
 
-def _folder(name: str) -> Path:
-    path = Path(name)
-    remedy = "give a diffusers folder (it holds model_index.json) or testbed"
-    if path.is_file():
-        raise BadInput(f"{path}: is a single file; {remedy}")
-    if not path.is_dir():
-        raise BadInput(f"{path}: no such folder; {remedy}")
-    if not (path / "model_index.json").is_file():
-        raise BadInput(f"{path}: is not a diffusers folder, model_index.json is missing; {remedy}")
-    return path
+def digest(text: str) -> str:
+    """Return 8 hex digits that name a text."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
 
 
 def first_line(error: BaseException) -> str:
@@ -145,7 +128,7 @@ def progress(items: Iterable[Any], total: int | None, what: str, start: int = 0)
 
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on one line."""
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+    print(json_line(json.dumps(values, ensure_ascii=False, allow_nan=False)), flush=True)
 
 
 def neuron_values(neurons: Any) -> dict[str, Any]:
@@ -159,4 +142,5 @@ def neuron_line(name: object, neurons: Any) -> str:
     ssim = "" if neurons.ssim_after is None else f", SSIM {neurons.ssim_after:.3f} with them blocked"
     before = "" if neurons.ssim_before is None else f", seeds alike {neurons.ssim_before:.3f}"
     rows = f", {neurons.rows} rows" if neurons.rows else ""
-    return f"{name}: {what} in {len(neurons.indices)} layers{before}{ssim}{rows}, model {neurons.model or 'unknown'}"
+    model = neurons.model or "unknown"
+    return f"{shown(str(name))}: {what} in {len(neurons.indices)} layers{before}{ssim}{rows}, model {model}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput
-from . import common
+from . import common, models
 
 SETTINGS = "num_images steps num_inference_steps guidance_scale height width seed negative_prompt".split()
 WIDTH = 24  # characters of the longest bar
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     given |= {"method": args.method, "respect_to": args.respect_to, "substitute": args.substitute}
     given |= {"parity": args.parity, "maps": tuple(dict.fromkeys(args.maps or ()))}
     try:
-        found = explain(common.load_model(args), prompt, **given)
+        found = explain(models.load_model(args), prompt, **given)
     except ValueError as error:
         raise BadInput(str(error)) from None
     if args.html:

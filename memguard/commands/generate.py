@@ -17,7 +17,7 @@ from typing import Any
 from ..lists import BadInput, read_prompts
 from ..records import POLICIES, VERDICTS, Policy, Report
 from ..wording import message
-from . import common
+from . import common, models
 
 NAME = re.compile(r"[^\w]+")  # what a file's name is spared of
 SHOWN = 40  # characters of the prompt in a file's name
@@ -94,7 +94,7 @@ def _generate(args: argparse.Namespace, prompts: Sequence[Any]) -> Iterator[Repo
         guard = Guard(policy=policy, mitigation=mitigation, profile=profile, sensitivity=args.sensitivity)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    pipe = common.load_model(args)
+    pipe = models.load_model(args)
     pipe.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(common.progress(prompts, len(prompts), " prompts")):
         if not isinstance(prompt, str):

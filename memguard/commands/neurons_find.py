@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, read_prompts
-from . import common
+from . import common, models
 
 
 def add_find(actions: Any) -> None:
@@ -61,7 +61,7 @@ def find(args: argparse.Namespace) -> None:
         raise BadInput("no prompts; give them as arguments or with --prompts FILE")
     statistics = _statistics(args) if args.statistics else None  # a wrong file costs no loading of a model
     ordinary = list(read_prompts(args.ordinary, args.column)) if args.ordinary else []
-    pipe = common.load_model(args)
+    pipe = models.load_model(args)
     statistics = statistics or _statistics(args, pipe, ordinary)
     found = []
     for number, prompt in enumerate(prompts, 1):

@@ -15,8 +15,14 @@ from typing import Any
 
 from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
+from ..texts import json_line, shown, writable
 from ..wording import message, percent
-from . import common
+from . import common, models
+
+KEPT = (
+    "detector num_images steps num_inference_steps guidance_scale height width seed reference negative_prompt"
+    " sensitivity"
+)
 
 SHOWN = 60  # characters of a prompt in the table
 
@@ -56,26 +62,40 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput("--resume needs a file of prompts; stdin cannot be compared with what is done")
     if args.resume and args.out is None:
         raise BadInput("--resume needs --out, the file to continue")
+    common.check(args)
+    results = None
+    if args.out is not None:
+        results = open_results(args.out, args.resume, args.force, (source, args.profile))
+    try:
+        return _run(args, source, results)
+    finally:
+        if results is not None:
+            results.close()
+
+
+def _run(args: argparse.Namespace, source: Path | None, results: Results | None) -> int:
     # the whole list is read once before the model is loaded, so that a bad line costs no computing
     total = None if source is None else sum(1 for _ in read_prompts(source, args.column, args.encoding))
     if total == 0:
         raise BadInput(f"{source}: holds no prompts")
-    results = None if args.out is None else open_results(args.out, args.resume, args.force)
     prompts = read_prompts(source, args.column, args.encoding)
     start = 0
-    if results is not None and args.resume:
-        start = _skip(prompts, results)
+    if results is not None:
+        results.settings = common.kept(args, KEPT) | {"detector": common.detectors(args)}
+        if args.resume:
+            start = _skip(prompts, results)
+            results.agree(results.settings)
     tally = _Tally()
     try:
         # the model first: what is wrong with it must not cost the file that --force replaces
-        reports = _reports(args, prompts) if total is None or start < total else iter(())
+        reports = _reports(args, prompts, results) if total is None or start < total else iter(())
         with results or nullcontext():
             for report in common.progress(reports, total, " prompts", start):
                 tally.add(report)
                 if results is not None:
                     results.add(report)
                 elif args.json:
-                    print(report.to_json(), flush=True)
+                    print(json_line(report.to_json()), flush=True)
                 else:
                     print(line(report), flush=True)
     except KeyboardInterrupt:
@@ -89,14 +109,21 @@ def run(args: argparse.Namespace) -> int:
     return _conclude(args, tally, start)
 
 
-def _reports(args: argparse.Namespace, prompts: Iterable[Any]) -> Iterator[Report]:
+def _reports(args: argparse.Namespace, prompts: Iterable[Any], results: Results | None) -> Iterator[Report]:
     from ..calibration import Profile
+    from ..guard import Guard
     from ..hosts.diffusers import scan
 
     try:
         profile = None if args.profile is None else Profile.read(args.profile)
-        pipe = common.load_model(args)
-        return scan(pipe, prompts, profile=profile, sensitivity=args.sensitivity, **common.settings(args))
+        Guard(common.detectors(args), sensitivity=args.sensitivity)  # what it refuses costs no loading
+        pipe = models.load_model(args)
+        reports = scan(pipe, prompts, profile=profile, sensitivity=args.sensitivity, **common.settings(args))
+        if results is not None:
+            made = models.kept_model(pipe, profile)
+            results.agree(made)
+            results.settings = {**made, **results.settings}
+        return reports
     except ValueError as error:  # also ProfileError
         raise BadInput(str(error)) from None
 
@@ -106,7 +133,7 @@ def _skip(prompts: Iterator[Any], results: Results) -> int:
     nothing = object()
     for number, done in enumerate(results.done(), 1):
         prompt = next(prompts, nothing)
-        asked = (prompt if isinstance(prompt, str) else None) or None
+        asked = (writable(prompt) if isinstance(prompt, str) else None) or None
         if prompt is nothing or (done or None) != asked:
             raise BadInput(f"{results.path}: row {number} is for another prompt than the list; choose another --out")
     return results.count
@@ -155,9 +182,9 @@ def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
 def line(report: Report) -> str:
     """Return one row of the table on stdout: verdict, score, percentile, prompt."""
     finding = report.findings[0]
-    prompt = " ".join((report.prompt or "").split())
-    shown = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
+    prompt = shown(" ".join((report.prompt or "").split()))
+    short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
     if finding.score is None:
-        return f"{'no score':<12}{'':>8}  {'':>18}  {shown}  ({message(report)})"
+        return f"{'no score':<12}{'':>8}  {'':>18}  {short}  ({shown(message(report))})"
     rank = "" if finding.percentile is None else percent(finding.percentile)
-    return f"{report.verdict:<12}{finding.score:>8.3f}  {rank:>18}  {shown}"
+    return f"{report.verdict:<12}{finding.score:>8.3f}  {rank:>18}  {short}"

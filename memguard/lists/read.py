@@ -1,25 +1,29 @@
 """Prompts from a file or from stdin, one at a time.
 
-Room: the core. May import: the standard library; pyarrow for .parquet.
+Room: the core. May import: memguard.texts, the standard library; pyarrow for .parquet.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import json
+import re
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-COLUMNS = ("prompt", "Prompt", "caption", "Caption", "text", "TEXT")
-DELIMITERS = (",", ";", "\t")
+from ..troubles import Told
+
+COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "texts")
 CHUNK = 1 << 20
-LONGEST_CELL = 1 << 24
+LONGEST = 1 << 24  # characters of a line or a cell: more is no list of prompts, and would fill the memory
+ENDS = re.compile(r"\r\n|\r|\n")
+UNIX_ENDS = re.compile(r"\n")
 
 
-class BadInput(Exception):
+class BadInput(Told):
     """Input that cannot be used: one line that names it and the remedy."""
 
 
@@ -31,7 +35,7 @@ def read_prompts(path: Path | None, column: str | None = None, encoding: str = "
 
     Args:
         path: .txt, .jsonl, .csv (separated by comma, semicolon or tab; also .tsv) or .parquet; None is stdin, text.
-        column: of the prompts; None takes the first of prompt, caption and text.
+        column: of the prompts; None takes the first of prompt, caption and text, however they are written.
         encoding: of text files.
 
     Raises:
@@ -39,57 +43,123 @@ def read_prompts(path: Path | None, column: str | None = None, encoding: str = "
 
     """
     if path is None:
+        if sys.stdin is None:
+            raise BadInput("stdin: is closed; give a file of prompts")
         yield from _text(_decoded(sys.stdin.buffer, "stdin", encoding))
         return
-    if not path.is_file():
-        raise BadInput(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a file of prompts")
+    regular(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet(path, column)
         return
-    readers: dict[str, Callable[[Iterable[str]], Iterator[Any]]] = {
-        ".txt": _text,
-        ".jsonl": lambda lines: _jsonl(lines, path, column),
-        ".csv": lambda lines: _csv(lines, path, column),
-        ".tsv": lambda lines: _csv(lines, path, column),
-    }
-    if suffix not in readers:
+
+    def lines(universal: bool = True) -> Iterator[str]:
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        with file:
+            yield from _decoded(file, str(path), encoding, universal)
+
+    if suffix == ".txt":
+        yield from _text(lines())
+    elif suffix == ".jsonl":
+        yield from _jsonl(lines(), path, column)
+    elif suffix in (".csv", ".tsv"):
+        from .tables import cells  # nobody else waits for csv
+
+        yield from cells(lambda: lines(universal=False), str(path), lambda names: find_column(names, column, str(path)))
+    else:
         raise BadInput(f"{path}: memguard reads .txt, .jsonl, .csv and .parquet")
-    with path.open("rb") as file:
-        yield from readers[suffix](_decoded(file, str(path), encoding))
 
 
-def _decoded(file: BinaryIO, name: str, encoding: str) -> Iterator[str]:
-    """Yield lines with their ends; an error names the byte."""
+def regular(path: Path) -> None:
+    """Check that a file is there.
+
+    Raises:
+        BadInput: if it is none, a folder, or no regular file.
+
+    """
+    name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
     try:
-        decoder = codecs.getincrementaldecoder("utf-8-sig" if _is_utf8(encoding) else encoding)()
-    except LookupError:
-        raise BadInput(f"--encoding {encoding}: no such encoding; for example utf-8, utf-16 or cp1252") from None
-    read, rest = 0, ""
+        mode = path.stat().st_mode
+    except PermissionError:
+        raise BadInput(f"{name}: cannot be read (no permission)") from None
+    except (OSError, ValueError):  # also a name that is too long, or that no file can have
+        raise BadInput(f"{name}: no such file; give a file of prompts (a prompt itself goes in by stdin)") from None
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{name}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}; give a file of prompts")
+
+
+def _decoded(file: BinaryIO, name: str, encoding: str, universal: bool = True) -> Iterator[str]:
+    """Yield lines with their ends; an error names the byte.
+
+    Args:
+        file: opened for bytes.
+        name: of the file, for errors.
+        encoding: of its text.
+        universal: whether each of CR, LF and CRLF ends a line; False takes CR for an end only if the first end is one.
+
+    """
+    decoder = _decoder(encoding)
+    read, rest, ends = 0, "", None if not universal else ENDS
     # a terminal or a pipe hands out what it has, so that a stream of prompts is scored as it comes
     some = getattr(file, "read1", file.read)
     while True:
-        chunk = some(CHUNK)
-        pending = len(decoder.getstate()[0])
         try:
+            chunk = some(CHUNK)
+            pending = len(decoder.getstate()[0])
             rest += decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
+            # the error counts from the bytes that the decoder kept from the chunk before
             place = read - pending + error.start
-            likely = "utf-16" if read == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "cp1252"
+            likely = "utf-16" if place == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
             raise BadInput(
                 f"{name}: byte {place} is not {encoding}; save the file as UTF-8, or name its encoding, for example"
                 f" --encoding {likely}"
             ) from None
+        except ValueError:  # UnicodeError: encodings with errors of their own
+            raise BadInput(f"{name}: is not {encoding}; save the file as UTF-8, or name its encoding") from None
+        except OSError as error:
+            raise BadInput(f"{name}: cannot be read ({error.strerror})") from None
         read += len(chunk)
-        *lines, rest = rest.split("\n")
-        yield from (line + "\n" for line in lines)
+        # a CR at the end of a chunk may be half of CRLF
+        whole = rest[:-1] if chunk and rest.endswith("\r") else rest
+        if ends is None:
+            first = ENDS.search(whole)
+            ends = first and (ENDS if first[0] == "\r" else UNIX_ENDS)
+        start = 0
+        for end in ends.finditer(whole) if ends else ():
+            _short(end.start() - start, name)
+            yield whole[start : end.end()]
+            start = end.end()
+        rest = rest[start:]
+        _short(len(rest), name)
         if not chunk:
             yield from [rest] if rest else []
             return
 
 
-def _is_utf8(encoding: str) -> bool:
-    return codecs.lookup(encoding).name == "utf-8"
+def _short(length: int, name: str) -> None:
+    if length > LONGEST:
+        raise BadInput(f"{name}: a line has more than {LONGEST:,} characters; give a list of prompts")
+
+
+def _decoder(encoding: str) -> codecs.IncrementalDecoder:
+    """Return what decodes a text encoding.
+
+    Raises:
+        BadInput: for a name of none, or of a transformation (hex, rot13) that Python also calls an encoding.
+
+    """
+    try:
+        b"a".decode(encoding)
+    except UnicodeDecodeError:
+        pass  # half a character of UTF-16
+    except (LookupError, ValueError):  # ValueError: undefined, names with a zero in them
+        raise BadInput(f"--encoding {encoding}: no such encoding; for example utf-8, utf-16 or cp1252") from None
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    return codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)()
 
 
 def _text(lines: Iterable[str]) -> Iterator[str]:
@@ -104,47 +174,53 @@ def _jsonl(lines: Iterable[str], path: Path, column: str | None) -> Iterator[Any
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise BadInput(f"{path}: line {number} is not JSON ({error.msg}, column {error.colno})") from None
+        except RecursionError:
+            raise BadInput(f"{path}: line {number} is nested too deeply; give prompts") from None
+        except ValueError:
+            raise BadInput(f"{path}: line {number} holds a number of too many digits; give prompts") from None
         if isinstance(value, dict):
-            value = value[_column(list(value), column, f"{path}: line {number}")]
+            value = value[find_column(list(value), column, f"{path}: line {number}")]
         yield value
-
-
-def _csv(lines: Iterable[str], path: Path, column: str | None) -> Iterator[Any]:
-    csv.field_size_limit(LONGEST_CELL)
-    source = iter(lines)
-    header = next(source, None)
-    if header is None:
-        return
-    # the right delimiter splits the header into the most cells; of equals, the first
-    delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d))))
-    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-    index = names.index(_column(names, column, str(path)))
-    try:
-        for row in csv.reader(source, delimiter=delimiter, strict=True):
-            if row:
-                yield row[index] if index < len(row) else None
-    except csv.Error as error:
-        raise BadInput(f"{path}: not a table of cells ({error}); quote cells that hold quotes or line ends") from None
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
+    broken = (OSError, ValueError, pyarrow.ArrowException)
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BadInput(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except broken:
+        raise BadInput(f"{path}: not a Parquet file, or a damaged one") from None
     with file:
-        name = _column(file.schema_arrow.names, column, str(path))
-        for batch in file.iter_batches(columns=[name]):
-            yield from batch.column(0).to_pylist()
+        name = find_column(file.schema_arrow.names, column, str(path))
+        batches = file.iter_batches(columns=[name])
+        rows = 0
+        while True:
+            try:
+                batch = next(batches, None)
+                values = [] if batch is None else batch.column(0).to_pylist()
+            except broken:
+                raise BadInput(f"{path}: column {name} is damaged behind row {rows}; write the file again") from None
+            if batch is None:
+                return
+            rows += len(values)
+            yield from values
 
 
-def _column(names: Sequence[str], asked: str | None, where: str) -> str:
+def find_column(names: Sequence[str], asked: str | None, where: str) -> str:
+    """Return which of the names is asked for, or that of the prompts; exact names first, then in other case.
+
+    Raises:
+        BadInput: if there is none.
+
+    """
     for name in (asked,) if asked else COLUMNS:
         if name in names:
             return name
+        for given in names:
+            if given.strip().casefold() == name.casefold():
+                return given
     has = ", ".join(names[:10]) or "none"
     if asked:
         raise BadInput(f"{where}: no column {asked}; there are: {has}")

@@ -2,7 +2,8 @@
 
 .jsonl holds whole reports; .csv and .parquet hold one flat row per prompt. Rows of a .parquet file go to
 ``NAME.parquet.jsonl`` first and become the Parquet file at the end, also after Ctrl-C; after a crash the next
-``--resume`` finds them there.
+``--resume`` finds them there. Each row keeps the settings that it was made with. Whose a file is, is known before its
+first byte is changed: what memguard did not write is refused.
 
 Room: the core. May import: memguard.records, the standard library; lists.parquet where that is asked for.
 """
@@ -12,184 +13,223 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..records import Report
-from .read import LONGEST_CELL, BadInput
+from . import files
+from .read import LONGEST, BadInput
+from .rows import FLAT, LATER, NONE_KEPT, difference, flat, ours, settings_of
 
-FLAT = {
-    "index": "int64",
-    "prompt": "string",
-    "verdict": "string",
-    "detector": "string",
-    "score": "float64",
-    "rms": "float64",
-    "zscore": "float64",
-    "percentile": "float64",
-    "threshold": "float64",
-    "threshold_source": "string",
-    "status": "string",
-    "reference": "string",
-    "sigma": "float64",
-    "seed": "int64",
-    "model": "string",
-    "sampler": "string",
-    "steps": "int64",
-    "cfg": "float64",
-    "width": "int64",
-    "height": "int64",
-    "seconds": "float64",
-    "error": "string",
-    "findings": "string",
-}
-# what rows of one file must agree in
-SETTINGS = ("model", "seed", "sampler", "steps", "cfg", "width", "height", "reference", "images", "scored")
+if TYPE_CHECKING:
+    from ..records import Report
 
-
-def flat(report: Report, index: int) -> dict[str, Any]:
-    """Return a report as one row of plain cells; its first finding, and all of them as JSON."""
-    values = report.to_dict()
-    finding = values["findings"][0]
-    means = {"score": report.findings[0].score, "rms": report.findings[0].mean_rms, "index": index}
-    row = values | {k: v for k, v in finding.items() if k in FLAT} | means
-    row |= {"verdict": report.verdict, "seed": report.seeds[0] if report.seeds else None}
-    row["findings"] = json.dumps(values["findings"], ensure_ascii=False)
-    return {name: row[name] for name in FLAT}
-
-
-def settings(row: dict[str, Any]) -> dict[str, str] | None:
-    """Return what rows of one file must agree in, as text; None for a row without a score."""
-    findings = row["findings"]
-    finding = (json.loads(findings) if isinstance(findings, str) else findings)[0]
-    if not finding["scores"]:
-        return None
-    seed = row["seed"] if "seed" in row else (row["seeds"] or [None])[0]
-    numbers = row | {"seed": seed, "reference": finding["reference"]}
-    numbers |= {"images": len(finding["scores"]), "scored": len(finding["per_step"])}
-    # CSV holds text only: 7.5 and "7.5" must compare equal, and 7 and "7.0"
-    return {name: _comparable(numbers[name]) for name in SETTINGS}
-
-
-def _comparable(value: Any) -> str:
-    try:
-        return f"{float(value):g}"
-    except (TypeError, ValueError):
-        return str(value or "")
+HEADER = ",".join(FLAT)
+OLD_HEADER = ",".join(name for name in FLAT if name not in LATER)
 
 
 class Results:
     """A file of results that grows row by row.
 
+    A file that is there is opened and locked at once, and changed only inside the ``with`` block; one that is not there
+    is created when the block begins.
+
     Args:
         path: of the file that grows: .jsonl or .csv.
         reports: whether .jsonl rows are whole reports or flat ones.
-        fresh: whether what is there is replaced, when the first row is about to be written.
+        fresh: whether what is there is replaced, when the block begins.
 
     Attributes:
         count: rows in the file.
+        settings: what rows are made with; to be set before the block.
+
+    Raises:
+        BadInput: if a file is there that memguard did not write, or that somebody else is writing.
 
     """
 
     def __init__(self, path: Path, reports: bool = True, fresh: bool = False) -> None:
         self.path, self.reports, self.fresh = path, reports, fresh
         self.count = 0
-        self._settings: dict[str, str] | None = None
-        self._file: BinaryIO | None = None
+        self.settings: Mapping[str, Any] = {}
+        self._kept: dict[str, Any] | None = None
+        self._file: BinaryIO | None = files.held(path) if path.exists() else None
+        self._new = self._file is None
+        self._end = 0  # of the last whole row
+        if self._file is not None:
+            try:
+                self._end = self._recognised()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Results:
+        if self._file is None:
+            self._file = files.created(self.path)
         try:
-            self._file = self.path.open("wb" if self.fresh else "ab")
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot be written ({error.strerror})") from None
-        if self._csv and self._file.tell() == 0:
-            self._write(_csv_line(list(FLAT)))
+            self._begin(self._file)
+        except BaseException:
+            self.close()
+            if self._new:
+                self.path.unlink()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
+    def _begin(self, file: BinaryIO) -> None:
+        """Cut off what is to be replaced, and write what stands above the rows."""
+        self._end = 0 if self.fresh else self._end
+        try:
+            file.truncate(self._end)
+            file.seek(self._end)
+        except OSError as error:
+            raise files.unwritable(self.path, error) from None
+        if self._csv and self._end == 0:
+            self._write(HEADER + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+        if kind is not None and self._new and self.count == 0:
+            self.path.unlink(missing_ok=True)  # nothing came of it
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     @property
     def _csv(self) -> bool:
         return self.path.suffix.lower() == ".csv"
 
+    def _foreign(self, number: int) -> BadInput:
+        what = f"row {number}" if number else "its header"
+        return BadInput(f"{self.path}: {what} was not written by memguard; it is left as it is, choose another name")
+
+    def _recognised(self) -> int:
+        """Return where the last whole row ends; raise BadInput if the file is not memguard's by its beginning."""
+        end, count, first, tail = _shape(self.path, self._csv)
+        if self._csv:
+            head = (first or tail).decode("utf-8", "replace").rstrip("\r\n")
+            if head not in (HEADER, OLD_HEADER) and (first or not HEADER.startswith(head)):
+                raise self._foreign(0)
+            count -= 1
+            if head == OLD_HEADER and count == 0:
+                return 0  # no row is lost under a new header
+        elif first:
+            try:
+                row = json.loads(first)
+            except (ValueError, RecursionError):
+                row = None
+            if not ours(row, 0):
+                raise self._foreign(1)
+        # a row that was not written to its end begins as rows do
+        begin = (f"{count}," if self._csv else f'{{"index": {count},').encode()
+        if tail and (first or not self._csv) and not (tail.startswith(begin) or begin.startswith(tail)):
+            raise self._foreign(count + 1)
+        return end
+
     def done(self) -> Iterator[Any]:
-        """Repair a truncated last row, then yield the prompts of the rows that are there.
+        """Yield the prompts of the rows that are there; a last row that was not written to its end is none.
 
         Raises:
-            BadInput: if the file is not one that a scan wrote.
+            BadInput: if one of them is not of memguard, or does not keep its settings.
 
         """
-        _cut_after_last_row(self.path, quotes=self._csv)
         for row in self.rows():
-            try:
-                mine = settings(row)
-            except (KeyError, IndexError, TypeError, ValueError):
-                raise BadInput(f"{self.path}: row {self.count + 1} was not written by memguard scan") from None
-            self._settings = self._settings or mine
+            if not ours(row, self.count):
+                raise self._foreign(self.count + 1)
+            kept = settings_of(row)
+            if kept is None:
+                raise BadInput(f"{self.path}: {NONE_KEPT}")
+            self._kept = self._kept or kept
             self.count += 1
             yield row["prompt"]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the file as they stand there."""
-        with self.path.open(encoding="utf-8", newline="") as file:
-            if self._csv:
-                csv.field_size_limit(LONGEST_CELL)
-                yield from csv.DictReader(file)
-                return
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    raise BadInput(f"{self.path}: line {number} is not JSON; choose another --out") from None
-
-    def add(self, report: Report) -> None:
-        """Append a report and hand it to the operating system.
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Check that the rows that are there were made with these settings, as far as they are given.
 
         Raises:
-            BadInput: if it was made under other settings than the rows that are there.
+            BadInput: that names the first that differs.
 
         """
-        row = flat(report, self.count)
-        mine = settings(row)
-        if mine and self._settings and mine != self._settings:
-            name = next(k for k in SETTINGS if mine[k] != self._settings[k])
-            raise BadInput(
-                f"{self.path}: its rows were made with {name} {self._settings[name]}, this scan has {mine[name]};"
-                " --resume needs the same settings"
-            )
-        self._settings = self._settings or mine
-        if self._csv:
-            self._write(_csv_line(["" if value is None else value for value in row.values()]))
+        differs = difference(self._kept, settings) if self._kept is not None else ""
+        if differs:
+            raise BadInput(f"{self.path}: {differs}; --resume needs the same settings")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the whole rows of the file as they stand there."""
+        if not self._end:
+            return
+        number = 0
+        try:
+            with self.path.open(encoding="utf-8", newline="" if self._csv else "\n") as file:
+                lines = _until(file, self._end)
+                csv.field_size_limit(LONGEST)
+                for row in csv.DictReader(lines) if self._csv else map(json.loads, lines):
+                    number += 1
+                    yield row
+        except (ValueError, RecursionError, csv.Error):  # also UnicodeDecodeError, JSONDecodeError
+            raise self._foreign(number + 1) from None
+
+    def add(self, report: Report, **more: Any) -> None:
+        """Append a report and hand it to the operating system.
+
+        Args:
+            report: of the next prompt.
+            more: what a .jsonl row holds besides.
+
+        Raises:
+            BadInput: if it cannot be written.
+
+        """
+        if self._csv or not self.reports:
+            row = flat(report, self.count, self.settings)
+            text = _csv_line(row) if self._csv else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         else:
-            values = {"index": self.count, **report.to_dict()} if self.reports else row
-            self._write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+            values = {"index": self.count, **report.to_dict(), **more, "settings": dict(self.settings)}
+            text = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+        self._write(text)
         self.count += 1
 
     def _write(self, text: str) -> None:
         assert self._file is not None
-        self._file.write(text.encode())
-        self._file.flush()
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._end = self._file.tell()
+        except OSError as error:
+            goes_on = f"; it holds {self.count} prompts, and --resume continues" if self.count else ""
+            raise BadInput(f"{files.unwritable(self.path, error)}{goes_on}") from None
 
 
-def open_results(path: Path, resume: bool, force: bool = False) -> Results:
+def open_results(path: Path, resume: bool, force: bool = False, inputs: Iterable[Path | None] = ()) -> Results:
     """Return the results file for ``path``; nothing is written yet.
 
+    Args:
+        path: .jsonl, .csv or .parquet.
+        resume: whether a file that is there is continued.
+        force: whether it is replaced.
+        inputs: files that are read meanwhile.
+
     Raises:
-        BadInput: for another format, a missing folder, or a file that is there and neither continued nor replaced.
+        BadInput: for another format, a missing folder, a file that is read, a file of something else, or one that is
+            there and neither continued nor replaced.
 
     """
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".csv", ".parquet"):
         raise BadInput(f"{path}: memguard writes .jsonl, .csv and .parquet")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"{path}: no folder {path.parent}; make it first")
     journal = path.with_name(path.name + ".jsonl")
-    for old in (path, journal) if suffix == ".parquet" else (path,):
-        if old.exists() and not (resume or force):
-            raise BadInput(f"{old}: is there already; continue it with --resume or replace it with --force")
+    try:
+        if not path.absolute().parent.is_dir():
+            raise BadInput(f"{path}: no folder {path.parent}; make it first")
+        for old in (path, journal) if suffix == ".parquet" else (path,):
+            files.no_input(old, inputs)
+            if old.exists() and not (resume or force):
+                raise BadInput(f"{old}: is there already; continue it with --resume or replace it with --force")
+    except OSError as error:  # a name that is too long
+        raise files.unwritable(path, error) from None
     if suffix == ".parquet":
         from .parquet import ParquetResults  # needs pyarrow: said before an hour of scoring, not after
 
@@ -197,23 +237,40 @@ def open_results(path: Path, resume: bool, force: bool = False) -> Results:
     return Results(path, fresh=force)
 
 
-def _csv_line(cells: list[Any]) -> str:
+def _csv_line(row: Mapping[str, Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    # with this line end, cells that hold a CR are quoted, too
+    csv.writer(line, lineterminator="\r\n").writerow(["" if value is None else value for value in row.values()])
+    return line.getvalue()[:-2] + "\n"
 
 
-def _cut_after_last_row(path: Path, quotes: bool) -> None:
-    """Cut off a row that was not written to its end; line ends inside quotes do not end a row."""
-    if not path.exists():
-        path.touch()
-    end = position = 0
+def _shape(path: Path, quotes: bool) -> tuple[int, int, bytes, bytes]:
+    """Return where the last whole row ends, the number of whole rows, the first of them, and what is behind the last.
+
+    Args:
+        path: of the file.
+        quotes: whether line ends inside quotes do not end a row.
+
+    """
+    end = count = 0
+    first = tail = b""
     inside = False
-    with path.open("rb+") as file:
-        for line in file:
-            position += len(line)
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST):
+            tail = (tail + line)[:LONGEST]
             if quotes and line.count(b'"') % 2:
                 inside = not inside
             if line.endswith(b"\n") and not inside:
-                end = position
-        file.truncate(end)
+                end, count = file.tell(), count + 1
+                first, tail = first or tail, b""
+    return end, count, first, tail
+
+
+def _until(file: Any, end: int) -> Iterator[str]:
+    """Yield the lines of a text file up to a byte, the end of a line."""
+    position = 0
+    for line in file:
+        position += len(line.encode())
+        if position > end:
+            return
+        yield line

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_resume_refuses_another_list_or_seed(capsys, model, prompts, tmp_path):
     run(capsys, "scan", prompts, "--model", model, "--out", out)
     out.write_text("".join(out.read_text().splitlines(keepends=True)[:2]))
     line = bad(capsys, "scan", prompts, "--model", model, "--out", out, "--resume", "--seed", "9")
-    assert "its rows were made with seed 0, this scan has 9" in line
+    assert "its rows were made with seed 0, this run has 9" in line
     other = tmp_path / "other.txt"
     other.write_text("another prompt\n")
     assert "row 1 is for another prompt" in bad(capsys, "scan", other, "--model", model, "--out", out, "--resume")
@@ -187,7 +188,7 @@ def test_bad_input_is_one_line_and_2(capsys, model, prompts, tmp_path):
     assert "is a single file" in bad(capsys, *scan, wrong)
     assert "model_index.json is missing" in bad(capsys, *scan, tmp_path / "folder")
     (tmp_path / "folder" / "model_index.json").write_text("{")
-    assert "folder: cannot be loaded" in bad(capsys, *scan, tmp_path / "folder")
+    assert "folder: cannot be loaded, model_index.json is damaged" in bad(capsys, *scan, tmp_path / "folder")
     assert "not a memguard profile" in bad(capsys, *scan, model, "--profile", wrong)
     assert "no detector is called 'x'" in bad(capsys, *scan, model, "--detector", "x")
     assert "steps is 60" in bad(capsys, *scan, model, "--steps", "60")
@@ -218,6 +219,141 @@ def test_pickled_weights_are_not_loaded(capsys, prompts, tmp_path):
     tiny.sd().save_pretrained(folder, safe_serialization=False)
     capsys.readouterr()
     assert "cannot be loaded" in bad(capsys, "scan", prompts, "--model", folder)
+
+
+OUT = ("--num-inference-steps", "6", "--out")
+
+
+def test_resume_needs_every_setting_that_changes_a_row(capsys, model, prompts, tmp_path):
+    out, other = tmp_path / "out.csv", tmp_path / "other"
+    run(capsys, "scan", prompts, "--model", model, *OUT, out)
+    run(capsys, "calibrate", "--model", model, "--out", tmp_path, "--num-inference-steps", "6")
+    (profile,) = tmp_path.glob("*.json")
+    tiny.sd(seed=1).save_pretrained(other)
+    capsys.readouterr()
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:2]))
+    before = out.read_bytes()
+    for words, says in {
+        ("--detector", "attention_entropy"): "detector text_noise_norm, this run has attention_entropy",
+        ("--negative-prompt", "blurry"): "negative prompt the default, this run has blurry",
+        ("--sensitivity", "95"): "sensitivity 99, this run has 95",
+        ("--num-images", "2"): "num images 1, this run has 2",
+        ("--steps", "2"): "steps 1, this run has 2",
+        ("--num-inference-steps", "7"): "num inference steps 6, this run has 7",
+        ("--guidance-scale", "3"): "guidance scale 7.5, this run has 3",
+        ("--height", "64"): "height the default, this run has 64",
+        ("--width", "64"): "width the default, this run has 64",
+        ("--reference", "empty"): "reference negative, this run has empty",
+        ("--dtype", "bfloat16"): "number format float32, this run has bfloat16",
+        ("--model", other): "its rows were made with model ",
+        ("--profile", profile): "profile none, this run has ",
+    }.items():
+        said = bad(capsys, "scan", prompts, "--model", model, *OUT, out, "--resume", *words)
+        assert says in said and said.endswith("--resume needs the same settings")
+        assert out.read_bytes() == before
+    assert run(capsys, "scan", prompts, "--model", model, *OUT, out, "--resume", "--batch-size", "1")[0] == 0
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_a_profile_that_was_made_in_between_is_another_setting(capsys, model, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run(capsys, "scan", prompts, "--model", model, *OUT, out)
+    out.write_text(out.read_text().splitlines(keepends=True)[0])
+    run(capsys, "calibrate", "--model", model, "--num-inference-steps", "6")
+    assert "made with profile none, this run has" in bad(
+        capsys, "scan", prompts, "--model", model, *OUT, out, "--resume"
+    )
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "link.jsonl"])
+def test_the_list_is_not_emptied_by_its_own_results(capsys, model, tmp_path, name):
+    source = tmp_path / "list.jsonl"
+    source.write_text('"a red fox"\n')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for how in ("--force", "--resume"):
+        line = bad(capsys, "scan", source, "--model", model, "--out", tmp_path / name, how)
+        assert "is the same file as" in line
+    assert source.read_text() == '"a red fox"\n'
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_half_characters_and_commands_to_the_terminal_are_rows(capsys, model, tmp_path, suffix):
+    source, out = tmp_path / "list.jsonl", tmp_path / f"out.{suffix}"
+    source.write_text('"a"\n"b \\ud800"\n"c \\u001b[31m\\u009b2J"\n"d"\n')
+    code, said, err = run(capsys, "scan", source, "--model", model, *OUT, out)
+    assert code == 0 and "3 without a score" not in err
+    assert "1 without a score, for example because character 3 of the prompt is half of one (U+D800)" in err
+    if suffix == "jsonl":
+        found = [row["prompt"] for row in rows(out)]
+        assert [bool(row["findings"][0]["scores"]) for row in rows(out)] == [True, False, True, True]
+        assert found == ["a", "b \\ud800", "c \x1b[31m\x9b2J", "d"]
+    # and the same list goes on behind it
+    code, said, err = run(capsys, "scan", source, "--model", model, *OUT, out, "--resume")
+    assert (code, said) == (0, f"{out}: 0 prompts scanned, 4 were done before\n")
+    for words in ((), ("--json",)):
+        code, said, err = run(capsys, "scan", source, "--model", model, *OUT[:2], *words)
+        assert code == 0 and said.count("\n") == 4
+        assert not {"\x1b", "\x9b"} & set(said + err)
+    assert json.loads(said.splitlines()[2])["prompt"] == "c \x1b[31m\x9b2J"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--batch-size", 10**30), "--batch-size: 1000000000000000000000000000000 is not between 1 and 4096"),
+        (("--batch-size", 0), "--batch-size: 0 is not between"),
+        (("--num-images", -1), "--num-images: -1 is not between"),
+        (("--seed", 10**30), "--seed: "),
+        (("--height", 8 * 10**9), "--height: 8000000000 is not between"),
+        (("--width", 12), "--width: 12 pixels; give multiples of 8"),
+        (("--guidance-scale", "nan"), "--guidance-scale: nan is not a finite number"),
+        (("--sensitivity", "nan"), "--sensitivity: nan is not a finite number"),
+        (("--sensitivity", "100"), "sensitivity is 100.0; give a percentile between 50 and 99.99"),
+        (("--detector", "x\x1b[31m"), "no detector is called 'x\\x1b[31m'"),
+        (("--device", "klingon"), "--device klingon: no such device"),
+        (("--device", "meta"), "--device meta: no such device"),
+        (("--device", "cuda:" + 50 * "9"), "--device cuda:"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_model_is_loaded(capsys, tmp_path, prompts, words, says):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert says in bad(capsys, "scan", prompts, "--model", folder, *words)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ("[]", "model_index.json is damaged"),
+        ("[" * 20_000, "model_index.json is damaged"),
+        ('{"_class_name": 3}', "model_index.json is damaged"),
+        ("\xff", "model_index.json is damaged"),
+        (
+            '{"_class_name": "StableDiffusionPipeline", "tokenizer": ["transformers", "CLIPTokenizer"]}',
+            "its folder tok",
+        ),
+        ('{"_class_name": "Nothing"}', "cannot be loaded"),
+    ],
+)
+def test_a_damaged_model_is_one_line(capsys, tmp_path, prompts, index, says):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(index, encoding="latin-1")
+    assert says in bad(capsys, "scan", prompts, "--model", folder)
+
+
+def test_a_tokenizer_without_its_files_is_one_line(capsys, model, tmp_path, prompts):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    shutil.rmtree(folder / "tokenizer")
+    assert "its folder tokenizer is missing; copy the model again" in bad(capsys, "scan", prompts, "--model", folder)
+    (folder / "tokenizer").mkdir()
+    assert "cannot be loaded" in bad(capsys, "scan", prompts, "--model", folder)
+
+
+def test_a_prompt_where_a_file_belongs_is_one_line(capsys, model):
+    assert "no such file; give a file of prompts" in bad(capsys, "scan", 60 * "fox! ", "--model", model)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -105,7 +106,14 @@ def test_the_byte_is_right_wherever_the_chunks_end(tmp_path_factory, before, chu
             "id,promt\n1,a\n",
             "no column prompt, caption or text; there are: id, promt; choose one with --column",
         ),
-        ("p.csv", 'prompt\n"a"b\n', "not a table of cells"),
+        ("p.csv", 'id,prompt\n1,"a"b\n2\n', "not a table of cells (line 2: "),
+        ("p.csv", "id,prompt\n1,a, b\n", "line 2 has 3 cells, and the header has 2; quote cells that hold commas"),
+        ("p.csv", "id\tprompt\n\n1\ta\tb\n", "line 3 has 3 cells, and the header has 2; quote cells that hold tabs"),
+        ("p.csv", 'sep="\nid"prompt\n', "no column prompt, caption or text; there are: sep="),
+        ("p.jsonl", '"a"\n{"prompt": "b", "id": ' + 5000 * "9" + "}", "line 2 holds a number of too many digits"),
+        ("p.jsonl", 20_000 * "[", "line 1 is nested too deeply"),
+        ("p.jsonl", 20_000 * '{"prompt":', "line 1 is nested too deeply"),
+        ("p.txt", (1 << 24) * "a" + "b\n", "a line has more than 16,777,216 characters"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, name, data, message):
@@ -123,5 +131,110 @@ def test_other_mistakes_are_said_too(tmp_path):
         list(read_prompts(tmp_path))
     with pytest.raises(BadInput, match="--encoding klingon: no such encoding"):
         list(read_prompts(write(tmp_path / "p.txt", "a"), encoding="klingon"))
+    with pytest.raises(BadInput, match="^a{60}...: no such file"):
+        list(read_prompts(Path(300 * "a")))  # a prompt where a file belongs
+    with pytest.raises(BadInput, match="no such file"):
+        list(read_prompts(Path("a\0b")))
+    with pytest.raises(BadInput, match="no regular file"):
+        list(read_prompts(Path("/dev/null")))
     with pytest.raises(BadInput, match="no column other; there are: prompt"):
         list(read_prompts(write(tmp_path / "p.csv", "prompt\na\n"), "other"))
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "hex", "zlib", "base64", "undefined", "klingon", "a\0b", "mbcs2"])
+def test_what_is_no_text_encoding_is_refused(tmp_path, encoding):
+    for data in (b"", b"a\n"):
+        with pytest.raises(BadInput, match="no such encoding; for example utf-8"):
+            list(read_prompts(write(tmp_path / "p.txt", data), encoding=encoding))
+
+
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "utf-7", "utf-32"])
+def test_encodings_with_errors_of_their_own_are_one_line(tmp_path, encoding):
+    with pytest.raises(BadInput, match=f"is not {encoding}"):
+        list(read_prompts(write(tmp_path / "p.txt", b"xn--\xff\xfe" + 300 * b"+"), encoding=encoding))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 20])
+def test_every_line_end_is_one(tmp_path, end, chunk, monkeypatch):
+    monkeypatch.setattr("memguard.lists.read.CHUNK", chunk)
+    lines = ["id,prompt", "1,a red fox", '2,"in\nside"', "3,last"]
+    for text in (end.join(lines), end.join(lines) + end):
+        assert list(read_prompts(write(tmp_path / "p.csv", text))) == ["a red fox", "in\nside", "last"]
+    assert list(read_prompts(write(tmp_path / "p.txt", end.join(["a", "b", "", "c"])))) == ["a", "b", "c"]
+    assert list(read_prompts(write(tmp_path / "p.jsonl", end.join(['"a"', '{"prompt": "b"}'])))) == ["a", "b"]
+
+
+def test_a_carriage_return_inside_a_cell_is_no_row(tmp_path):
+    assert list(read_prompts(write(tmp_path / "p.csv", 'id,prompt\n1,"a\rb"\n2,c\n'))) == ["a\rb", "c"]
+    with pytest.raises(BadInput, match="not a table of cells .line 2"):
+        list(read_prompts(write(tmp_path / "p.csv", "id,prompt\n1,a\rb\n2,c\n")))
+
+
+@pytest.mark.parametrize("above", ["sep=;\n", "\nSEP=;\r\n\n", '"sep=;"\n', "\ufeffsep=;\n", "sep=;\n\ufeff"])
+@pytest.mark.parametrize("column", ["Prompts", "PROMPT", " Captions ", "texts"])
+def test_what_spreadsheets_write_above_and_into_the_header(tmp_path, above, column):
+    path = write(tmp_path / "p.csv", f"{above}id;{column};a,b,c,d\n1;a, red fox;x\n\n2;b;y\n")
+    assert list(read_prompts(path)) == ["a, red fox", "b"]
+    path = write(tmp_path / "p.csv", f"\n \n\nid;{column}\n1;a, red fox\n2;b\n")
+    assert list(read_prompts(path)) == ["a, red fox", "b"]
+
+
+def test_a_tab_as_the_hint(tmp_path):
+    for hint in ("sep=\t", "sep=\\t"):
+        path = write(tmp_path / "p.csv", f"{hint}\nid\tprompt, of; all\n1\ta\n")
+        assert list(read_prompts(path, "prompt, of; all")) == ["a"]
+
+
+def test_exact_names_of_columns_come_first(tmp_path):
+    path = write(tmp_path / "p.csv", "TEXT,Prompts,Prompt,prompt\na,b,c,d\n")
+    assert list(read_prompts(path)) == ["d"]
+    assert list(read_prompts(path, "Prompt")) == ["c"]
+    assert list(read_prompts(path, "text")) == ["a"]
+    assert list(read_prompts(write(tmp_path / "p.jsonl", '{"PROMPTS": "a"}'))) == ["a"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_separated_by_tabs_have_quotes_as_text(tmp_path, end):
+    cells = ['"Hello" on a wall', 'a 5" nail', '"no end', 'one more "word"', '"begins', "plain, with; all", '""', '"']
+    lines = ["Prompt\tCategory\tNote", *(f"{cell}\tx\ty" for cell in cells)]
+    assert list(read_prompts(write(tmp_path / "p.tsv", end.join(lines) + end))) == cells
+    # two that would swallow what is between them and be a table all the same
+    lines = ["Prompt\tCategory", '"one\ta', 'two"\tb']
+    assert list(read_prompts(write(tmp_path / "p.tsv", end.join(lines)))) == ['"one', 'two"']
+
+
+def test_tables_separated_by_tabs_may_quote_all_the_same(tmp_path):
+    path = write(tmp_path / "p.tsv", 'id\tprompt\n1\t"a\tb"\n2\t"two\nlines ""quoted"""\n3\n')
+    assert list(read_prompts(path)) == ["a\tb", 'two\nlines "quoted"', None]
+
+
+def test_quotes_of_other_tables_are_text_where_every_line_is_a_row(tmp_path):
+    assert list(read_prompts(write(tmp_path / "p.csv", 'id;prompt\n1;"a" b\n2;c\n'))) == ['"a" b', "c"]
+    assert list(read_prompts(write(tmp_path / "p.csv", 'prompt\n"a"b\nc, d\n'))) == ['"a"b', "c, d"]
+
+
+def test_a_table_of_one_column_keeps_its_commas(tmp_path):
+    path = write(tmp_path / "p.csv", 'prompt\na red fox, in snow; cold\n"quoted, too"\n')
+    assert list(read_prompts(path)) == ["a red fox, in snow; cold", "quoted, too"]
+
+
+def test_a_damaged_page_of_parquet_is_one_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"prompt": [f"prompt {i}" for i in range(500)]}), path, compression="snappy")
+    data = bytearray(path.read_bytes())
+    data[40:400] = bytes(360)
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="column prompt is damaged behind row 0"):
+        list(read_prompts(path))
+
+
+def test_a_closed_stdin_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(BadInput, match="stdin: is closed"):
+        list(read_prompts(None))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
+    with pytest.raises(BadInput, match="stdin: byte 2 is not utf-8"):
+        list(read_prompts(None))

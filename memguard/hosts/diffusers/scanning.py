@@ -22,6 +22,7 @@ import torch
 from ...calibration import Profile, Sensitivity
 from ...guard import Guard
 from ...records import Reference, Report
+from ...texts import unfit
 from . import pipes
 from .attention import attending
 from .batch import Enough, Seen, repeated_latents
@@ -136,14 +137,14 @@ class _Scan:
             self.pipe.maybe_free_model_hooks()  # a run that was ended early has not done so itself
 
     def _batch(self, batch: list[Any]) -> Iterator[Report]:
-        texts = [prompt for prompt in batch if isinstance(prompt, str)]
-        scored = self._texts(texts)
-        for prompt in batch:
-            if isinstance(prompt, str):
+        reasons = [unfit(prompt) for prompt in batch]
+        scored = self._texts([prompt for prompt, reason in zip(batch, reasons, strict=True) if not reason])
+        for prompt, reason in zip(batch, reasons, strict=True):
+            if not reason:
                 yield next(scored)
             else:
-                run = self.guard.begin(**self.facts | {"prompt": None})
-                run.unavailable(f"the prompt is no text but {type(prompt).__name__} {prompt!r:.80}")
+                run = self.guard.begin(**self.facts | {"prompt": prompt if isinstance(prompt, str) else None})
+                run.unavailable(reason)
                 yield run.finish()
 
     def _texts(self, texts: list[str]) -> Iterator[Report]:

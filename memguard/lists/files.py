@@ -1,0 +1,93 @@
+"""Files that are written: whose they are, and that nobody else writes them at the same time.
+
+Room: the core. May import: the standard library.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .read import BadInput
+
+BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+PLACE = 1 << 62  # the byte that is locked where locks keep others from reading, far behind what is written
+
+
+def no_input(target: Path, inputs: Iterable[Path | None]) -> None:
+    """Check, before anything is opened, that a file to be written is none of those that are read.
+
+    Raises:
+        BadInput: if it is one, under whatever name.
+
+    """
+    for each in inputs:
+        try:
+            same = each is not None and os.path.samefile(target, each)
+        except (OSError, ValueError):  # one of them is not there
+            continue
+        if same:
+            raise BadInput(f"{target}: is the same file as {each}, which is read; choose another name for the result")
+
+
+def unwritable(target: object, error: OSError) -> BadInput:
+    """Return the one line for a file or folder that cannot be written."""
+    return BadInput(f"{target}: cannot be written ({error.strerror or type(error).__name__})")
+
+
+def created(path: Path) -> BinaryIO:
+    """Create a file that is not there yet, for this process alone.
+
+    Raises:
+        BadInput: if it is there, or cannot be created.
+
+    """
+    try:
+        return locked(path.open("xb", buffering=0), path)
+    except FileExistsError:
+        raise BadInput(f"{path}: somebody else has just made it; choose another name") from None
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error if isinstance(error, OSError) else OSError(0, "no name for a file")) from None
+
+
+def held(path: Path) -> BinaryIO:
+    """Open a file that is there, for this process alone; nothing is changed.
+
+    Raises:
+        BadInput: if it cannot be written, or somebody else is writing it.
+
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; choose another name")
+    try:
+        return locked(path.open("r+b", buffering=0), path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def locked(file: Any, path: Path) -> BinaryIO:
+    """Lock an open file until it is closed, where the file system can.
+
+    Raises:
+        BadInput: if another process has it.
+
+    """
+    try:
+        try:
+            import fcntl
+        except ImportError:
+            import msvcrt  # Windows
+
+            file.seek(PLACE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            file.seek(0)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in BUSY:
+            file.close()
+            raise BadInput(f"{path}: another memguard is writing it; wait for its end or choose another name") from None
+    return file
