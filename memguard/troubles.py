@@ -17,6 +17,10 @@ class Told(Exception):
     """An error whose text is a sentence for the person at the screen: what is wrong and what to do."""
 
 
+class Refused(Told, ValueError):
+    """A setting, a file or a request that cannot be worked with; the text gives the value and the remedy."""
+
+
 class NoGradient(Told, RuntimeError):
     """Why a model has no gradients (quantised weights, a node or a model that computes without), in words."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from ..troubles import Refused
 from .attention_scaling import AttentionScaling
 from .base import Mitigation, Treatment, Unsuitable
 from .guidance_delay import GuidanceDelay
@@ -76,7 +77,7 @@ def get(name: str, **settings: Any) -> Mitigation:
     known = [f.name for f in fields(cls)]
     for setting in settings:
         if setting not in known:
-            raise ValueError(f"{name} has no parameter {setting!r}; it has {', '.join(known)}")
+            raise Refused(f"{name} has no parameter {setting!r}; it has {', '.join(known)}")
     return cls(**settings)
 
 
@@ -84,7 +85,7 @@ def _class(name: str) -> type[Mitigation]:
     for cls in _KNOWN:
         if name == cls.NAME:
             return cls
-    raise ValueError(f"there is no mitigation {name!r}; use one of {', '.join(available())}")
+    raise Refused(f"there is no mitigation {name!r}; use one of {', '.join(available())}")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..troubles import Refused
 from .base import Mitigation, Start
 from .guidance_delay import GuidanceDelay
 from .neuron_mask import NeuronMask
@@ -46,10 +47,10 @@ def ladder(choice: Any, get: Callable[[str], Mitigation]) -> Ladder:
     if len(own) < len(made):
         masks = [each for each in own if isinstance(each, NeuronMask)]
         if len(masks) < len(own):
-            raise ValueError("mitigation: auto chooses by itself; beside it only a neuron mask can be given")
+            raise Refused("mitigation: auto chooses by itself; beside it only a neuron mask can be given")
         return lambda start: automatic(start, masks[0] if masks else None)
     if not 1 <= len(own) <= ATTEMPTS:
-        raise ValueError(f"mitigation: {len(own)} were given; give one to {ATTEMPTS}, tried in this order, or auto")
+        raise Refused(f"mitigation: {len(own)} were given; give one to {ATTEMPTS}, tried in this order, or auto")
     return lambda start: [(each,) for each in own]
 
 
@@ -64,7 +65,7 @@ def _named(name: Any, get: Callable[[str], Mitigation]) -> Mitigation:
     if isinstance(name, Mitigation):
         return name
     if not isinstance(name, str):
-        raise ValueError(f"mitigation is {name!r}; give a name, a mitigation of memguard.mitigations.get, or auto")
+        raise Refused(f"mitigation is {name!r}; give a name, a mitigation of memguard.mitigations.get, or auto")
     return get(name)
 
 

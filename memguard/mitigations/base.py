@@ -19,14 +19,10 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
-from ..troubles import Told
+from ..troubles import Refused, Told
 from .edit import Edit
 
 Parity = Literal["official"] | None
-
-
-class Refused(Told, ValueError):
-    """A parameter that a mitigation cannot work with; the text gives the value and the remedy."""
 
 
 class Unsuitable(Told):
@@ -255,7 +251,7 @@ class Mitigation(ABC):
         if not 0 <= self.strength <= 1:
             raise Refused(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
         if self.parity not in (None, "official"):
-            raise ValueError(f"{self.NAME}: parity is {self.parity!r}; use None or 'official'")
+            raise Refused(f"{self.NAME}: parity is {self.parity!r}; use None or 'official'")
 
     def treat(self, start: Start, before: Treatment) -> Treatment:
         """Return the treatment of a run, on top of the one before; the same object at strength 0.
@@ -284,7 +280,7 @@ class Mitigation(ABC):
 
         """
         if not holds:
-            raise ValueError(f"{self.NAME}: {name} is {getattr(self, name)}; {remedy}")
+            raise Refused(f"{self.NAME}: {name} is {getattr(self, name)}; {remedy}")
 
 
 def blend(a: Encoded, b: Encoded, share: float) -> Encoded:

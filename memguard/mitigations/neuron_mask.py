@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..records import NeuronSet
+from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
 from .edit import AttentionSite, Edit
 
@@ -41,7 +42,7 @@ class NeuronMask(Mitigation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(self.neurons.indices.values()):
-            raise ValueError(f"{self.NAME}: neurons is empty; load a set, or find one with memguard neurons find")
+            raise Refused(f"{self.NAME}: neurons is empty; load a set, or find one with memguard neurons find")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         whole = self.neurons.scale if self.factor is None else self.factor

@@ -4,8 +4,8 @@ SD1 fills a prompt up with copies of EOS, and memorized prompts hang on these co
 and set the encoded EOS to zero. "partial": set the first 70 % of the encoded padding to zero.
 
 Acts on SD1 and on the CLIP-L half of SDXL's text; SD2 and CLIP-G fill up with token 0 already.
-``parity="official"``: with "swap" the prompt without words is filled up with token 0 as well, because the official
-code leaves its tokenizer changed.
+``parity="official"``: with "swap" the negative prompt is replaced by the empty one, filled up with token 0 as well: the
+official code knows no other and leaves its tokenizer changed. The report says so.
 
 May import: memguard.mitigations, memguard.attributions.moment, torch.
 """
@@ -24,6 +24,7 @@ from .edit import EOS, PADDING, rows_of
 
 TOKEN = 0
 VARIANTS = ("swap", "partial")
+EMPTY = 'the negative prompt replaced by the empty one, padded with "!"'
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Padding(Mitigation):
         if self.parity != "official" or reference is None:
             return after
         empty = start.encode([""], padding=TOKEN).expand(rows)
-        return replace(after, reference=_half(reference, empty.text.to(reference.text), width))
+        return replace(after, reference=_half(reference, empty.text.to(reference.text), width)).note(EMPTY)
 
     def _with(self, before: Treatment, prompt: Encoded, changed: Tensor, width: int) -> Treatment:
         return replace(before, prompt=blend(prompt, _half(prompt, changed, width), self.strength))

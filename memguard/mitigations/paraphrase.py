@@ -1,12 +1,14 @@
-"""Re-anchoring on another wording of the prompt (PRSS: Chen, Liu, Shah, Xu, CVPR 2025).
+"""Guidance by another wording of the prompt, and away from the first one (PRSS: Chen, Liu, Shah, Xu, CVPR 2025).
 
-Where the noise gap exceeds l, guidance starts from the user's second wording instead: with
-s = min((m - c) / (thr - c) g, g), c = (g l - thr) / (g - 1), the step uses
-eps = eps_o + s (eps_p - eps_o) + (g - s) (eps_p - eps_u), o the prompt, p the second wording. One row per image more at
-such a step.
+With m the noise gap of the SECOND wording p: up to l, a step is guided wholly by that wording,
+eps = eps_u + g (eps_p - eps_u). Above it, that wording is still near the memorized one, and the step moves away from
+the prompt o: with s = min((m - c) / (thr - c) g, g), c = (g l - thr) / (g - 1),
+eps = eps_o + s (eps_p - eps_o) + (g - s) (eps_p - eps_u). One row per image and step more than guidance.
 
-l and thr are for SD1's 4 x 64 x 64 latents and go with the root of the number of elements. m is that of each image;
-``parity="official"`` takes one of the whole batch, at the paper's numbers whatever the size.
+The published code does this for prompts whose own first step is above a limit; here that is the guard's verdict. Its
+search for the wording among paraphrases of a language model is left to the user. l and thr are for SD1's 4 x 64 x 64
+latents and go with the root of the number of elements. m is that of each image; ``parity="official"`` takes one of the
+whole batch, at the paper's numbers whatever the size.
 
 May import: memguard.mitigations, torch.
 """
@@ -19,18 +21,19 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..troubles import Refused
 from .base import Guidance, Mitigation, Start, Step, Treatment, Unsuitable, View
 from .noise_adjustment import SD1
 
 
 @dataclass(frozen=True)
 class Paraphrase(Mitigation):
-    """Guide by a second wording where the first one is memorized. At a strength s the gap goes the share s of the way.
+    """Guide by a second wording. At a strength s the gap goes the share s of the way.
 
     Args:
         text: the second wording.
-        lower: l, the noise gap from which it acts.
-        upper: thr, the noise gap from which it acts fully.
+        lower: l, its noise gap from which the step also moves away from the prompt.
+        upper: thr, its noise gap from which it does so fully.
 
     """
 
@@ -45,7 +48,7 @@ class Paraphrase(Mitigation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.text.strip():
-            raise ValueError(f"{self.NAME}: text is empty; give the prompt in other words")
+            raise Refused(f"{self.NAME}: text is empty; give the prompt in other words")
         self.demand("lower", self.lower > 0, "give a noise gap above 0")
         self.demand("upper", self.lower < self.upper, f"give a noise gap above lower ({self.lower:g})")
 
@@ -61,7 +64,7 @@ class Paraphrase(Mitigation):
             )
         size = 1.0 if self.parity == "official" else (start.elements / SD1) ** 0.5
         anchor = Anchor(other, self.lower * size, self.upper * size, self.strength, self.parity == "official")
-        return replace(before, guidance=(*before.guidance, anchor)).note(f"re-anchored on {self.text!r}")
+        return replace(before, guidance=(*before.guidance, anchor)).note(f"guided by {self.text!r}")
 
 
 class Anchor(Guidance):
@@ -71,19 +74,20 @@ class Anchor(Guidance):
         self.other, self.lower, self.upper, self.strength, self.batch = other, lower, upper, strength, batch
 
     def __call__(self, gap: Tensor, step: Step) -> Tensor:
-        """Return the gap of the re-anchored prediction for the images above ``lower``."""
-        norms = gap.float().flatten(1).norm(dim=1)
+        """Return the gap of the prediction that the second wording leads to."""
+        cond, uncond = step.uncond.to(gap) + gap, step.uncond.to(gap)
+        other = step.predict(View(self.other.expand(len(gap)))).to(gap)
+        own = other - uncond
+        norms = own.float().flatten(1).norm(dim=1)
         if self.batch:
             norms = norms.norm().expand(len(gap))
-        acts = norms > self.lower
-        if step.scale <= 1 or not bool(acts.any()):
-            return gap
-        other = step.predict(View(self.other.expand(len(gap)))).to(gap)
-        s = ramp(norms, self.lower, self.upper, step.scale).reshape(-1, *[1] * (gap.ndim - 1)).to(gap)
-        cond, uncond = step.uncond.to(gap) + gap, step.uncond.to(gap)
-        anchored = cond + s * (other - cond) + (step.scale - s) * (other - uncond)
-        moved = torch.lerp(gap, (anchored - uncond) / step.scale, self.strength)
-        return torch.where(acts.reshape(-1, *[1] * (gap.ndim - 1)), moved, gap)
+        away = norms > self.lower
+        wanted = own
+        if step.scale > 1 and bool(away.any()):
+            s = ramp(norms, self.lower, self.upper, step.scale).reshape(-1, *[1] * (gap.ndim - 1)).to(gap)
+            anchored = cond + s * (other - cond) + (step.scale - s) * own
+            wanted = torch.where(away.reshape(-1, *[1] * (gap.ndim - 1)), (anchored - uncond) / step.scale, own)
+        return wanted if self.strength == 1 else torch.lerp(gap, wanted, self.strength)
 
 
 def ramp(norms: Tensor, lower: float, upper: float, scale: float) -> Tensor:

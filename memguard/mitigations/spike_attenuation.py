@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
 from .edit import BOS, CHUNK, AttentionSite, Edit, heads_last, rows_of
 
@@ -51,7 +52,7 @@ class SpikeAttenuation(Mitigation):
         self.demand("tau", self.tau >= 0, "give a z-score of 0 or more")
         self.demand("rule", self.rule in RULES, f"use one of {', '.join(RULES)}")
         if self.parity and self.rule != "positive":
-            raise ValueError(f"{self.NAME}: parity='official' multiplies every logit; leave rule at 'positive'")
+            raise Refused(f"{self.NAME}: parity='official' multiplies every logit; leave rule at 'positive'")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         alpha = 1 - (1 - self.alpha) * self.strength

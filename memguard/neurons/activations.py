@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..troubles import Refused
 from . import tensors
 
 KIND = "memguard-activation-statistics"
@@ -46,14 +47,14 @@ class ActivationStatistics:
     def check(self, layers: Mapping[str, int], model: str) -> None:
         """Raise ValueError unless the statistics are of this model and hold these layers."""
         if self.model and model and self.model != model:
-            raise ValueError(
+            raise Refused(
                 f"the statistics are of model {self.model}, and this is model {model}; compute them on this model"
             )
         for name, width in layers.items():
             held = len(self.mean[name]) if name in self.mean else None
             if held != width:
                 has = f"{held} neurons" if held is not None else "nothing"
-                raise ValueError(
+                raise Refused(
                     f"the statistics hold {has} for {name}, and the model has {width} neurons there;"
                     " compute them on this model with the same layers"
                 )
@@ -77,7 +78,7 @@ class ActivationStatistics:
             mean, std = ({name: values[f"{kind}.{name}"] for name in facts["layers"]} for kind in ("mean", "std"))
             return cls(mean, std, int(facts["count"]), str(facts["model"]))
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: the file is incomplete; compute the statistics again") from None
+            raise Refused(f"{path}: the file is incomplete; compute the statistics again") from None
 
 
 class Tally:
@@ -96,7 +97,7 @@ class Tally:
 
         """
         if not all(bool(torch.isfinite(a).all()) for a in activations.values()):
-            raise ValueError("the activations hold NaN or infinity; run the text encoder in float32")
+            raise Refused("the activations hold NaN or infinity; run the text encoder in float32")
         self.count += 1
         for name, a in activations.items():
             value = a.detach().double().cpu()
@@ -114,7 +115,7 @@ class Tally:
 
         """
         if self.count < 2:
-            raise ValueError(f"statistics of {self.count} prompts: give at least 2, better some thousands")
+            raise Refused(f"statistics of {self.count} prompts: give at least 2, better some thousands")
         mean = {name: m.float() for name, m in self._mean.items()}
         std = {name: (s.clamp(min=0) / (self.count - 1)).sqrt().float() for name, s in self._squares.items()}
         assert all(math.isfinite(float(s.sum())) for s in std.values())

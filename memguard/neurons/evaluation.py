@@ -15,6 +15,7 @@ from itertools import combinations, cycle
 import torch
 from torch import Tensor
 
+from ..troubles import Refused
 from .msssim import batch_spans, ms_ssim
 from .probe import Neuron, Probe
 from .state import State
@@ -202,7 +203,7 @@ class Trials:
                 self.batch, rows = max(1, min(self.batch, len(now)) // 2), now + rows
                 continue
             if not bool(torch.isfinite(noise).all()):
-                raise ValueError("the model's prediction holds NaN or infinity; run the model in float32")
+                raise Refused("the model's prediction holds NaN or infinity; run the model in float32")
             found.append(difference(noise, x))
         return torch.cat(found)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..records import NeuronSet
+from ..troubles import Refused
 from . import tensors
 
 KIND = "memguard-neuron-set"
@@ -47,7 +48,7 @@ def load(path: Path | str) -> NeuronSet:
                 raise ValueError(name)
         return NeuronSet(indices, **facts)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the file is damaged ({error}); find or import the neurons again") from None
+        raise Refused(f"{path}: the file is damaged ({error}); find or import the neurons again") from None
 
 
 def check(neurons: NeuronSet, widths: Mapping[str, int], model: str, force: bool = False) -> None:
@@ -62,18 +63,18 @@ def check(neurons: NeuronSet, widths: Mapping[str, int], model: str, force: bool
     """
     for name, indices in neurons.indices.items():
         if name not in widths:
-            raise ValueError(
+            raise Refused(
                 f"the neuron set names {name}, which is no cross-attention layer of this model; it has"
                 f" {', '.join(widths) or 'none'}; find the neurons on this model"
             )
         wrong = [index for index in indices if not 0 <= index < widths[name]]
         if wrong:
-            raise ValueError(
+            raise Refused(
                 f"the neuron set names neuron {wrong[0]} of {name}, and the model has {widths[name]} there (0 to"
                 f" {widths[name] - 1}); find the neurons on this model"
             )
     if neurons.model and neurons.model != model and not force:
-        raise ValueError(
+        raise Refused(
             f"the neuron set was made for model {neurons.model}, and this is model {model}; find the neurons on this"
             " model, or force the set if you know that the two are close (force=True)"
         )
@@ -92,15 +93,13 @@ def merge(sets: Iterable[NeuronSet], force: bool = False) -> NeuronSet:
     """
     given = list(sets)
     if not given:
-        raise ValueError("there are no neuron sets to merge; give at least one")
+        raise Refused("there are no neuron sets to merge; give at least one")
     models = list(dict.fromkeys(s.model for s in given if s.model))
     if len(models) > 1 and not force:
-        raise ValueError(
-            f"the neuron sets were made for different models ({', '.join(models)}); merge sets of one model"
-        )
+        raise Refused(f"the neuron sets were made for different models ({', '.join(models)}); merge sets of one model")
     scales = list(dict.fromkeys(s.scale for s in given))
     if len(scales) > 1:
-        raise ValueError(f"the neuron sets have different scales ({', '.join(map('{:g}'.format, scales))}); give one")
+        raise Refused(f"the neuron sets have different scales ({', '.join(map('{:g}'.format, scales))}); give one")
     together: dict[str, set[int]] = {}
     for s in given:
         for name, indices in s.indices.items():

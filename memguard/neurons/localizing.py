@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..records import NeuronSet
+from ..troubles import Refused
 from ..version import VERSION
 from . import fast, official
 from .activations import ActivationStatistics
@@ -31,7 +32,7 @@ def parity_of(mode: str, parity: str | None) -> str | None:
     """
     for name, value, known in (("mode", mode, MODES), ("parity", parity, (None, *PARITIES))):
         if value not in known:
-            raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(str, known))}")
+            raise Refused(f"{name} is {value!r}; use one of {', '.join(map(str, known))}")
     chosen = parity or ("official" if mode == "official" else "repaired")
     return "official" if chosen == "official" else None
 
@@ -56,7 +57,7 @@ def search(
 
     """
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold is {threshold}; an MS-SSIM between 0 and 1 is needed (NeMo: {THRESHOLD})")
+        raise Refused(f"threshold is {threshold}; an MS-SSIM between 0 and 1 is needed (NeMo: {THRESHOLD})")
     probe, parity = trials.probe, trials.parity
     statistics.check(probe.layers, probe.model)
     alike = similarity_of_seeds(trials.unblocked, parity)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..troubles import Refused
+
 BETAS = (0.33, 0.33, 0.33)
 SIGMA = 1.5
 TAPS = 11
@@ -32,7 +34,7 @@ def taps(height: int, width: int) -> int:
 
     """
     if min(height, width) < SMALLEST:
-        raise ValueError(
+        raise Refused(
             f"latents of {height} x {width} are too small for MS-SSIM's three scales; use at least 64 x 64 pixels"
         )
     largest = min(height, width) // (len(BETAS) - 1) ** 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..records import NeuronSet
+from ..troubles import Refused
 
 LAYERS = tuple(
     f"{place}.transformer_blocks.0.attn2"
@@ -35,17 +36,17 @@ def read_csv(path: Path | str, kind: Kind = "refined", model: str = "") -> list[
 
     """
     if kind not in ("refined", "initial"):
-        raise ValueError(f"kind is {kind!r}; use refined or initial")
+        raise Refused(f"kind is {kind!r}; use refined or initial")
     neurons, ssim = f"{kind.capitalize()} Neurons", f"{kind.capitalize()} SSIM"
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter=";"))
             names = rows[0].keys() if rows else ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise Refused(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     missing = [name for name in ("Caption", neurons, ssim) if name not in names]
     if missing:
-        raise ValueError(f"{path}: has no column {missing[0]}; give the result file of NeMo's script 3")
+        raise Refused(f"{path}: has no column {missing[0]}; give the result file of NeMo's script 3")
     found = []
     for number, row in enumerate(rows, 2):
         try:
@@ -53,7 +54,7 @@ def read_csv(path: Path | str, kind: Kind = "refined", model: str = "") -> list[
             if len(lists) != len(LAYERS) or not all(type(i) is int and i >= 0 for part in lists for i in part):
                 raise ValueError
         except (ValueError, TypeError):
-            raise ValueError(f"{path}: row {number}: {neurons} are not {len(LAYERS)} lists of numbers") from None
+            raise Refused(f"{path}: row {number}: {neurons} are not {len(LAYERS)} lists of numbers") from None
         indices = {name: tuple(sorted(set(part))) for name, part in zip(LAYERS, lists, strict=True) if part}
         said = f"NeMo's scripts, {kind} neurons; prompt: {row['Caption']}"
         found.append((row["Caption"], NeuronSet(indices, 0.0, model, said, None, score if indices else None)))

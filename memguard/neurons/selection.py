@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..troubles import Refused
 from .activations import ActivationStatistics
 
 THETA, SMALLEST_THETA, STEP = 5.0, 1.0, 0.25
@@ -76,9 +77,9 @@ def candidates(
 
     """
     if not theta >= 0 or top_k < 0:
-        raise ValueError(f"theta is {theta} and top_k {top_k}; both are at least 0")
+        raise Refused(f"theta is {theta} and top_k {top_k}; both are at least 0")
     if not all(bool(values.isfinite().all()) for values in activations.values()):
-        raise ValueError("the prompt's activations hold NaN or infinity; run the text encoder in float32")
+        raise Refused("the prompt's activations hold NaN or infinity; run the text encoder in float32")
     found = {}
     scores = statistics.zscores(activations)
     for name, values in activations.items():

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..troubles import Refused
 from . import tensors
 from .probe import Neuron, Rows
 
@@ -84,7 +85,7 @@ class State:
         other = [k for k in sorted(self.request.keys() | asked.keys()) if self.request.get(k) != asked.get(k)]
         if other:
             name = other[0]
-            raise ValueError(
+            raise Refused(
                 f"{path}: belongs to another search ({name} was {_short(asked.get(name))} and is"
                 f" {_short(self.request.get(name))}); give the same settings or another file"
             )

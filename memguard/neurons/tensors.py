@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..troubles import Refused
+
 
 def write(path: Path | str, kind: str, schema: int, values: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
     """Write a file; a file of that name is replaced.
@@ -48,14 +50,14 @@ def read(path: Path | str, kind: str, schema: int) -> tuple[dict[str, Tensor], d
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != kind:
-                raise ValueError(f"{path}: is not a {kind} file but {metadata.get('kind') or 'some other safetensors'}")
+                raise Refused(f"{path}: is not a {kind} file but {metadata.get('kind') or 'some other safetensors'}")
             if metadata.get("schema") != str(schema):
-                raise ValueError(
+                raise Refused(
                     f"{path}: has schema {metadata.get('schema')}, this memguard reads {schema}; update memguard"
                 )
             facts = json.loads(metadata["facts"])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise Refused(f"{path}: no such file") from None
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: is not a {kind} file ({str(error).splitlines()[0]})") from None
+        raise Refused(f"{path}: is not a {kind} file ({str(error).splitlines()[0]})") from None

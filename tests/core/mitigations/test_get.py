@@ -105,6 +105,9 @@ class TestPadding:
         found = get("padding", parity="official").treat(self.began(start), Treatment())
         assert torch.equal(found.reference.text[:, 5:], torch.full((1, 72, WIDTH), 100.0))
         assert found.reference.text[0, 4, 0] == 5  # its EOS stays
+        line = 'the negative prompt replaced by the empty one, padded with "!"'
+        assert found.deeds[-1] == (line, {"reference"})
+        assert line not in get("padding").treat(self.began(start), Treatment()).notes
 
     def test_a_share_of_the_padding_set_to_zero(self, start):
         began = self.began(start)

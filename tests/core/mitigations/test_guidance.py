@@ -1,6 +1,7 @@
 """What is done with the noise gap of each step, against the papers' formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,25 +126,46 @@ class TestParaphrase:
         assert float(ramp(torch.tensor([norm]), 3.0, 5.0, SCALE)) == pytest.approx(s)
 
     @pytest.mark.parametrize("norm", [3.5, 6.0])
-    def test_the_combination(self, start, norm):
-        anchor, uncond, other = self.anchor(start, parity="official"), draw(1), draw(3)
-        gap = draw(2)
-        gap = gap * (norm / gap.norm())  # official: one norm of the whole batch, at the paper's numbers
+    def test_above_the_limit_of_the_second_wordings_gap_the_step_moves_away_from_the_prompt(self, start, norm):
+        anchor, uncond, gap = self.anchor(start, parity="official"), draw(1), draw(2) * 1e-3
+        own = draw(3)
+        own = own * (norm / own.norm())  # official: one norm of the whole batch, at the paper's numbers
+        other, cond, s = uncond + own, uncond + gap, float(ramp(torch.tensor([norm]), 3.0, 5.0, SCALE))
         found = anchor(gap, step(uncond=uncond, gap=gap, predict=lambda view: other))
-        cond, s = uncond + gap, float(ramp(torch.tensor([norm]), 3.0, 5.0, SCALE))
         expected = cond + s * (other - cond) + (SCALE - s) * (other - uncond)
         torch.testing.assert_close(uncond + SCALE * found, expected, rtol=1e-4, atol=1e-4)
 
-    def test_below_the_limit_it_predicts_nothing_and_leaves_the_gap(self, start):
-        gap = draw(2) * 1e-3
-        assert self.anchor(start)(gap, step(predict=lambda view: pytest.fail("predicted"))) is gap
+    def test_below_it_guidance_is_wholly_the_second_wordings_whatever_the_prompts_gap(self, start):
+        uncond, gap, own = draw(1), draw(2) * 100, draw(3) * 1e-3
+        found = self.anchor(start)(gap, step(uncond=uncond, gap=gap, predict=lambda view: uncond + own))
+        torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-6)
 
     def test_each_image_has_its_own_limit(self, start):
-        gap = draw(2)
-        gap[1] *= 1e-3
-        found = self.anchor(start)(gap, step(gap=gap, predict=lambda view: draw(3)))
-        assert not torch.equal(found[0], gap[0])
-        assert torch.equal(found[1], gap[1])
+        uncond, gap, own = torch.zeros(SHAPE), draw(2), draw(3)
+        own[1] *= 1e-3
+        found = self.anchor(start)(gap, step(uncond=uncond, gap=gap, predict=lambda view: own))
+        assert not torch.allclose(found[0], own[0])
+        torch.testing.assert_close(found[1], own[1])
+
+    @pytest.mark.parametrize("size", [(4, 6, 8), (4, 12, 16)])
+    def test_the_limits_grow_with_the_root_of_the_number_of_elements(self, start, size):
+        rms = 3.0 / (4 * 64 * 64) ** 0.5
+        own = torch.ones(1, *size) * rms
+        began = start(1, size=size, encode=lambda texts, padding=None: Encoded(torch.ones(len(texts), 77, 6)))
+        anchor = get("paraphrase", text="other words").treat(began, Treatment()).guidance[0]
+        for factor, moves in ((0.99, False), (1.01, True)):
+            now = replace(step(), uncond=torch.zeros_like(own), predict=lambda view, f=factor: own * f)
+            assert torch.allclose(anchor(torch.zeros_like(own), now), own * factor) is not moves
+
+    def test_a_strength_goes_part_of_the_way(self, start):
+        uncond, gap, own = torch.zeros(SHAPE), draw(2), draw(3) * 1e-3
+        found = self.anchor(start, strength=0.25)(gap, step(uncond=uncond, gap=gap, predict=lambda view: own))
+        torch.testing.assert_close(found, 0.75 * gap + 0.25 * own)
+
+    def test_without_guidance_to_divide_by_the_second_wording_is_taken(self, start):
+        uncond, gap, own = torch.zeros(SHAPE), draw(2), draw(3)
+        now = replace(step(uncond=uncond, gap=gap, predict=lambda view: own), scale=1.0)
+        torch.testing.assert_close(self.anchor(start)(gap, now), own)
 
     def test_a_wording_of_another_length_is_refused_with_both_lengths(self, start):
         began = start(1, encode=lambda texts, padding=None: Encoded(torch.ones(1, 154, 6)))
