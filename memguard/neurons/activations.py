@@ -21,6 +21,7 @@ from . import tensors
 
 KIND = "memguard-activation-statistics"
 SCHEMA = 1
+PROJECTION = ".to_v"
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,22 @@ class ActivationStatistics:
     """What ordinary prompts do to the neurons of a model.
 
     Attributes:
-        mean: layer -> float32 [width].
+        mean: layer -> float32 [width]; layers may be given by the name of their to_v, as NeMo's scripts name them.
         std: layer -> float32 [width], unbiased.
-        count: number of prompts.
+        count: number of prompts; 0 where it is not known, as of statistics that NeMo's scripts made.
         model: fingerprint of the checkpoint.
 
     """
 
     mean: dict[str, Tensor]
     std: dict[str, Tensor]
-    count: int
+    count: int = 0
     model: str = ""
+
+    def __post_init__(self) -> None:
+        for kind in ("mean", "std"):
+            values = getattr(self, kind)
+            object.__setattr__(self, kind, {name.removesuffix(PROJECTION): each for name, each in values.items()})
 
     def zscores(self, activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return |a - mean| / std per layer of ``activations``, float32; NaN where both are 0."""

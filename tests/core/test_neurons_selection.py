@@ -205,3 +205,12 @@ def test_first_asks_in_sections_and_takes_the_last_for_granted():
     assert first(lambda places: [asked.append(p) or p >= 40 for p in places], 64) == 40
     assert len(asked) <= 12
     assert first(lambda places: [False] * len(places), 5) == 4
+
+
+def test_statistics_of_nemos_scripts_name_the_projection_and_no_number_of_prompts(tmp_path):
+    mean, std = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
+    official = ActivationStatistics({"mid.attn2.to_v": mean}, {"mid.attn2.to_v": std})
+    official.check({"mid.attn2": 2}, "any")
+    assert official.zscores({"mid.attn2": torch.tensor([2.0, 2.5])})["mid.attn2"].tolist() == [2.0, 1.0]
+    again = ActivationStatistics.load(official.save(tmp_path / "s.safetensors"))
+    assert (again.count, list(again.mean), list(again.std)) == (0, ["mid.attn2"], ["mid.attn2"])

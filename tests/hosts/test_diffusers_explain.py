@@ -57,9 +57,10 @@ def test_the_input_gradient_goes_through_the_text_encoder(sd):
     assert [word for word, _ in found.words] == PROMPT.split()
 
 
-def test_the_official_number_and_its_trajectory(sd):
-    """METHODS P4 and P5: batch norm over 2 n, and steps along the anti-guided trajectory."""
-    found = memguard.explain(sd, PROMPT, num_images=2, steps=2, respect_to="encoded", parity="official", **SIZE)
+@pytest.mark.parametrize("asked", [{}, {"respect_to": "input"}, {"respect_to": "encoded"}])
+def test_the_official_number_and_its_trajectory(sd, asked):
+    """Batch norm over 2 n, and steps along the anti-guided trajectory; always of the encoded prompt."""
+    found = memguard.explain(sd, PROMPT, num_images=2, steps=2, parity="official", **asked, **SIZE)
     sd.scheduler.set_timesteps(4)
     context = sd.text_encoder(ids(sd, PROMPT)).last_hidden_state.detach().requires_grad_(True)
     empty = sd.text_encoder(ids(sd, "")).last_hidden_state.detach()

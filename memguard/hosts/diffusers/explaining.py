@@ -66,10 +66,11 @@ def explain(
         height: pixels; None is the pipeline's own default.
         width: pixels.
         seed: of the starting noise, ONE randn of [num_images, C, h, w].
-        parity: "official" reproduces the number of Wen et al.'s code; method "gradient" only.
+        parity: "official" reproduces the number of Wen et al.'s code, which is of the encoded prompt; method "gradient"
+            only.
         respect_to: for method "gradient". "input": the word's own embedding before the text encoder, which answers
             "which word do I change?". "encoded": the encoder's output, which answers "which column does the model look
-            at?"; a causal encoder writes each word into all later columns too.
+            at?"; a causal encoder writes each word into all later columns too. With parity "official" always "encoded".
         substitute: for method "ablation", what stands in place of the word; "" drops it.
         maps: of "noise_gap", "bright_ending" and "word"; they need the whole run. "word" gives one map per word, called
             "word 0", "word 1", ... by the index of its span.
@@ -164,7 +165,8 @@ class _Explaining:
             return weighing.by_attention(found, watch.layers)
         if self.method == "gradient":
             try:
-                pullback = input_gradients(self.pipe, prompts, self.prompt) if self.respect_to == "input" else None
+                inputs = self.respect_to == "input" and not self.parity
+                pullback = input_gradients(self.pipe, prompts, self.prompt) if inputs else None
                 gradients = [gradient.prompt_gradient(moment, self.parity) for moment in moments]
                 return weighing.by_gradient(found, gradients, pullback)
             except weighing.LEFT as error:

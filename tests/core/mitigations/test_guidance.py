@@ -155,7 +155,7 @@ class TestParaphrase:
         anchor = get("paraphrase", text="other words").treat(began, Treatment()).guidance[0]
         for factor, moves in ((0.99, False), (1.01, True)):
             now = replace(step(), uncond=torch.zeros_like(own), predict=lambda view, f=factor: own * f)
-            assert torch.allclose(anchor(torch.zeros_like(own), now), own * factor) is not moves
+            assert torch.allclose(anchor(-own, now), own * factor) is not moves
 
     def test_a_strength_goes_part_of_the_way(self, start):
         uncond, gap, own = torch.zeros(SHAPE), draw(2), draw(3) * 1e-3
