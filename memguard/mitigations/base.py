@@ -9,6 +9,7 @@ May import: memguard.records, memguard.attributions.moment, memguard.mitigations
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -60,7 +61,7 @@ class Start:
         prompt: what the model is conditioned on, B rows for B images.
         reference: what it guides away from, B rows; None without classifier-free guidance.
         noise: starting noise of unit variance, float32 [B, C, h, w]; None where the run does not start from pure noise.
-        size: (C, h, w) of the latents.
+        size: (C, h, w) of the latents, (C, T, h, w) where they have frames.
         predict: from a View to the prediction [B, C, h, w], float32, in units of epsilon (velocity for flow models).
             Follows torch's gradient mode; rows that it costs are counted by the host.
         groups: what stands in each token column, int8 [B, tokens]; None where the tokens are not known.
@@ -84,7 +85,7 @@ class Start:
     prompt: Encoded
     reference: Encoded | None
     noise: Tensor | None
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     predict: Callable[[View], Tensor]
     groups: Tensor | None = None
     texts: tuple[str, ...] = ()
@@ -103,8 +104,8 @@ class Start:
 
     @property
     def elements(self) -> int:
-        """The number of latent elements of an image, C * h * w."""
-        return self.size[0] * self.size[1] * self.size[2]
+        """The number of latent elements of an image, C * h * w, of all frames."""
+        return math.prod(self.size)
 
     def needs_reference(self) -> Encoded:
         """Return what the run guides away from.

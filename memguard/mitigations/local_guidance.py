@@ -60,16 +60,15 @@ class Limiter(Guidance):
     def __init__(self, settings: LocalGuidance, ordinary: float | None) -> None:
         self.settings, self.ordinary = settings, ordinary
         self._map: Tensor | None = None
-        self._limit = torch.zeros(())  # at the first call, [B, 1, 1, 1]
+        self._limit = torch.zeros(())  # at the first call, [B, 1, ...]
         self._median = torch.ones(())
 
     def __call__(self, gap: Tensor, step: Step) -> Tensor:
-        """Return the gap [B, C, h, w], limited pixel by pixel."""
-        here = gap.float().square().mean(1, keepdim=True).sqrt()
-        here = functional.avg_pool2d(functional.pad(here, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        """Return the gap [B, C, h, w] or [B, C, T, h, w], limited pixel by pixel."""
+        here = smooth(gap.float().square().mean(1, keepdim=True).sqrt())
         if self._map is None:
             self._map, self._median = here, median(here)
-            lowest = here.flatten(1).quantile(QUARTER, dim=1).reshape(-1, 1, 1, 1)
+            lowest = here.flatten(1).quantile(QUARTER, dim=1).reshape(self._median.shape)
             self._limit = lowest if self.ordinary is None else torch.full_like(lowest, self.ordinary)
         else:
             self._map = self.settings.decay * self._map + (1 - self.settings.decay) * here
@@ -79,6 +78,13 @@ class Limiter(Guidance):
         return gap * (1 + self.settings.strength * (weight - 1)).to(gap)
 
 
+def smooth(values: Tensor) -> Tensor:
+    """Return maps [B, 1, h, w], or [B, 1, T, h, w] of frames, averaged over 3 x 3 pixels of each frame."""
+    frames = values.reshape(-1, 1, *values.shape[-2:])
+    padded = functional.pad(frames, (1, 1, 1, 1), mode="replicate")
+    return functional.avg_pool2d(padded, 3, 1).reshape(values.shape)
+
+
 def median(values: Tensor) -> Tensor:
-    """Return the median of each image, [B, 1, 1, 1]."""
-    return values.flatten(1).median(1).values.reshape(-1, 1, 1, 1)
+    """Return the median of each image, with as many axes as the values: [B, 1, 1, 1] of [B, 1, h, w]."""
+    return values.flatten(1).median(1).values.reshape(-1, *[1] * (values.ndim - 1))

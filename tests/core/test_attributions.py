@@ -45,6 +45,15 @@ def linear(images=3, seed=0, dtype=torch.float32, coverage=None, pooled=False):
     return Moment(evidence, prompt, other, predict), weights
 
 
+def framed(moment, frames):
+    """Return the moment of a host whose latents have an axis of frames, which the evidence has below each other."""
+
+    def predict(prompt):
+        return moment.predict(prompt).unflatten(2, (frames, -1))
+
+    return replace(moment, predict=predict)
+
+
 def by_hand(moment, weights):
     """Return the gradient of each image's score: sum over the picture of gap / ||gap|| times the weights."""
     gap = moment.evidence.noise_cond - moment.evidence.noise_uncond
@@ -57,6 +66,35 @@ def test_the_gradient_is_the_one_derived_by_hand():
     text, pooled = gradient.prompt_gradient(moment)
     assert pooled is None
     torch.testing.assert_close(text, by_hand(moment, weights), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("images", [1, 2, 3])  # 2 is also the number of channels
+def test_latents_with_frames_are_weighed_as_pictures_are(frames, images):
+    flat, weights = linear(images)
+    moment = framed(flat, frames)
+    assert moment.predict(moment.prompt).ndim == 5
+    torch.testing.assert_close(moment.norms(moment.predict(moment.prompt))[0], moment.scores)
+    text, _ = gradient.prompt_gradient(moment)
+    torch.testing.assert_close(text, by_hand(flat, weights), rtol=1e-4, atol=1e-5)
+    found, expected = (
+        ablation.effects([each], WORDS, "red fox", lambda texts: [flat.reference.row(0)] * len(texts))
+        for each in (moment, flat)
+    )
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_with_frames_the_gradient_is_the_finite_difference(frames):
+    moment = framed(linear(2)[0], frames)
+    text, _ = gradient.prompt_gradient(moment)
+    for column, feature in ((0, 0), (3, 2)):
+        ends = []
+        for sign in (1, -1):
+            moved = moment.prompt.text.clone()
+            moved[:, column, feature] += sign * 1e-2
+            ends.append(moment.norms(moment.predict(Encoded(moved)))[0])
+        torch.testing.assert_close(text[:, column, feature], (ends[0] - ends[1]) / 2e-2, rtol=1e-2, atol=1e-3)
 
 
 def test_the_gradient_is_the_finite_difference():

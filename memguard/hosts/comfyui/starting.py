@@ -164,7 +164,7 @@ def start(predict: Predictor, prompts: Prompts, reference: str | None, finding: 
         prompt=prompt,
         reference=None if reference is None else predict.encoded(reference),
         noise=began.noise.float() if began is not None and pure else None,
-        size=(call.x.shape[1], call.x.shape[-2], call.x.shape[-1]),
+        size=tuple(call.x.shape[1:]),
         predict=predict,
         groups=None if known is None else known.to(call.x.device),
         texts=(text,) if text else (),

@@ -200,6 +200,21 @@ class TestLocal:
         assert torch.equal(limited[0], gap[0])
         assert float(limited[1].abs().max()) < 1e-3
 
+    @pytest.mark.parametrize("frames", [1, 3])
+    def test_frames_are_limited_each_for_itself_and_share_their_images_limit(self, start, frames):
+        gaps = [draw(seed, (2, 4, frames, 8, 6)) * (1 + seed) for seed in range(3)]
+        limiter = get("local_guidance").treat(start(2, threshold=0.5), Treatment()).guidance[0]
+        found = [limiter(gap, step()) for gap in gaps]
+        assert all(a.shape == b.shape for a, b in zip(found, gaps, strict=True))
+        if frames == 1:
+            plain = get("local_guidance").treat(start(2, threshold=0.5), Treatment()).guidance[0]
+            for one, gap in zip(found, gaps, strict=True):
+                torch.testing.assert_close(one[:, :, 0], plain(gap[:, :, 0], step()))
+        here = gaps[0].square().mean(1).sqrt()
+        edge = torch.nn.functional.pad(here, (1, 1, 1, 1), mode="replicate")
+        wide = sum(edge[..., y : y + 8, x : x + 6] for y in range(3) for x in range(3)) / 9
+        torch.testing.assert_close(found[0], gaps[0] * (0.5 / wide).clamp(max=1)[:, None] ** 4)
+
 
 def test_a_view_of_the_runs_own_noise_has_none():
     assert View(Encoded(torch.zeros(1, 77, 6))).noise is None
