@@ -9,10 +9,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a command that only prints its help does not wait for it
+    from torch import Tensor
 
 SCHEMA = 1  # of Report.to_json
 
@@ -81,6 +81,8 @@ class StepEvidence:
             return values if values is None or len(values) == 1 else values[rows]
 
         masses = None if self.attention is None else {name: mass[rows] for name, mass in self.attention.items()}
+        import torch
+
         numbers = torch.tensor(self.prompts)
         return replace(
             self,

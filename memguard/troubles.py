@@ -36,6 +36,14 @@ def in_words(error: BaseException) -> str:
     return UNFORESEEN
 
 
+def of_pipeline(error: BaseException) -> str:
+    """Return one line that says that a host's own pipeline failed; what it said belongs into a report's ``error``."""
+    said = in_words(error)
+    return (
+        f"the pipeline failed ({type(error).__name__}); the row's error has its words" if said == UNFORESEEN else said
+    )
+
+
 @contextmanager
 def careful(failed: Callable[[Exception], None], *passing: type[BaseException]) -> Iterator[None]:
     """Hand an error inside the block to ``failed``, which may raise another; the block then ends.

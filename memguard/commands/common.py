@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from ..lists import BadInput
-from ..texts import json_line, shown
+from ..lists import BadInput, Results
+from ..texts import json_line, shown, writable
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 # what no machine can do is refused before a model is loaded: lowest and highest value of a whole number
@@ -107,6 +108,25 @@ def check(args: argparse.Namespace) -> None:
 def kept(args: argparse.Namespace, names: str) -> dict[str, Any]:
     """Return settings as rows of results keep them: name -> plain value."""
     return {name.replace("_", " "): getattr(args, name) for name in names.split()}
+
+
+def skip(prompts: Iterator[Any], results: Results) -> int:
+    """Take the prompts that are done from the list; return how many."""
+    nothing = object()
+    for number, done in enumerate(results.done(), 1):
+        prompt = next(prompts, nothing)
+        asked = (writable(prompt) if isinstance(prompt, str) else None) or None
+        if prompt is nothing or (done or None) != asked:
+            raise BadInput(f"{results.path}: row {number} is for another prompt than the list; choose another --out")
+    return results.count
+
+
+def digest_file(path: Path) -> str:
+    """Return 8 hex digits that name what is in a file; of one that cannot be read, none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    except OSError:
+        return ""
 
 
 def digest(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
-from ..texts import json_line, shown, writable
+from ..texts import json_line, shown
 from ..wording import message, percent
 from . import common, models
 
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
     if results is not None:
         results.settings = common.kept(args, KEPT) | {"detector": common.detectors(args)}
         if args.resume:
-            start = _skip(prompts, results)
+            start = common.skip(prompts, results)
             results.agree(results.settings)
     tally = _Tally()
     try:
@@ -126,17 +126,6 @@ def _reports(args: argparse.Namespace, prompts: Iterable[Any], results: Results 
         return reports
     except ValueError as error:  # also ProfileError
         raise BadInput(str(error)) from None
-
-
-def _skip(prompts: Iterator[Any], results: Results) -> int:
-    """Take the prompts that are done from the list; return how many."""
-    nothing = object()
-    for number, done in enumerate(results.done(), 1):
-        prompt = next(prompts, nothing)
-        asked = (writable(prompt) if isinstance(prompt, str) else None) or None
-        if prompt is nothing or (done or None) != asked:
-            raise BadInput(f"{results.path}: row {number} is for another prompt than the list; choose another --out")
-    return results.count
 
 
 class _Tally:

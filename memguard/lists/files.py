@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +37,23 @@ def no_input(target: Path, inputs: Iterable[Path | None]) -> None:
 def unwritable(target: object, error: OSError) -> BadInput:
     """Return the one line for a file or folder that cannot be written."""
     return BadInput(f"{target}: cannot be written ({error.strerror or type(error).__name__})")
+
+
+def folder(path: Path) -> None:
+    """Make a folder and check that files can be written there, so that it does not turn out after the work.
+
+    Raises:
+        BadInput: if not.
+
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise BadInput(f"{path}: is a file; give a folder") from None
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error if isinstance(error, OSError) else OSError(0, "no name for a folder")) from None
 
 
 def created(path: Path) -> BinaryIO:

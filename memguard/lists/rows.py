@@ -62,13 +62,14 @@ def ours(row: Any, index: int) -> bool:
         findings = row["findings"]
         findings = json.loads(findings) if isinstance(findings, str) else findings
         return (
-            int(row["index"]) == index
+            # the first version of generate did not number its rows
+            int(row.get("index", index if "run" in row else -1)) == index
             and (row["prompt"] is None or isinstance(row["prompt"], str))
             and isinstance(findings, list)
             and len(findings) > 0
             and all("scores" in finding and "status" in finding for finding in findings)
         )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         return False
 
 

@@ -40,6 +40,7 @@ def test_pictures_and_reports_are_written(capsys, model, tmp_path):  # noqa: F81
     ]
     reports = [json.loads(line) for line in (out / "reports.jsonl").read_text().splitlines()]
     assert [report["prompt"] for report in reports] == ["a red fox", "a/../house?"]
+    assert sum((report["files"] for report in reports), []) == sorted(path.name for path in out.glob("*.png"))
 
 
 def test_an_uncalibrated_run_is_not_touched_by_mitigate(capsys, model, tmp_path, plain):  # noqa: F811
@@ -98,3 +99,112 @@ def test_no_prompts(capsys, model, tmp_path):  # noqa: F811
     assert bad(capsys, "generate", "--model", model, "--out", tmp_path).endswith(
         "no prompts; give some, or --file FILE"
     )
+
+
+def held(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def reports(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "reports.jsonl").read_text().splitlines()]
+
+
+def test_a_second_run_overwrites_nothing(capsys, model, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    words = ("--model", model, "--out", out, *SHORT)
+    run(capsys, "generate", "a red fox", *words)
+    before = held(out)
+    assert "is not empty; continue it with --resume, or give a new folder" in bad(capsys, "generate", "a cat", *words)
+    line = bad(capsys, "generate", "a cat", *words, "--resume")
+    assert "row 1 is for another prompt than the list" in line
+    line = bad(capsys, "generate", "a red fox", "a cat", *words, "--resume", "--seed", "3")
+    assert "made with seed 0, this run has 3" in line
+    assert held(out) == before
+    (out / "0001-0-0-a-cat.png").write_bytes(b"of a run that ended before its report")
+    code, said, _ = run(capsys, "generate", "a red fox", "a cat", *words, "--resume")
+    assert code == 0 and said.count("\n") == 1 and said.startswith("a cat")
+    now = held(out)
+    lines = now.pop("reports.jsonl").splitlines(keepends=True)
+    assert lines[0] == before.pop("reports.jsonl") and len(lines) == 2
+    assert now.items() > before.items()
+    assert now["0001-0-0-a-cat.png"] == b"of a run that ended before its report"
+    assert [row["files"] for row in reports(out)] == [["0000-0-0-a-red-fox.png"], ["0001-0-0-a-cat-2.png"]]
+    code, said, err = run(capsys, "generate", "a red fox", "a cat", *words, "--resume")
+    assert (code, said, err) == (0, f"{out}: 2 prompts were done before\n", "")
+
+
+@pytest.mark.parametrize("how", [(), ("--resume",)])
+def test_a_folder_of_something_else_is_left_as_it_is(capsys, tmp_path, how):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "0000-0-0-a-red-fox.png").write_bytes(b"mine")
+    assert "or give a new folder" in bad(capsys, "generate", "a red fox", "--model", "testbed", "--out", out, *how)
+    (out / "reports.jsonl").write_bytes(b'{"prompt": "mine"}')
+    line = bad(capsys, "generate", "a red fox", "--model", "testbed", "--out", out, *how)
+    assert "or give a new folder" in line or "row 1 was not written by memguard" in line
+    assert held(out) == {"0000-0-0-a-red-fox.png": b"mine", "reports.jsonl": b'{"prompt": "mine"}'}
+
+
+def test_reports_of_the_first_version_are_refused_with_the_reason(capsys, model, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    words = ("--model", model, "--out", out, *SHORT)
+    run(capsys, "generate", "a red fox", *words)
+    old = {k: v for k, v in reports(out)[0].items() if k not in ("index", "files", "settings")}
+    (out / "reports.jsonl").write_text(json.dumps(old) + "\n")
+    assert "an older memguard wrote it" in bad(capsys, "generate", "a red fox", *words, "--resume")
+
+
+def test_a_row_that_is_no_text_has_its_reason_and_the_rest_goes_on(capsys, model, tmp_path):  # noqa: F811
+    source, out = tmp_path / "list.csv", tmp_path / "out"
+    source.write_bytes("id;Titel\n1;ein Fuchs\n2\n3;café\n".encode("utf-16"))
+    words = ("--file", source, "--column", "titel", "--encoding", "utf-16", "--model", model, "--out", out, *SHORT)
+    code, said, err = run(capsys, "generate", *words)
+    assert (code, err) == (0, "")
+    assert said.splitlines()[1] == "no text: MemGuard: no score, because the prompt is no text but NoneType None"
+    assert [row["prompt"] for row in reports(out)] == ["ein Fuchs", None, "café"]
+    assert [len(row["files"]) for row in reports(out)] == [1, 0, 1]
+    lines = (out / "reports.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "reports.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:100])
+    code, said, _ = run(capsys, "generate", *words, "--resume")
+    assert code == 0 and said.startswith("café") and [row["prompt"] for row in reports(out)][2] == "café"
+
+
+def test_a_pipeline_that_fails_costs_one_prompt(capsys, model, tmp_path, monkeypatch):  # noqa: F811
+    from diffusers import StableDiffusionPipeline
+
+    plain = StableDiffusionPipeline.encode_prompt
+
+    def encode_prompt(self, prompt, *args, **kwargs):
+        if "fox" in str(prompt):
+            raise ValueError("no\nfoxes")
+        return plain(self, prompt, *args, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", encode_prompt)
+    out = tmp_path / "out"
+    code, said, err = run(capsys, "generate", "a fox", "a \x1b[31m cat", "--model", model, "--out", out, *SHORT)
+    assert code == 0 and said.count("\n") == 2 and "\x1b" not in said + err
+    first, second = reports(out)
+    assert first["findings"][0]["status"] == "the pipeline failed (ValueError); the row's error has its words"
+    assert (first["error"], first["files"], len(second["files"])) == ("ValueError: no\nfoxes", [], 1)
+    line = bad_last(capsys, "generate", "a fox", "--model", model, "--out", tmp_path / "all", *SHORT)
+    assert "no prompt could be generated: the pipeline failed" in line
+
+
+def bad_last(capsys, *words) -> str:
+    code, _, err = run(capsys, *words)
+    assert code == 2 and err.count("\n") == 1
+    return err
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert "file: is a file; give a folder" in bad(
+        capsys, "generate", "a", "--model", "nowhere", "--out", tmp_path / "file"
+    )
+
+    def full(**_settings):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    line = bad(capsys, "generate", "a", "--model", "nowhere", "--out", tmp_path / "folder")
+    assert "folder: cannot be written (Read-only file system)" in line

@@ -23,6 +23,16 @@ def test_help_names_every_command_and_does_not_wait_for_torch():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_does_not_wait_for_torch(name):
+    code = (
+        f"import sys, memguard.cli as c\ntry: c.main(['{name}', '--help'])\n"
+        "except SystemExit: print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_json(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])

@@ -194,7 +194,8 @@ def test_a_prompt_that_breaks_the_encoder_is_found_in_its_batch(monkeypatch):
     reports = list(memguard.scan(pipe, ["a house", "a red fox", "a cat", "a roof"]))
     assert [r.error for r in reports] == [None, "ValueError: no foxes", None, None]
     assert [len(r.findings[0].scores) for r in reports] == [1, 0, 1, 1]
-    assert reports[1].findings[0].status == "the pipeline failed: no foxes"
+    assert reports[1].findings[0].status == "the pipeline failed (ValueError); the row's error has its words"
+    assert reports[1].error == "ValueError: no foxes"
 
 
 def test_a_negative_prompt_is_compared_with_and_shared(pipe):

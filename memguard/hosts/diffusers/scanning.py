@@ -23,6 +23,7 @@ from ...calibration import Profile, Sensitivity
 from ...guard import Guard
 from ...records import Reference, Report
 from ...texts import unfit
+from ...troubles import of_pipeline
 from . import pipes
 from .attention import attending
 from .batch import Enough, Seen, repeated_latents
@@ -163,7 +164,7 @@ class _Scan:
                 yield from self._texts(texts[half:])
                 return
             run = self.guard.begin(**self.facts | {"prompt": texts[0], "error": f"{type(error).__name__}: {error}"})
-            run.unavailable(f"the pipeline failed: {error}")
+            run.unavailable(of_pipeline(error))
             yield run.finish()
             return
         seconds = (time.perf_counter() - started) / len(texts)
