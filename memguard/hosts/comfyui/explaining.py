@@ -66,7 +66,7 @@ def explain(
     if positive is None and not prompt.strip():
         raise ValueError("text is empty; give the prompt to explain")
     prompt_id, node_id = screen.place()
-    behind = graph.prompt_texts(screen.running_prompt(prompt_id), node_id, "positive")
+    behind = graph.prompt_texts(screen.running_prompt(prompt_id), node_id, "positive", screen.index())
     namer = Namer(clip, [prompt, *behind] if positive is not None else [prompt])
     if positive is None:
         positive = tokens.encode(clip, prompt)

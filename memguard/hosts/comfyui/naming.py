@@ -19,6 +19,7 @@ from ...attributions import words
 from ...attributions.words import Token
 from ...records import TokenSpan
 from . import tokens
+from .texts import BOTH
 
 CLOSE = 1e-2  # relative: the sampler's copy may have been through another precision
 
@@ -86,6 +87,21 @@ class Namer:
         if text not in self._encoded:
             self._encoded[text] = tokens.encode(self.clip, text)[0][0][:1].to("cpu", torch.float32)
         return self._encoded[text]
+
+
+def confirmed(clip: Any, texts: Sequence[str], vectors: Sequence[Tensor]) -> str | None:
+    """Return the texts that encode to a prompt, joined by " | "; None where a part of it is no text's.
+
+    Args:
+        clip: CLIP that the texts go through.
+        texts: candidates.
+        vectors: of each conditioning of the prompt, [B, tokens, d].
+
+    """
+    namer = Namer(clip, texts)
+    found = [segment.text for each in vectors for segment in namer.segments(each[:1].to("cpu", torch.float32))]
+    known = [text for text in found if text is not None]
+    return BOTH.join(dict.fromkeys(known)) if known and len(known) == len(found) else None
 
 
 def _tokens(clip: Any, text: str | None) -> list[Token]:

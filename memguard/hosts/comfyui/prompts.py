@@ -29,8 +29,8 @@ UNCONNECTED = (
 
 def behind() -> Callable[[], list[str]]:
     """Return what finds the texts of the prompt behind the node that is being executed now."""
-    prompt_id, node_id = screen.place()
-    return lambda: graph.prompt_texts(screen.running_prompt(prompt_id), node_id, roles.PROMPT)
+    (prompt_id, node_id), index = screen.place(), screen.index()
+    return lambda: graph.prompt_texts(screen.running_prompt(prompt_id), node_id, roles.PROMPT, index)
 
 
 class Prompts:

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from typing import Any
 
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 from ...records import Report
@@ -30,6 +31,18 @@ def place() -> tuple[str | None, str | None]:
     return (None, None) if context is None else (context.prompt_id, context.node_id)
 
 
+def index() -> int | None:
+    """Return which call of the node is being executed, where it is called once for each entry of a list."""
+    context = get_executing_context()
+    return None if context is None else context.list_index
+
+
+def shown(node_id: str | None) -> str | None:
+    """Return the node on the page that a node belongs to which another node made while it was executed."""
+    dynamic = _dynamic(place()[0])
+    return node_id if dynamic is None or node_id is None else dynamic.get_display_node_id(node_id)
+
+
 def owner() -> str:
     """Return the user whose prompt is being executed; "" where the server knows one user only."""
     return ""
@@ -42,9 +55,21 @@ def server() -> Any:
 
 
 def running_prompt(prompt_id: str | None) -> dict[str, Any]:
-    """Return the graph that is being executed, node id -> node; empty where it is unknown."""
+    """Return the graph that is being executed, node id -> node, with the nodes that others made meanwhile.
+
+    Empty where it is unknown.
+    """
+    dynamic = _dynamic(prompt_id)
+    if dynamic is not None:
+        return {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
     item = _running(prompt_id)
     return item[2] if item else {}
+
+
+def _dynamic(prompt_id: str | None) -> Any:
+    """Return what the executor knows of the nodes of a prompt, or None."""
+    state = get_progress_state()
+    return state.dynprompt if prompt_id is not None and state.prompt_id == prompt_id else None
 
 
 def workflow_of(prompt_id: str | None) -> str | None:
@@ -79,6 +104,7 @@ def show(report: Report, home: str | None = None, again: bool = False) -> None:
         log.warning("%s", message(report))
     if instance is None or node_id is None:
         return
+    node_id, home = shown(node_id), shown(home)
     if not again:
         instance.send_progress_text(message(report), node_id, instance.client_id)
     payload = {

@@ -17,17 +17,19 @@ import torch
 from ...guard import Guard
 from ...records import Report
 from ...wording import message
-from . import graph, known, model, roles, screen, treating
+from . import graph, known, model, roles, screen, texts, treating
 from .continuing import Place
 from .explanation import Explanation, When
 from .latents import store
 from .maps import KeptMaps
+from .naming import confirmed
 from .prompts import Prompts, behind
 from .sampling import Sampling
 
 KEY = "memguard"
-SHOWN = ("run", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
+SHOWN = ("run", "prompt", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
 KINDS = treating.KINDS
+CHANGED = "no text of the workflow encodes to this run's prompt with the connected clip, so the report names none"
 
 log = logging.getLogger("memguard")
 
@@ -103,12 +105,13 @@ class Watcher:
 
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id, node_id = screen.place()
+        nodes = screen.running_prompt(prompt_id)
         run = self.guard.begin(host="comfyui")
         sigmas = args[3] if len(args) > 3 else None
         sampling = Sampling(run, executor.class_obj, sigmas, self._explanation(), self._prompts(executor.class_obj))
         try:
             # a MemGuard node from the cache may have another id than when it ran
-            self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
+            self.home = graph.guard(nodes, node_id) or self.home
             run.learn(**_facts(executor.class_obj, *args, **kwargs))
             sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
             if not self.silent:
@@ -128,6 +131,10 @@ class Watcher:
             if sampling.calls == 0:
                 run.unavailable("the run ended before the model's first prediction")
             run.learn(notes=(*run.report.notes, *treating.lines()))
+            try:
+                self._confirm(sampling, nodes)
+            except Exception as error:  # the picture is painted
+                log.warning("the prompt could not be compared with its text: %s", error, exc_info=error)
             report = sampling.finish()
             if not self.silent:
                 report = known.noted(report, self.home)
@@ -136,6 +143,19 @@ class Watcher:
                 if sampling.place is not None:
                     sampling.place.leave(latent)
         return latent
+
+    def _confirm(self, sampling: Sampling, nodes: graph.Graph) -> None:
+        """Name the prompt by the text that encodes to it, where the graph alone cannot tell."""
+        _, node_id = screen.place()
+        known = texts.of(nodes, node_id, roles.PROMPT, screen.index())
+        vectors = [cond["cross_attn"] for cond in sampling.guider.conds.get(roles.PROMPT, ()) if "cross_attn" in cond]
+        if self.clip is None or not known.found or (known.sure and known.plain) or not vectors or self.silent:
+            return
+        run = sampling.run
+        found = confirmed(self.clip, known.found, vectors)
+        if found is None and run.report.prompt is not None:
+            run.learn(notes=(*run.report.notes, CHANGED))
+        run.learn(prompt=found)
 
     def _explanation(self) -> Explanation | None:
         if self.clip is None or self.explain == "never":
@@ -218,8 +238,8 @@ def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *res
         "host_version": _host_version(),
         "model": model.name_of(patcher),
         "family": model.family(patcher),
-        "prompt": graph.prompt_text(nodes, node_id, "positive"),
-        "negative_prompt": graph.prompt_text(nodes, node_id, "negative"),
+        "prompt": texts.of(nodes, node_id, "positive", screen.index()).prompt,
+        "negative_prompt": texts.of(nodes, node_id, "negative", screen.index()).prompt,
         "seeds": () if seed is None else (int(seed),),
         "sampler": graph.sampler_name(nodes, node_id) or _sampler_name(sampler),
         "steps": len(sigmas) - 1,
