@@ -1,4 +1,4 @@
-"""Which text of a workflow is the prompt, and which only looks like it: graphs, real conditionings, lists, expansion."""
+"""Which text of a workflow is the prompt, and which only looks like it: graphs, conditionings, lists, expansion."""
 
 import pytest
 import torch
@@ -157,7 +157,7 @@ def test_loops_and_values_that_look_like_links_end_nowhere():
 
 @pytest.fixture
 def run(monkeypatch):
-    """A function that samples a text's conditioning in a graph, watched with or without the CLIP; returns the report."""
+    """A function that samples the conditioning of a text in a graph and returns the report."""
 
     def sample(made, text, clip=True, index=0, node_id="s"):
         model, encoding, negative = built("sd15")
