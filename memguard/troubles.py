@@ -21,6 +21,10 @@ class Refused(Told, ValueError):
     """A setting, a file or a request that cannot be worked with; the text gives the value and the remedy."""
 
 
+class NotFinite(Told, FloatingPointError):
+    """A computation of ours that came to NaN or infinity; the text says what helps."""
+
+
 class NoGradient(Told, RuntimeError):
     """Why a model has no gradients (quantised weights, a node or a model that computes without), in words."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..records import TokenSpan
-from ..troubles import NoGradient
+from ..troubles import NoGradient, NotFinite
 from .moment import Encoded, Moment
 
 UNIT = "L2 norm of d score / d embedding"
@@ -43,7 +43,7 @@ def prompt_gradient(moment: Moment, parity: Literal["official"] | None = None) -
 
     Raises:
         NoGradient: if the model cannot be differentiated, or the gradient is missing, or zero everywhere.
-        FloatingPointError: if the gradient holds NaN or infinity, also without a scaled loss.
+        NotFinite: if the gradient holds NaN or infinity, also without a scaled loss.
 
     """
     for scale in (SCALE, 1.0):
@@ -57,7 +57,7 @@ def prompt_gradient(moment: Moment, parity: Literal["official"] | None = None) -
             raise NoGradient(NO_WAY if bool(moment.scores.any()) else NO_GAP)
         if all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
             return gradients
-    raise FloatingPointError("the gradient holds NaN or infinity; run the model in float32, or use method ablation")
+    raise NotFinite("the gradient holds NaN or infinity; run the model in float32, or use method ablation")
 
 
 def _scaled(moment: Moment, scale: float, parity: str | None) -> tuple[Tensor, Tensor | None]:

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..troubles import NotFinite
 from .base import Mitigation, Start, Treatment
 from .guidance_delay import Static
 from .prompt_optimization import FAILED
@@ -114,7 +115,7 @@ class NoiseAdjustment(Mitigation):
                 each = norms + self.alpha * x.flatten(1).norm(dim=1) if sail else norms
                 losses.append(float(each.detach().mean()))
                 if not torch.isfinite(each).all():
-                    raise FloatingPointError(FAILED)
+                    raise NotFinite(FAILED)
                 wanted = each.detach() > target
                 if len(losses) > limit or not bool(wanted.any()):
                     return x.detach(), losses

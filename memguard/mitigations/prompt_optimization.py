@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..troubles import NotFinite
 from .base import Mitigation, Start, Treatment, Unsuitable, View, blend
 from .edit import BOS, rows_of
 
@@ -78,7 +79,7 @@ def optimize(
     """Return the optimised prompt, float32 of B rows, and the loss before each step and at the end.
 
     Raises:
-        FloatingPointError: where the loss is NaN or infinite.
+        NotFinite: where the loss is NaN or infinite.
 
     """
     prompt = before.prompt or start.prompt
@@ -106,7 +107,7 @@ def optimize(
             loss = torch.linalg.vector_norm(norms) if official else norms.mean()
             losses.append(float(loss.detach()))
             if not torch.isfinite(loss):
-                raise FloatingPointError(FAILED)
+                raise NotFinite(FAILED)
             if len(losses) > settings.iterations or (target is not None and losses[-1] <= target):
                 break
             adamw.zero_grad()

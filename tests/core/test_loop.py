@@ -13,7 +13,7 @@ from memguard.mitigations import get
 from memguard.mitigations.base import Mitigation, Start, Treatment, Unsuitable
 from memguard.mitigations.edit import Edit
 from memguard.records import NeuronSet, Report
-from memguard.troubles import UNFORESEEN
+from memguard.troubles import UNFORESEEN, NotFinite, Refused
 from memguard.wording import message
 
 TYPICAL = 0.01  # of the profile
@@ -158,6 +158,8 @@ def test_a_score_that_stays_high_says_so(tried):
         (RuntimeError('"addmm" not implemented for Float8\nmore'), "these weights have no gradient; use"),
         (ValueError("index 81 is out of bounds"), UNFORESEEN),
         (FloatingPointError("NaN"), UNFORESEEN),
+        (NotFinite("the loss is NaN; use float32"), "the loss is NaN; use float32"),
+        (Refused("the set is another model's"), "the set is another model's"),
         (torch.OutOfMemoryError("out of memory"), "not enough memory; use"),
     ],
 )
