@@ -37,9 +37,15 @@ def mitigations() -> dict[str, Any]:
     def plain(name: str, **settings: Any) -> Callable[[str], Any]:
         return lambda caption: get(name, **settings)
 
+    def name_of(caption: str) -> str:
+        return next((o.name for o in originals() if o.caption == caption), caption.split()[-1])
+
     def otherwise(caption: str) -> Any:
-        name = next((o.name for o in originals() if o.caption == caption), caption.split()[-1])
-        return get("paraphrase", text=" ".join(word for word in caption.split() if word != name) or "a picture")
+        words = (word for word in caption.split() if word != name_of(caption))
+        return get("paraphrase", text=" ".join(words) or "a picture")
+
+    def named(caption: str) -> Any:  # the control: other words around the name that the model memorized
+        return get("paraphrase", text=f"a picture that shows {name_of(caption)} once more")
 
     def masked(caption: str) -> Any:
         return get("neuron_mask", neurons=neurons_of(caption))
@@ -58,6 +64,7 @@ def mitigations() -> dict[str, Any]:
         "neuron_mask": masked,
         "guard": plain("guard"),
         "paraphrase": otherwise,
+        "paraphrase that keeps the name": named,
         "random_tokens": plain("random_tokens"),
         "local_guidance": plain("local_guidance"),
         "auto": lambda caption: None,
