@@ -215,7 +215,7 @@ class Run:
             return
         if self._judged != len(self.evidence):
             self._judge()
-        if not self._scored:
+        if self.report.flagged or not self._scored:  # flagged by the verdict of an earlier pass
             self.publish()
             raise MemorizationStop(self.report)
 
@@ -239,7 +239,7 @@ class Run:
             MemorizationStop: under policy "stop", which fails closed; the error is its cause.
 
         """
-        self._note(error)
+        self.noted(error)
         self.unavailable(in_words(error))
         if self.guard.policy == "stop":
             raise MemorizationStop(self.report, f"no score, because {in_words(error)}") from error
@@ -267,14 +267,15 @@ class Run:
         if self._judged != len(self.evidence):
             error = self._judge()
             if error is not None:
-                self._note(error)
+                self.noted(error)
         if self._effect is not None:
             self.report = self._effect.settled(self.report)
         self.report = replace(self.report, seconds=time.perf_counter() - self.started, extra_rows=self.extra_rows)
         self.publish()
         return self.report
 
-    def _note(self, error: Exception) -> None:
+    def noted(self, error: Exception) -> None:
+        """Record an error of ours that costs neither the picture nor the score."""
         log.warning("%s: %s", type(error).__name__, error, exc_info=error)
         self.report = replace(self.report, error=f"{type(error).__name__}: {error}")
 

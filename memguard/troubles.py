@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 QUANTISED = re.compile(r"float8|not implemented for|derivative|does not require grad|autograd|int8", re.IGNORECASE)
+IN_PLACE = re.compile(r"in-?place", re.IGNORECASE)
 UNFORESEEN = "an error inside MemGuard; the host's log tells more"
 
 
@@ -37,6 +38,8 @@ def in_words(error: BaseException) -> str:
         return (str(error).strip() or UNFORESEEN).splitlines()[0]
     if isinstance(error, RuntimeError) and QUANTISED.search(str(error)):
         return "these weights have no gradient; use one without gradients such as padding or noise_adjustment"
+    if isinstance(error, RuntimeError) and IN_PLACE.search(str(error)):
+        return "another extension changes values inside the model in place, so there is no gradient; use a way without"
     return UNFORESEEN
 
 

@@ -26,31 +26,36 @@ class MapTally:
     """Collects what the maps need from the cross-attention of a run, one call at a time.
 
     Memory: one map per token column and layer, and one per column of two layers for the last step; nothing grows with
-    the steps.
+    the steps. A layer may change its size within a run, as under Deep Shrink.
 
     Args:
         size: (h, w) of the latent.
+
+    Attributes:
+        left: layers that are no scaled copy of the latent in some call, and so stand in no map.
 
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
         self.calls = 0
-        self._sums: dict[str, Tensor] = {}  # layer -> [B, tokens, h, w] at the layer's own resolution
+        self.left: set[str] = set()
+        # layer -> its size -> [B, tokens, h, w]
+        self._sums: dict[str, dict[tuple[int, int], Tensor]] = {}
         self._last: list[Tensor] = []  # of the last step, the two down layers of the highest resolution
 
     def add(self, layers: Mapping[str, Tensor]) -> None:
-        """Take the cross-attention of one model call: layer -> probabilities [B, positions, tokens].
-
-        Raises:
-            ValueError: if a layer's positions are no scaled-down copy of the latent.
-
-        """
+        """Take the cross-attention of one model call: layer -> probabilities [B, positions, tokens]."""
         last = []
         for name, found in layers.items():
-            height, width = grid(found.shape[1], self.size)
-            maps = rearrange(found, "b (h w) n -> b n h w", h=height, w=width)
-            self._sums[name] = self._sums[name] + maps if name in self._sums else maps
+            try:
+                size = grid(found.shape[1], self.size)
+            except ValueError:
+                self.left.add(name)
+                continue
+            maps = rearrange(found, "b (h w) n -> b n h w", h=size[0], w=size[1])
+            sums = self._sums.setdefault(name, {})
+            sums[size] = sums[size] + maps if size in sums else maps
             if name.startswith("down"):
                 last.append(maps)
         self.calls += 1
@@ -64,9 +69,13 @@ class MapTally:
             ValueError: if nothing was collected or the word has no columns.
 
         """
-        if not self._sums or not columns:
+        whole = [sums for name, sums in self._sums.items() if name not in self.left]
+        if not whole or not columns:
             raise ValueError("no attention was read for this word")
-        maps = [_resize(sums[:, list(columns)].mean(1), self.size, "bicubic") for sums in self._sums.values()]
+        found = [
+            [_resize(maps[:, list(columns)].mean(1), self.size, "bicubic") for maps in sums.values()] for sums in whole
+        ]
+        maps = [torch.stack(sizes).sum(0) for sizes in found]
         return (torch.stack(maps).mean(0) / self.calls).clamp(min=0)
 
     def bright_ending(self, eos: Sequence[int]) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..attributions.lean import lean
 
+# whose kernels without a derivative are left out while this says that somebody trains; hosts that lack it have none
+TRAINING = "comfy.model_management", "in_training"
 ROPE = "comfy_kitchen::apply_rope", "comfy_kitchen::apply_rope1"  # of Flux and its kin; newer ComfyUI
 
 
@@ -35,6 +37,7 @@ def differentiable(module: nn.Module, held: Sequence[Tensor] = ()) -> Iterator[i
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_as_in_training())
         stack.enter_context(normal_weights(module))
         blocks = stack.enter_context(lean(module, held))
         if blocks == 0:
@@ -59,6 +62,22 @@ def normal_weights(module: nn.Module) -> Iterator[None]:
     finally:
         for table, name, tensor in saved:
             table[name] = tensor
+
+
+@contextmanager
+def _as_in_training() -> Iterator[None]:
+    """Let a host take the branches of its models that have a derivative, for the time of the block."""
+    name, switch = TRAINING
+    host = sys.modules.get(name)
+    if host is None or not hasattr(host, switch):
+        yield
+        return
+    before = getattr(host, switch)
+    setattr(host, switch, True)
+    try:
+        yield
+    finally:
+        setattr(host, switch, before)
 
 
 @lru_cache(maxsize=1)  # an operator takes one derivative per process

@@ -289,6 +289,33 @@ def test_the_map_of_a_word_is_where_it_is_attended():
     torch.testing.assert_close(tally.word((1, 2))[0], (expected + expected.roll(1, 1)) / 2, atol=1e-6, rtol=0)
 
 
+def test_a_layer_that_changes_its_size_counts_at_each_size():
+    """Deep Shrink: the same layer is smaller in the first steps; the map is that of the resized steps."""
+    small, full = layers((2, 2)).probabilities(), layers((4, 4)).probabilities()
+    tally = maps.MapTally((4, 4))
+    tally.add({"down.0": small})
+    tally.add({"down.0": full})
+    first, second = (maps.MapTally((4, 4)) for _ in range(2))
+    first.add({"down.0": small})
+    second.add({"down.0": full})
+    raw = [
+        maps._resize(next(iter(each._sums["down.0"].values()))[:, [1]].mean(1), (4, 4), "bicubic")
+        for each in (first, second)
+    ]
+    torch.testing.assert_close(tally.word([1]), (sum(raw) / 2).clamp(min=0))
+    torch.testing.assert_close(tally.bright_ending([3]), second.bright_ending([3]))
+
+
+def test_a_layer_that_is_no_copy_of_the_latent_is_left_out_and_named():
+    good, odd = layers((4, 4)).probabilities(), layers((3, 5)).probabilities()
+    tally, plain = maps.MapTally((4, 4)), maps.MapTally((4, 4))
+    tally.add({"down.0": good, "down.1": odd})
+    plain.add({"down.0": good})
+    assert tally.left == {"down.1"}
+    torch.testing.assert_close(tally.word([1]), plain.word([1]))
+    torch.testing.assert_close(tally.bright_ending([3]), plain.bright_ending([3]))
+
+
 def test_bright_ending_reads_the_last_step_of_the_two_largest_down_layers():
     tally = maps.MapTally((4, 4))
     silent = torch.full((2, 16, 4), 0.25)

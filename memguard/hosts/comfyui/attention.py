@@ -9,23 +9,30 @@ Part of the ComfyUI host; may import: comfy, torch, memguard.attributions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import comfy.utils
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...attributions import attention
 from ...attributions.maps import MapTally
-from ...troubles import Told
-from .calls import TEXT, Cond
+from ...troubles import Told, careful, in_words
+from .calls import Cond, eager, text_of
 
 KEY = "memguard_attention"
-COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in place
 PROJECTION = ".attn2.to_q.weight"
+ROWS = "attention was not read: another node changes the rows or the size of the model's calls"
+# networks whose attention over prompt and picture is one; of others MemGuard does not know it
+JOINT = frozenset({"Flux", "OpenAISignatureMMDITWrapper", "MMDiT"})
+Careful = Callable[[], AbstractContextManager[None]]
+
+log = logging.getLogger("memguard")
 
 
 class Unreadable(Told):
@@ -35,34 +42,45 @@ class Unreadable(Told):
 class AttentionReader:
     """Reads the attention of one role's conditionings, call by call.
 
+    Rows and sizes are those of the evaluation that was announced, or the call is not read: another node may cut
+    pictures into tiles and stack them. Within a call, layers whose rows another node changes are left out.
+
     Args:
         network: the model that ComfyUI's guider holds (``inner_model``).
         with_maps: whether to keep maps as well; they take the most memory.
+        careful: the guard around each hook; None keeps an error's words as ``reason``.
 
     Attributes:
         masses: of the last call: part -> layer -> mass [B, tokens].
         tallies: part -> its maps of all calls that were read.
         places: part -> (height, width, y, x) of its area in the latent; missing where it covers everything.
         reason: why the last call has no masses.
+        left: layers that could not be read in some call.
 
     Raises:
-        Unreadable: if the model has no cross-attention of its own, or is compiled for good.
+        Unreadable: if the model's attention is not known, or it is compiled for good.
 
     """
 
-    def __init__(self, network: Any, with_maps: bool = False) -> None:
+    def __init__(self, network: Any, with_maps: bool = False, careful: Careful | None = None) -> None:
         self.layers = cross_layers(network)
         self.with_maps = with_maps
         self.masses: dict[int, dict[str, Tensor]] = {}
         self.tallies: dict[int, MapTally] = {}
         self.places: dict[int, tuple[int, ...]] = {}
         self.reason = ""
+        self.left: set[str] = set()
+        self._careful = careful
         self._conds: Sequence[Cond] = ()
         self._rows: frozenset[int] = frozenset()
+        self._x: Tensor | None = None
 
-    def expect(self, conds: Sequence[Cond], indices: Sequence[int]) -> None:
-        """Say what the next call evaluates: the prompt's conditionings, and where they stand among all roles."""
-        self._conds, self._rows = conds, frozenset(indices)
+    def expect(self, conds: Sequence[Cond], indices: Sequence[int], x: Tensor | None = None) -> None:
+        """Say what the next call evaluates: the prompt's conditionings, where they stand among all roles, and latents.
+
+        Until latents are given nothing is read.
+        """
+        self._conds, self._rows, self._x = conds, frozenset(indices), x
         self.masses, self.reason = {}, ""
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -72,32 +90,56 @@ class AttentionReader:
         return found
 
     def _apply(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        options = kwargs.get("transformer_options") or (args[4] if len(args) > 4 else {})
-        with self._hooked() as (q, k):
-            out = executor(x, *args, **kwargs)
+        q: dict[str, Tensor] = {}
+        k: dict[str, Tensor] = {}
+        handles: list[Any] = []
         try:
-            self._sort(x, options, q, k)
-        except Exception as error:  # of ours: the picture must not be lost for it
-            self.reason = str(error)
+            with self._guarded():
+                self._hook(q, k, handles)
+            out = executor(x, *args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        with self._guarded():
+            self._sort(x, kwargs.get("transformer_options") or (args[4] if len(args) > 4 else {}), q, k)
         return out
 
+    def _guarded(self) -> AbstractContextManager[None]:
+        return careful(self._failed, InterruptProcessingException) if self._careful is None else self._careful()
+
+    def _failed(self, error: Exception) -> None:
+        self.reason = in_words(error)
+        if not isinstance(error, Told):
+            log.warning("attention: %s: %s", type(error).__name__, error, exc_info=error)
+
     def _sort(self, x: Tensor, options: dict[str, Any], q: dict[str, Tensor], k: dict[str, Tensor]) -> None:
+        if self._x is None or not self._rows:
+            return
         chunks = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
+        images = len(self._x)
         for number, (index, uuid) in enumerate(chunks):
             part = next((i for i, cond in enumerate(self._conds) if cond.get("uuid") == uuid), None)
             # what is evaluated again are perturbed passes (PAG, SAG)
-            if index in self._rows and part is not None and part not in self.masses:
-                count = len(x) // len(chunks)
-                self._keep(part, slice(number * count, (number + 1) * count), q, k, (x.shape[-2], x.shape[-1]))
+            if index not in self._rows or part is None or part in self.masses:
+                continue
+            size = _size(self._conds[part], self._x)
+            if len(x) != len(chunks) * images or tuple(x.shape[-2:]) != size:
+                self.reason = ROWS
+                return
+            rows = slice(number * images, (number + 1) * images)
+            self._keep(part, rows, len(x), q, k, size)
 
-    def _keep(self, part: int, rows: slice, q: dict[str, Tensor], k: dict[str, Tensor], size: tuple[int, int]) -> None:
-        missing = next((name for name in self.layers if name not in q or name not in k), None)
-        if missing is not None:
-            raise Unreadable(f"the attention of {missing} cannot be read: another node replaces the layer")
-        tokens = self._conds[part]["model_conds"][TEXT].cond.shape[1]
+    def _keep(
+        self, part: int, rows: slice, count: int, q: dict[str, Tensor], k: dict[str, Tensor], size: tuple[int, int]
+    ) -> None:
+        fit = {name for name in self.layers if name in q and name in k and len(q[name]) == len(k[name]) == count}
+        self.left |= self.layers.keys() - fit
+        if not fit:
+            raise Unreadable("the attention cannot be read: another node replaces the layers or changes their rows")
+        tokens = text_of(self._conds[part]).shape[1]
         found = {}
-        for name, layer in self.layers.items():
-            projected = attention.Projected(q[name], k[name], layer.heads).rows(rows)
+        for name in [name for name in self.layers if name in fit]:
+            projected = attention.Projected(q[name], k[name], self.layers[name].heads).rows(rows)
             found[name] = attention.fold(projected.probabilities(), tokens)
         self.masses[part] = {name: attention.mass(each) for name, each in found.items()}
         if self.with_maps:
@@ -106,37 +148,24 @@ class AttentionReader:
             if area is not None and len(area) == 4:
                 self.places[part] = tuple(area)
 
-    @contextmanager
-    def _hooked(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        q: dict[str, Tensor] = {}
-        k: dict[str, Tensor] = {}
-        handles = []
-        try:
-            for name, layer in self.layers.items():
-                for found, projection in ((q, layer.to_q), (k, layer.to_k)):
-                    handles.append(projection.register_forward_hook(partial(_keep_output, found, name)))
-            yield q, k
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _hook(self, q: dict[str, Tensor], k: dict[str, Tensor], handles: list[Any]) -> None:
+        for name, layer in self.layers.items():
+            for found, projection in ((q, layer.to_q), (k, layer.to_k)):
+                handles.append(projection.register_forward_hook(partial(_keep_output, found, name)))
 
 
-def _keep_output(found: dict[str, Tensor], name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
-    found[name] = output.detach()
+def _size(cond: Cond, x: Tensor) -> tuple[int, int]:
+    """Return height and width of what the network gets of latents for a conditioning: all of them, or its area."""
+    height, width = x.shape[-2:]
+    area = cond.get("area")
+    if area is None or len(area) != 4:
+        return height, width
+    return min(area[0], height - area[2]), min(area[1], width - area[3])
 
 
-def eager(options: dict[str, Any]) -> dict[str, Any]:
-    """Return model_options of its own, for a call that goes through the network as it is and not as compiled."""
-    transformer = dict(options.get("transformer_options", {}))
-    wrappers = {kind: dict(by_key) for kind, by_key in transformer.get("wrappers", {}).items()}
-    wrappers.setdefault(WrappersMP.APPLY_MODEL, {}).pop(COMPILED, None)
-    return {**options, "transformer_options": {**transformer, "wrappers": wrappers}}
-
-
-def is_compiled(options: dict[str, Any]) -> bool:
-    """Whether a call goes through a compiled network, so that reading it needs a call of its own."""
-    wrappers = options.get("transformer_options", {}).get("wrappers", {})
-    return bool(wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILED))
+def _keep_output(found: dict[str, Tensor], name: str, _module: Any, _inputs: Any, output: Any) -> None:
+    if isinstance(output, Tensor):
+        found[name] = output.detach()
 
 
 def cross_layers(network: Any) -> dict[str, Any]:
@@ -163,7 +192,7 @@ def cross_paths(network: Any) -> dict[str, str]:
     here = {name.removesuffix(PROJECTION): own for name, own in names.items() if name.endswith(PROJECTION)}
     if not here:
         unet = getattr(network.diffusion_model, "_orig_mod", network.diffusion_model)
-        raise Unreadable(
-            f"{type(unet).__name__} has no cross-attention layers: prompt and picture share their attention"
-        )
+        name = type(unet).__name__
+        joint = f"{name} has no cross-attention layers: prompt and picture share their attention"
+        raise Unreadable(joint if name in JOINT else f"MemGuard does not know the attention of this model ({name})")
     return {f"{name}.attn2": own.removesuffix(".to_q.weight") for name, own in here.items()}

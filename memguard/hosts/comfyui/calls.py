@@ -1,6 +1,6 @@
 """A model call that can be made again with another prompt in place of one of its conditionings.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.attributions.
+Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
+from ...aside import aside
 from ...attributions.moment import Encoded
+from ...troubles import Told
 from ..inference import normal
 
 TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
+COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in place
+CACHES = ("easycache", "lazycache")  # of wrappers that answer from a cache of earlier calls
 Cond = dict[str, Any]
+
+
+class Unknown(Told):
+    """Why a prompt cannot be exchanged, in words for the user."""
 
 
 class Call:
@@ -41,7 +50,8 @@ class Call:
 
     def predict(self, conds: list[list[Cond]]) -> list[Tensor]:
         """Return the prediction under each role's conditionings, in units of epsilon (velocity for flow models)."""
-        made = comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, self.x, self.sigma, self.options)
+        with aside(self.x):
+            made = comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, self.x, self.sigma, self.options)
         sigma = self.sigma.float().reshape(-1, *[1] * (self.x.ndim - 1))
         return [(self.x.float() - denoised.float()) / sigma for denoised in made]
 
@@ -50,9 +60,14 @@ class Call:
         return comfy.samplers.get_area_and_mult(cond, self.x, self.sigma) is not None
 
     def encoded(self, cond: Cond) -> Encoded:
-        """Return what a processed conditioning gives to the model, one row per image."""
+        """Return what a processed conditioning gives to the model, one row per image.
+
+        Raises:
+            Unknown: for a model that is conditioned in a way that MemGuard does not know.
+
+        """
         rows = len(self.x)
-        text = repeat_to_batch_size(cond["model_conds"][TEXT].cond, rows)
+        text = repeat_to_batch_size(text_of(cond), rows)
         pooled = cond.get("pooled_output")
         y = cond["model_conds"].get(POOLED)
         if y is None or pooled is None:
@@ -79,6 +94,49 @@ class Call:
             return torch.cat(self.predict(variants))
 
         return predict
+
+
+def text_of(cond: Cond) -> Tensor:
+    """Return the encoded prompt of a processed conditioning, [1 or B, tokens, d].
+
+    Raises:
+        Unknown: where it is not in the place that MemGuard knows.
+
+    """
+    found = cond["model_conds"].get(TEXT)
+    text = getattr(found, "cond", None)
+    if not isinstance(text, Tensor) or text.ndim != 3:
+        raise Unknown("MemGuard does not know where this model takes its prompt from")
+    return text
+
+
+def pooled_of(cond: Cond) -> Tensor | None:
+    """Return what a processed conditioning gives to the model beside its encoded prompt; None where nothing."""
+    found = getattr(cond["model_conds"].get(POOLED), "cond", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def eager(options: dict[str, Any]) -> dict[str, Any]:
+    """Return model_options of its own, for a call that goes through the network as it is and not as compiled."""
+    transformer = dict(options.get("transformer_options", {}))
+    wrappers = {kind: dict(by_key) for kind, by_key in transformer.get("wrappers", {}).items()}
+    wrappers.setdefault(WrappersMP.APPLY_MODEL, {}).pop(COMPILED, None)
+    return {**options, "transformer_options": {**transformer, "wrappers": wrappers}}
+
+
+def alone(options: dict[str, Any]) -> dict[str, Any]:
+    """Return model_options for an evaluation of ours: as it is, and neither answered from a cache nor kept in one."""
+    found = eager(options)
+    for by_key in found["transformer_options"]["wrappers"].values():
+        for key in CACHES:
+            by_key.pop(key, None)
+    return found
+
+
+def is_compiled(options: dict[str, Any]) -> bool:
+    """Whether a call goes through a compiled network, so that reading it needs a call of its own."""
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    return bool(wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILED))
 
 
 def rows_of(conds: Sequence[Cond], x: Tensor, sigma: Tensor) -> int:

@@ -13,17 +13,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...mitigations.edit import Edit, Plan
+from ...mitigations.effect import Effect
+from ...troubles import careful
 from . import roles
-from .attention import Unreadable, cross_paths, eager, is_compiled
-from .calls import Cond
-from .following import KEY, Followed
+from .attention import Unreadable, cross_paths
+from .calls import Cond, eager, is_compiled
+from .following import KEY, Followed, left_out
 
 PATH = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.attn2$")
 PLAIN = "the network ran as it is and not as compiled, so that the edits of its attention act"
@@ -74,15 +78,26 @@ class Editor:
         """Take what CALC_COND_BATCH is about to evaluate: the conditionings of each role, and the rows of each."""
         self._conds, self._images = conds, images
 
-    def options(self, options: dict[str, Any], edits: Sequence[Edit], step: int, sigma: float) -> dict[str, Any]:
-        """Return model_options for a call under edits; those of an editor around this one act first."""
+    def options(
+        self, options: dict[str, Any], edits: Sequence[Edit], step: int, sigma: float, effect: Effect | None = None
+    ) -> dict[str, Any]:
+        """Return model_options for a call under edits; those of an editor around this one act first.
+
+        Args:
+            options: of the call.
+            edits: to be followed.
+            step: index of the call.
+            sigma: its noise level.
+            effect: is told what the edits change; None where the call is not the run's own.
+
+        """
         if not edits:
             return options
         if is_compiled(options):
             self.note(PLAIN)
         found = eager(options)
         transformer = found["transformer_options"]
-        transformer[KEY] = (*transformer.get(KEY, ()), (self, tuple(edits), step, sigma))
+        transformer[KEY] = (*transformer.get(KEY, ()), (self, tuple(edits), step, sigma, effect))
         transformer["wrappers"][WrappersMP.APPLY_MODEL][KEY] = [_apply]
         return found
 
@@ -122,11 +137,13 @@ def _apply(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Make one call of the network under the edits that its options name."""
     named = "transformer_options" in kwargs
     options = kwargs["transformer_options"] if named else args[4]
-    text = kwargs["c_crossattn"] if "c_crossattn" in kwargs else args[2]
-    followed = Followed.of(options, len(x), None if text is None else text.shape[1], x.device)
-    if followed is None:
+    text = kwargs.get("c_crossattn", args[2] if len(args) > 2 else None)
+    changed = options
+    with careful(partial(left_out, options), InterruptProcessingException):
+        followed = Followed.of(options, len(x), None if text is None else text.shape[1], x.device)
+        changed = options if followed is None else followed.options(options)
+    if changed is options:
         return executor(x, *args, **kwargs)
-    changed = followed.options(options)
     with _as_written(executor.class_obj):
         if named:
             return executor(x, *args, **{**kwargs, "transformer_options": changed})

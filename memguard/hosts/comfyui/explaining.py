@@ -17,16 +17,23 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...attributions import ablation, weighing
+from ...aside import aside
+from ...attributions import ablation
 from ...records import Attribution, StepEvidence
 from . import graph, model, screen, tokens
-from .attention import AttentionReader, Unreadable, eager
-from .calls import Call
+from .attention import AttentionReader, Unreadable
+from .calls import Call, Unknown, alone
 from .coverage import both, coverage
 from .naming import Namer
 from .preflight import GUIDANCE, FirstCall
 from .watcher import unwatched
-from .weighing import Method, Weighing
+from .weighing import NOT_YET, Method, Weighing
+
+STOOD_IN = "no gradient ({}); ablation stood in"
+SAME = (
+    "the model gives the same prediction without any of the words: it makes nothing of the prompt, or another node "
+    "answers from a cache"
+)
 
 
 def explain(
@@ -77,22 +84,31 @@ def explain(
     guider.inner_set_conds(roles | {f"variant {i}": cond for i, cond in enumerate(others.values())})
     guider.set_cfg(GUIDANCE)
     image = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
-    noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     weigh = Weighing(namer, method, respect_to, substitute)
     sampler = _Explaining(patcher, weigh, list(others))
     mask = latent.get("noise_mask")
     try:
-        guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
-    except Unreadable as reason:
+        with aside(patcher.load_device):
+            noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+            guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    except (Unreadable, Unknown) as reason:
         return Attribution(method, status=str(reason))
-    if weigh.lacks_memory:
+    if weigh.failed:
         found = explain(
             patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute, positive=positive
         )
-        return replace(found, notes=(*found.notes, weighing.NO_MEMORY))
+        return replace(found, notes=(*found.notes, STOOD_IN.format(weigh.failed)))
     # after the sampler: network and text encoder need not share the GPU's memory
-    return weigh.finish()
+    return _honest(weigh.finish())
+
+
+def _honest(found: Attribution) -> Attribution:
+    """Return an attribution; without words where the model gave the same prediction for every one of them."""
+    silent = found.weights and not any(found.weights) and NOT_YET not in found.notes
+    if found.method == "ablation" and found.status == "ok" and silent:
+        return Attribution(found.method, status=SAME)
+    return found
 
 
 def _variants(namer: Namer, positive: Any, substitute: str) -> dict[tuple[int, str], Any]:
@@ -125,17 +141,17 @@ class _Explaining(FirstCall):
     def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
         """Explain the first model call."""
         guider = model.inner_model
-        options = eager(extra_args["model_options"])
+        options = alone(extra_args["model_options"])
         call = Call(guider, x, sigma, options)
         conds: Mapping[str, Any] = guider.conds
         positive, negative = conds["positive"], conds["negative"]
         reader = AttentionReader(guider.inner_model) if self.weigh.method == "attention" else None
         if reader is not None:
-            reader.expect(positive, [0])
+            reader.expect(positive, [0], x)
             call = Call(guider, x, sigma, reader.options(options))
         cond, uncond = call.predict([positive, negative])
-        if reader is not None and reader.reason:
-            raise Unreadable(reader.reason)
+        if reader is not None and len(reader.masses) < sum(call.active(cond) for cond in positive):
+            raise Unreadable(reader.reason or "the attention of a part of the prompt was not read")
         evidence = self._evidence(guider, sigma, cond, uncond)
         evidence = replace(evidence, coverage=both(coverage(positive, x, sigma), coverage(negative, x, sigma)))
         encoded = [call.encoded(conds[f"variant {i}"][0]).row(0) for i in range(len(self.variants))]

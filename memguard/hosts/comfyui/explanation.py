@@ -24,6 +24,10 @@ from .weighing import Weighing
 
 When = Literal["flagged", "always", "never"]
 STOOD_IN = "the gradient failed ({}); attention stood in"
+LEFT_OUT = "maps: the attention of {} layers was left out, another node changes their rows or their size"
+NO_WORDS = "maps: no attention was read for the words"
+NO_ENDING = "map bright_ending is missing: the attention of the last step: {}"
+ODD = "maps of another size than the latent are missing: {}"
 NOTHING = "the gradient failed ({}), and no attention was read"
 
 
@@ -64,16 +68,11 @@ class Explanation:
         """Weigh the words at the first model call, by gradient; where that fails, by attention."""
         namer = Namer(self.clip, ())
         weighing = Weighing(namer, "gradient")
-        why = "not enough memory"
-        try:
-            weighing.take(call, conds, reference, evidence)
-        except (RuntimeError, FloatingPointError) as error:  # quantised weights have no derivative
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            weighing.lacks_memory = True
-        if weighing.lacks_memory and not masses:
-            self._failed = NOTHING.format(why)
-        elif weighing.lacks_memory:
-            self._note = STOOD_IN.format(why)
+        weighing.take(call, conds, reference, evidence)
+        if weighing.failed and not masses:
+            self._failed = NOTHING.format(weighing.failed)
+        elif weighing.failed:
+            self._note = STOOD_IN.format(weighing.failed)
             weighing = Weighing(namer, "attention")
             weighing.take(call, conds, reference, evidence, masses)
         else:
@@ -100,8 +99,12 @@ class Explanation:
         return replace(found, notes=(*found.notes, self._note)) if self._note else found
 
 
-def maps(reader: AttentionReader, spans: Sequence[TokenSpan], size: tuple[int, int]) -> dict[str, Tensor]:
-    """Return the maps of a run that was read, float32 [B, h, w] on the CPU: bright_ending, and "word <index of span>".
+def maps(
+    reader: AttentionReader, spans: Sequence[TokenSpan], size: tuple[int, int]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the maps of a run that was read, float32 [B, h, w] on the CPU, and lines on what is missing.
+
+    The maps are bright_ending, and "word <index of span>".
 
     Args:
         reader: with maps.
@@ -111,17 +114,34 @@ def maps(reader: AttentionReader, spans: Sequence[TokenSpan], size: tuple[int, i
     """
     found: dict[str, Tensor] = {}
     endings = []
+    missing = dict[str, None]()
     for part, tally in reader.tallies.items():
         own = [(index, span) for index, span in enumerate(spans) if span.part == part and span.columns]
         eos = [column for _, span in own if span.group == "eos" for column in span.columns]
-        if eos:
-            endings.append(_placed(tally.bright_ending(eos), size, reader.places.get(part)))
-        for index, span in own:
-            if span.group == "word":
-                found[f"word {index}"] = _placed(tally.word(span.columns), size, reader.places.get(part))
+        place = reader.places.get(part)
+        left = reader.left | tally.left
+        if left:
+            missing[LEFT_OUT.format(len(left))] = None
+        try:
+            for index, span in own:
+                if span.group == "word":
+                    found[f"word {index}"] = _placed(tally.word(span.columns), size, place)
+        except ValueError:
+            missing[NO_WORDS] = None
+        if not eos:
+            continue
+        try:
+            if part not in reader.masses:  # the last call was not read, and an earlier one is not the last step
+                raise ValueError
+            endings.append(_placed(tally.bright_ending(eos), size, place))
+        except ValueError:
+            missing[NO_ENDING.format(reader.reason or "it was not read")] = None
     if endings:
         found["bright_ending"] = torch.stack(endings).mean(0)
-    return found
+    fits = {name: values for name, values in found.items() if tuple(values.shape[-2:]) == tuple(size)}
+    if len(fits) < len(found):
+        missing[ODD.format(", ".join(name for name in found if name not in fits))] = None
+    return fits, tuple(missing)
 
 
 def _placed(values: Tensor, size: tuple[int, int], place: tuple[int, ...] | None) -> Tensor:

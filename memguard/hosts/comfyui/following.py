@@ -5,19 +5,25 @@ Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
 import comfy.ldm.modules.attention as attention
-import comfy.model_management
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...mitigations.edit import OTHER, Part, Plan
+from ...mitigations.effect import Effect
+from ...troubles import careful, in_words
 
 KEY = "memguard_edits"  # of what a call's options say of its edits
 ROWS = "edits were left out of calls whose rows another node changes"
+
+log = logging.getLogger("memguard")
 
 
 class Edited(Protocol):
@@ -37,6 +43,39 @@ class Edited(Protocol):
         """Return the prompt's conditioning of each chunk of a call."""
 
 
+class _Effects:
+    """Tells each edit of a call to the treatment that it belongs to; edits are numbered through all treatments."""
+
+    def __init__(self, told: Sequence[tuple[Effect | None, int]]) -> None:
+        self._told = told
+
+    def lacks(self, number: int) -> bool:
+        effect, own = self._told[number]
+        return effect is not None and effect.lacks(own)
+
+    def edited(self, numbers: Sequence[int]) -> None:
+        for effect, own in (self._told[number] for number in numbers):
+            if effect is not None:
+                effect.edited([own])
+
+
+def left_out(options: dict[str, Any], error: Exception) -> None:
+    """Note that the edits of a call were left out for an error of ours; a gradient must not be that of another call.
+
+    Raises:
+        Exception: the same error, where a gradient is taken.
+
+    """
+    _say(options[KEY][-1][0], "edits were left out of a call", error)
+
+
+def _say(editor: Edited, what: str, error: Exception) -> None:
+    if torch.is_grad_enabled():
+        raise error
+    log.warning("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
+    editor.note(f"{what}, because of {in_words(error)}")
+
+
 class Followed:
     """The edits of one call of the network."""
 
@@ -50,7 +89,7 @@ class Followed:
     def of(cls, options: dict[str, Any], rows: int, columns: int | None, device: torch.device) -> Followed | None:
         """Return what a call is to follow; None where its rows cannot be told."""
         asked = options[KEY]
-        editor, _, step, sigma = asked[-1]
+        editor, _, step, sigma, _ = asked[-1]
         parts = editor.parts(options, rows)
         if parts is None or columns is None:
             editor.note(ROWS)
@@ -58,6 +97,7 @@ class Followed:
         if all(part is None for part in parts):
             return None
         edits = tuple(edit for _, own, *_ in asked for edit in own)
+        told = [(effect, number) for _, own, _, _, effect in asked for number in range(len(own))]
         images = rows // len(parts)
         # a plan holds for all calls of its kind, and edits keep what they made for it; tensors that were made in
         # inference mode cannot be part of a gradient
@@ -74,6 +114,7 @@ class Followed:
             editor.planned = key, Plan(edits, conditional, groups)
         plan = editor.planned[1]
         plan.step, plan.sigma = step, sigma
+        plan.effect = _Effects(told) if any(effect is not None for effect, _ in told) else None
         return cls(plan, editor)
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +130,10 @@ class Followed:
         return {**options, **more}
 
     def _mark(self, x: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        block = extra.get("block") or ("", 0)
-        self._now = self.editor.layers.get((block[0], block[1], extra.get("block_index", 0)))
+        self._now = None
+        with self._careful():
+            block = extra.get("block") or ("", 0)
+            self._now = self.editor.layers.get((block[0], block[1], extra.get("block_index", 0)))
         return x, context, value
 
     def _past(self, out: Tensor, extra: dict[str, Any]) -> Tensor:
@@ -102,12 +145,16 @@ class Followed:
     def _layer(self, k: Tensor, odd: bool = False) -> str | None:
         """Return the layer that was marked, if it is to be edited."""
         layer, self._now = self._now, None
-        if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
-            return None
-        if odd or not self.plan.fits(k):
+        with self._careful():
+            if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
+                return None
+            if not odd and self.plan.fits(k):
+                return layer
             self.editor.left.add(layer)
-            return None
-        return layer
+        return None
+
+    def _careful(self) -> AbstractContextManager[None]:
+        return careful(partial(_say, self.editor, "an edit was left out"), InterruptProcessingException)
 
     def _override(self, func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **named: Any) -> Any:
         theirs = func if self._theirs is None else partial(self._theirs, func)
@@ -148,12 +195,10 @@ class Followed:
     def _attend(self, layer: str, heads: int, q: Tensor, k: Tensor, v: Tensor, backend: Any, plain: Any) -> Any:
         try:
             return self.plan.attend(layer, heads, (q.shape[-1] // heads) ** -0.5, q, k, v, backend)
-        except comfy.model_management.InterruptProcessingException:
+        except InterruptProcessingException:
             raise
         except Exception as error:  # of ours, or of the attention itself, which then fails once more
-            if torch.is_grad_enabled():
-                raise
-            self.editor.note(f"the edit of {layer} failed: {type(error).__name__}: {error}")
+            _say(self.editor, f"the edit of {layer} was left out", error)
             return plain()
 
     def _part(self, options: dict[str, Any], rows: Part | None) -> dict[str, Any]:

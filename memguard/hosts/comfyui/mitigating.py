@@ -13,20 +13,26 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...aside import aside
 from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
 from ...loop import mitigate
-from ...mitigations.base import Treatment
+from ...mitigations.base import Treatment, Unsuitable
+from ...mitigations.effect import Effect, differ
 from ...passes import repeat, takes_over
 from ...records import Attempt, StepEvidence
 from . import roles
-from .calls import rows_of
+from .attention import AttentionReader, Careful, Unreadable
+from .calls import Unknown, rows_of
 from .prompts import UNCONNECTED, Prompts
 from .starting import exchanged, start
 from .steering import ODD, Again, Steering, apart
 
-READ_BEFORE = "attention is not read again under a mitigation"
+READ_BEFORE = "attention could not be read again under the mitigation"
+EDITED = "an edit of the attention itself is not scored by attention"
+CACHED = "another node answers from a cache, so an attempt cannot be scored; take the cache off the model"
 
+SAME = 1e-5  # relative difference below which two outputs are one: rounding of the units
 # step, sigma, predictions by role in units of epsilon, role to compare with, coverage
 Evidence = Callable[[int, Tensor, dict[str, Tensor], str, "Tensor | None"], StepEvidence]
 
@@ -38,6 +44,7 @@ class _Made:
     treatment: Treatment
     x: Tensor
     denoised: dict[str, Tensor]
+    effect: Effect | None = None
 
 
 class Mitigating:
@@ -47,12 +54,13 @@ class Mitigating:
         run: of the guard.
         guider: of the sampler.
         prompts: what is known of its texts.
+        careful: the guard around each hook.
 
     """
 
-    def __init__(self, run: Run, guider: Any, prompts: Prompts) -> None:
-        self.run, self.guider, self.prompts = run, guider, prompts
-        self.steering = Steering(guider, prompts, self._count)
+    def __init__(self, run: Run, guider: Any, prompts: Prompts, careful: Careful) -> None:
+        self.run, self.guider, self.prompts, self._careful = run, guider, prompts, careful
+        self.steering = Steering(guider, prompts, self._count, careful)
         self._first: _Made | None = None  # the first call as the sampler made it
         self._ready: _Made | None = None  # what the sampler's next call is answered with
         self._level: list[Tensor] | None = None  # the last predictions below our own wrapper
@@ -77,23 +85,25 @@ class Mitigating:
             kwargs: none as yet.
 
         """
-        self.steering.editor.expect(conds, len(x))
-        found = self._answer(conds, x, *rest) if wanted and self._ready is not None else None
+        found = None
+        with self._careful():
+            self.steering.editor.expect(conds, len(x))
+            found = self._answer(conds, x, *rest) if wanted and self._ready is not None else None
         if found is not None:
             return found
         predictions = executor(model, conds, x, *rest, **kwargs)
-        if self.run.evidence and not self._trying:
-            return predictions
+        if self._trying or not self.run.evidence:
+            with self._careful():
+                self._keep(wanted, predictions, conds, x)
+        return predictions
+
+    def _keep(self, wanted: bool, predictions: list[Tensor], conds: Any, x: Tensor) -> None:
+        """Keep what is predicted below our own wrapper; of the sampler's first call by role."""
         self._level = predictions
         if wanted and self._first is None and not self._trying:
             named = zip(conds, predictions, strict=True)
             known = {roles.role_of(each, self.guider) or "": out.clone() for each, out in named if each is not None}
             self._first = _Made(Treatment(), x, known)
-        return predictions
-
-    def capture(self, *args: Any) -> None:
-        """Let guidance change the predictions of a model call."""
-        self.steering.capture(*args)
 
     def first(
         self,
@@ -124,36 +134,58 @@ class Mitigating:
             return
         reference = evidence.roles[1] if evidence is not None else None
         predict = steering.predictor(x, sigma, options)
+        own = predict.encoded(roles.PROMPT)
         asked = list(self._first.denoised) if self._first is not None and "" not in self._first.denoised else []
         asked = list(dict.fromkeys([*asked, roles.PROMPT, *([] if reference is None else [reference])]))
 
         def redo(treatment: Treatment) -> StepEvidence:
             assert evidence is not None and reference is not None
             lists = {role: self._conds(role, treatment) for role in asked}
-            call = predict.at(treatment.noise, *lists.values())
-            edited = steering.editor.options(call.options, treatment.edits, 0, evidence.sigma)
-            with predict.as_sampled():
+            call = predict.at(treatment.noise)
+            effect = Effect(treatment)
+            edited = steering.editor.options(call.options, treatment.edits, 0, evidence.sigma, effect)
+            reader = self._reader(treatment, options)
+            if reader is not None:
+                reader.expect(lists[roles.PROMPT], [asked.index(roles.PROMPT)], call.x)
+                edited = reader.options(edited)
+            with predict.as_sampled(), aside(call.x):
                 whole = comfy.samplers.calc_cond_batch(
                     self.guider.inner_model, list(lists.values()), call.x, call.sigma, edited
                 )
+            self._count(sum(rows_of(each, call.x, call.sigma) for each in lists.values()))
             # another node's wrapper around ours would have its say once more when the sampler gets them
             found = self._level if self._level is not None and options.get("context_handler") is None else whole
             denoised = dict(zip(asked, (out.clone() for out in found), strict=True))
-            made.append(_Made(treatment, call.x, denoised))
+            made.append(_Made(treatment, call.x, denoised, effect))
             scale = call.sigma.float().reshape(-1, *[1] * (x.ndim - 1))
             noise = {role: (call.x.float() - out.float()) / scale for role, out in denoised.items()}
+            moved = treatment.prompt is not None and differ(own.text, treatment.prompt.text)
+            first = self._first
+            if first is not None and (moved or not torch.equal(call.x, first.x)):
+                before = {role: (first.x.float() - out.float()) / scale for role, out in first.denoised.items()}
+                if _cached(before, noise, reference):
+                    raise Unsuitable(CACHED)
             again = judged(0, sigma, noise, reference, evidence.coverage)
-            return replace(again, unread=READ_BEFORE if self.run.guard.attention else "")
+            if not self.run.guard.attention:
+                return again
+            if reader is None or len(reader.masses) != 1 or reader.left:
+                return replace(again, unread=EDITED if treatment.edits else READ_BEFORE)
+            return replace(again, attention=next(iter(reader.masses.values())))
 
         scored = next((finding for finding in self.run.report.findings if finding.detector == NORM), None)
         self._trying = True
-        with apart():
-            begun = start(predict, self.prompts, reference, scored)
-            if takes_over(self.run):
-                treatment = repeat(self.run, begun, redo if evidence is not None else None, same_prompt)
-            else:
-                treatment = mitigate(self.run, begun, redo)
-        self._trying = False
+        try:
+            with aside(x), apart():
+                begun = start(predict, self.prompts, reference, scored)
+                if takes_over(self.run):
+                    treatment = repeat(self.run, begun, redo if evidence is not None else None, same_prompt)
+                else:
+                    treatment = mitigate(self.run, begun, redo)
+        except Unknown as why:
+            self.run.learn(attempts=(Attempt("none", changes=(str(why),)),))
+            return
+        finally:
+            self._trying = False
         lines = " ".join(line for attempt in self.run.report.attempts for line in attempt.changes)
         if self.prompts.clip is None and "not known" in lines:
             steering.note(UNCONNECTED)
@@ -161,7 +193,7 @@ class Mitigating:
             return
         if evidence is None:  # the call that was made is made again
             self._count(sum(rows_of(self.guider.conds[role], x, sigma) for role in asked if role in self.guider.conds))
-        steering.adopt(treatment)
+        steering.adopt(treatment, self.run.carry(treatment))
         self._ready = next((each for each in reversed(made) if each.treatment.predicts_as(treatment)), None)
         self._first = self._level = None
         raise Again(steering)
@@ -169,6 +201,17 @@ class Mitigating:
     def lines(self) -> tuple[str, ...]:
         """Return what the user must know of the run."""
         return self.steering.lines()
+
+    def _reader(self, treatment: Treatment, options: Any) -> AttentionReader | None:
+        """Return what reads the attention of a treated call; None where it would not be that of the call."""
+        if not self.run.guard.attention or treatment.edits or options.get("context_handler") is not None:
+            return None
+        if len(self.guider.conds[roles.PROMPT]) != 1:
+            return None
+        try:
+            return AttentionReader(self.guider.inner_model)
+        except Unreadable:
+            return None
 
     def _conds(self, role: str, treatment: Treatment) -> list[Any]:
         prompt = {roles.PROMPT: treatment.prompt, roles.NEGATIVE: treatment.reference}.get(role)
@@ -182,6 +225,8 @@ class Mitigating:
         asked = [None if each is None else roles.role_of(each, self.guider) or "" for each in conds]
         known = {role: ready.denoised.pop(role) for role in asked if role in ready.denoised}
         if torch.equal(x, ready.x) and all(role is None or role in known for role in asked):
+            if ready.effect is not None:
+                self.steering.effect.join(ready.effect)
             return [torch.zeros_like(x) if role is None else known[role] for role in asked]
         if known:
             self._count(sum(rows_of(each, x, sigma) for each in conds if each is not None))
@@ -189,3 +234,14 @@ class Mitigating:
 
     def _count(self, rows: int) -> None:
         self.run.extra_rows += rows
+
+
+def _cached(before: dict[str, Tensor], after: dict[str, Tensor], reference: str) -> bool:
+    """Whether other input was answered with the same output, by role: something keeps results of earlier calls.
+
+    A cache keeps what the network gives out, or what it adds to its input; then the noise gap stays.
+    """
+    if not {roles.PROMPT, reference} <= before.keys() & after.keys():
+        return False
+    pairs = [(each[roles.PROMPT], each[roles.PROMPT] - each[reference]) for each in (before, after)]
+    return any(bool(a.any()) and bool((a - b).norm() <= SAME * a.norm()) for a, b in zip(*pairs, strict=True))

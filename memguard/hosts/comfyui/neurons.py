@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from ... import calibration
+from ...aside import aside
 from ...neurons import files, localizing
 from ...neurons.activations import Tally
 from ...neurons.evaluation import ROWS, Trials
 from ...neurons.selection import THRESHOLD
 from ...neurons.state import State
 from ...records import NeuronSet
+from ...troubles import Told
 from . import model, roles
-from .attention import Unreadable
 from .calls import with_prompt
 from .preflight import FirstCall
 from .probing import ComfyProbe, activations
@@ -115,14 +116,16 @@ def find(
     guider.inner_set_conds({roles.PROMPT: encode(clip, text)})
     image = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])[:1]
     image = torch.zeros((images, *image.shape[1:]))
-    noise = comfy.sample.prepare_noise(image, seed)
+    with aside(patcher.load_device):
+        noise = comfy.sample.prepare_noise(image, seed)
     asked = _digest(patcher, text, texts, noise, threshold, mode, every)
     path = Path(folder_paths.get_temp_directory()) / f"memguard-search-{asked}{ENDING}"
     sampler = _Searching(texts, text, threshold, mode, every, State(path, {"asked": asked}))
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     try:
-        guider.sample(noise, image, sampler, sigmas, disable_pbar=True, seed=seed)
-    except Unreadable as why:
+        with aside(patcher.load_device):
+            guider.sample(noise, image, sampler, sigmas, disable_pbar=True, seed=seed)
+    except Told as why:
         raise ValueError(f"there are no neurons to find: {why}") from None
     path.unlink(missing_ok=True)
     assert sampler.found is not None

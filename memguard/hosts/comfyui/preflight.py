@@ -19,6 +19,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...aside import aside
 from ...guard import Guard, Run
 from ...records import Report, StepEvidence
 from . import screen
@@ -97,21 +98,22 @@ def first_calls(
     bar = comfy.utils.ProgressBar(len(prompts))
     for positive, seed in prompts:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        comfy.samplers.sample(
-            watched,
-            comfy.sample.prepare_noise(image, seed, latent.get("batch_index")),
-            positive,
-            negative,
-            GUIDANCE,
-            watched.load_device,
-            FirstCall(),
-            sigmas,
-            model_options=watched.model_options,
-            latent_image=image,
-            denoise_mask=latent.get("noise_mask"),
-            disable_pbar=True,
-            seed=seed,
-        )
+        with aside(watched.load_device):
+            comfy.samplers.sample(
+                watched,
+                comfy.sample.prepare_noise(image, seed, latent.get("batch_index")),
+                positive,
+                negative,
+                GUIDANCE,
+                watched.load_device,
+                FirstCall(),
+                sigmas,
+                model_options=watched.model_options,
+                latent_image=image,
+                denoise_mask=latent.get("noise_mask"),
+                disable_pbar=True,
+                seed=seed,
+            )
         bar.update(1)
     return guard.runs
 
@@ -147,6 +149,7 @@ def check(
         else:
             run.learn(error=failed.report.error)
             run.unavailable(failed.reason or "the model made no prediction")
+            run.insist()
     finally:
         report = run.finish()
         screen.show(report)

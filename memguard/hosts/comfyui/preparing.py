@@ -9,6 +9,7 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +18,15 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
+from ...aside import aside
 from ...attributions.moment import Encoded
-from ...mitigations.base import Start, Treatment, Unsuitable, blend
+from ...mitigations.base import Start, Treatment, blend
 from ...mitigations.noise_adjustment import NoiseAdjustment
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
+from ...troubles import in_words
 from . import roles
 from .preflight import GUIDANCE, FirstCall
 from .prompts import Prompts
@@ -48,7 +52,8 @@ class _AtFirstCall(FirstCall):
 
     def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
         """Work at the first model call."""
-        steering = Steering(model.inner_model, Prompts(None, list), lambda rows: None)
+        # what fails here fails the node, in words: there is no picture to be kept
+        steering = Steering(model.inner_model, Prompts(None, list), lambda rows: None, nullcontext)
         steering.began = self._began
         bar = comfy.utils.ProgressBar(self.rounds)
 
@@ -159,7 +164,8 @@ def adjusted(
     )
     noise = found[0].noise
     if noise is None:  # strength 0
-        noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        with aside(patcher.load_device):
+            noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
     return FixedNoise(seed, noise.float().cpu()), "; ".join(found[0].notes)
 
 
@@ -178,13 +184,16 @@ def _at_first_call(
     guider.set_conds(positive, negative)
     guider.set_cfg(GUIDANCE)
     image = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
-    noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     if sigmas is None:
         sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     if len(sigmas) < 2:
         raise ValueError("sigmas holds no step; connect the SIGMAS that the sampler gets, or nothing")
     sampler, mask = _AtFirstCall(work, rounds), latent.get("noise_mask")
     try:
-        guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
-    except Unsuitable as why:
-        raise ValueError(f"{roles.PROMPT} cannot be worked on: {why}") from None
+        with aside(patcher.load_device):
+            noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+            guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    except (InterruptProcessingException, ValueError, FloatingPointError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{roles.PROMPT} cannot be worked on: {in_words(error)}") from error

@@ -15,8 +15,8 @@ from torch import Tensor
 from ...neurons.probe import Masks, NoGradient, Rows
 from ..inference import differentiable
 from . import model
-from .attention import cross_layers, eager
-from .calls import TEXT, Call, Cond, normal_cond
+from .attention import cross_layers
+from .calls import Call, Cond, alone, normal_cond, text_of
 
 NEMO = ("down", "mid")  # NeMo searches the seven layers of SD1's down blocks and middle
 OFFICIAL = 961.0  # the second timestep of the 50 steps that the official code makes
@@ -38,7 +38,7 @@ class ComfyProbe:
     """
 
     def __init__(self, guider: Any, cond: Cond, noise: Tensor, options: dict[str, Any], every: bool = False) -> None:
-        self.guider, self.cond, self.noise_of_seeds, self.options = guider, cond, noise, eager(options)
+        self.guider, self.cond, self.noise_of_seeds, self.options = guider, cond, noise, alone(options)
         found = cross_layers(guider.inner_model)
         early = {name: layer for name, layer in found.items() if name.startswith(NEMO)}
         self.hooked = found if every or not early else early
@@ -54,7 +54,7 @@ class ComfyProbe:
 
     def activations(self) -> dict[str, Tensor]:
         """Return the activations of the prompt."""
-        return activations(self.hooked, self.cond["model_conds"][TEXT].cond[:1])
+        return activations(self.hooked, text_of(self.cond)[:1])
 
     def noise(self, x: Tensor, t: float, masks: Masks) -> Tensor:
         """Predict with the prompt and with blocked neurons."""

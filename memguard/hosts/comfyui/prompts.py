@@ -18,7 +18,7 @@ from torch import Tensor
 from ...attributions.moment import Encoded
 from ...mitigations.edit import CODES, OTHER
 from . import graph, roles, screen, tokens
-from .calls import TEXT, Cond
+from .calls import Cond, text_of
 from .naming import Namer, Segment
 
 UNCONNECTED = (
@@ -84,7 +84,7 @@ class Prompts:
                 self._namer = Namer(self.clip, self._texts())
             # as it was before any mitigation: what the sampler made of it may have been exchanged
             vectors = cond.get("cross_attn")
-            vectors = cond["model_conds"][TEXT].cond if vectors is None else vectors
+            vectors = text_of(cond) if vectors is None else vectors
             with self._lent():
                 self._segments[key] = self._namer.segments(vectors[:1].float().cpu())
         return self._segments[key]

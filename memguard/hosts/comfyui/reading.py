@@ -10,11 +10,14 @@ from typing import Any
 import comfy.samplers
 from torch import Tensor
 
+from ...aside import aside
 from . import roles
-from .attention import AttentionReader, Unreadable, eager, is_compiled
+from .attention import AttentionReader, Careful, Unreadable
+from .calls import alone, is_compiled
 from .explanation import Explanation
 
 WINDOWS = "attention is not read within context windows"
+LEFT = "the attention of {} layers cannot be read: another node replaces them or changes their rows"
 
 
 class Reading:
@@ -24,6 +27,7 @@ class Reading:
         guider: of the run.
         for_detector: whether a detector asks for it.
         explanation: of the run; None where nobody asks for words and maps.
+        careful: the guard around the hooks of reading; None keeps an error's words as the reason.
 
     Attributes:
         reader: what was read; None before the first call, or where nothing can be read.
@@ -31,8 +35,10 @@ class Reading:
 
     """
 
-    def __init__(self, guider: Any, for_detector: bool, explanation: Explanation | None) -> None:
-        self.guider, self.for_detector, self.explanation = guider, for_detector, explanation
+    def __init__(
+        self, guider: Any, for_detector: bool, explanation: Explanation | None, careful: Careful | None = None
+    ) -> None:
+        self.guider, self.for_detector, self.explanation, self._careful = guider, for_detector, explanation, careful
         self.reader: AttentionReader | None = None
         self.unread = ""
         self.rows = 0
@@ -60,20 +66,23 @@ class Reading:
         self.reader.expect((), ())  # until the call says what it evaluates
         return options if compiled else self.reader.options(options)
 
-    def expect(self, conds: list[Any]) -> None:
-        """Take what CALC_COND_BATCH is about to evaluate."""
+    def expect(self, conds: list[Any], x: Tensor) -> None:
+        """Take what CALC_COND_BATCH is about to evaluate, and for which latents."""
         if self._now and not self._apart and self.reader is not None:
             found = [i for i, each in enumerate(conds) if each is not None and self._is_prompt(each)]
             if found and not self.reader.masses:
-                self.reader.expect(conds[found[0]], found)
+                self.reader.expect(conds[found[0]], found, x)
 
     def end(self, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
         """Read a call that went through a compiled network: once more, as it is, so that no latent changes."""
         if not (self._now and self._apart) or self.reader is None:
             return
         conds = self.guider.conds[roles.PROMPT]
-        self.reader.expect(conds, [0])
-        comfy.samplers.calc_cond_batch(self.guider.inner_model, [conds], x, sigma, self.reader.options(eager(options)))
+        self.reader.expect(conds, [0], x)
+        with aside(x):
+            comfy.samplers.calc_cond_batch(
+                self.guider.inner_model, [conds], x, sigma, self.reader.options(alone(options))
+            )
         self.rows += len(x) * len(conds)
 
     def evidence(self, summary: Tensor | None = None) -> dict[str, Any]:
@@ -81,6 +90,8 @@ class Reading:
         if not self.for_detector:
             return {}
         masses = {} if self.reader is None or not self._now else self.reader.masses
+        if self.reader is not None and self.reader.left:
+            return {"unread": LEFT.format(len(self.reader.left))}  # a mean over fewer layers is another score
         if len(masses) == 1 and len(self.guider.conds[roles.PROMPT]) == 1:
             return {"attention": next(iter(masses.values())), "summary": summary}
         parts = len(self.guider.conds.get(roles.PROMPT, ()))
@@ -93,7 +104,7 @@ class Reading:
             self.unread = WINDOWS
         if self.reader is None and not self.unread:
             try:
-                self.reader = AttentionReader(self.guider.inner_model, with_maps=self.explanation is not None)
+                self.reader = AttentionReader(self.guider.inner_model, self.explanation is not None, self._careful)
             except Unreadable as reason:
                 self.unread = str(reason)
         return not self.unread

@@ -8,6 +8,7 @@ Part of the ComfyUI host; may import: torch, memguard.records.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import Any
 
@@ -54,8 +55,14 @@ def _equal(a: Any, b: Any) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def why_missing(guider: Any) -> str:
-    """Return why a run has no prediction to compare the prompt's with."""
+def why_missing(guider: Any, cfg: float | None = None) -> str:
+    """Return why a run has no prediction to compare the prompt's with.
+
+    Args:
+        guider: of the run.
+        cfg: that the run was started with; nodes may change the guider's for some of its calls.
+
+    """
     known = guider.conds
     if PROMPT not in known:
         return f"the guider {type(guider).__name__} has no prompt called positive; it has: {', '.join(known) or 'none'}"
@@ -63,6 +70,11 @@ def why_missing(guider: Any) -> str:
         return (
             f"there is no negative prompt (guider {type(guider).__name__}); "
             "set reference to empty and connect an empty prompt to MemGuard"
+        )
+    if cfg is not None and not math.isclose(cfg, 1.0):
+        return (
+            f"the first call makes no prediction for the negative prompt although cfg is {cfg:g}: another node leaves "
+            "guidance out there; set reference to empty (one more evaluation)"
         )
     return (
         "cfg is 1: the sampler computes no prediction for the negative prompt; "

@@ -83,12 +83,14 @@ class Predictor:
         conds = self.call.guider.conds[role or roles.PROMPT]
         if role is None:
             conds = [exchanged(conds, view.prompt)]
-        call = self.at(view.noise, conds)
+        call = self.at(view.noise)
         if torch.is_grad_enabled():
             call, conds = call.normal(), [_normal(cond, view.prompt) for cond in conds]
         call.options = self.editor.options(call.options, view.edits, self.step, float(self.call.sigma.flatten()[0]))
         with self.as_sampled():
-            return call.predict([conds])[0]
+            made = call.predict([conds])[0]
+        self.count(rows_of(conds, call.x, call.sigma))
+        return made
 
     @contextmanager
     def as_sampled(self) -> Iterator[None]:
@@ -99,16 +101,19 @@ class Predictor:
         with torch.inference_mode():
             yield
 
-    def at(self, noise: Tensor | None, *conds: Sequence[Cond]) -> Call:
-        """Return the call at other noise, and count what evaluating conditionings there costs."""
+    def at(self, noise: Tensor | None) -> Call:
+        """Return the call at other noise.
+
+        Raises:
+            Unsuitable: where the noise cannot be changed.
+
+        """
         x = self.call.x
         if noise is not None:
             if self.began is None:
                 raise Unsuitable("the guider starts its sampler in a way of its own, so the noise cannot be changed")
             x = self.began.scaled(self.call.guider, noise)
-        found = Call(self.call.guider, x, self.call.sigma, self.call.options)
-        self.count(sum(rows_of(each, x, self.call.sigma) for each in conds))
-        return found
+        return Call(self.call.guider, x, self.call.sigma, self.call.options)
 
 
 def exchanged(conds: Sequence[Cond], prompt: Encoded) -> Cond:

@@ -16,14 +16,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import comfy.model_management
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...mitigations.base import Step, Treatment
+from ...mitigations.effect import Effect
+from ...troubles import careful, in_words
 from . import model, roles
-from .attention import eager
-from .calls import Call
+from .attention import Careful
+from .calls import Call, alone, pooled_of, text_of
 from .edits import LEFT, Editor
 from .prompts import Prompts
 from .starting import Began, Predictor, exchanged
@@ -31,6 +33,7 @@ from .windows import past_windows
 
 NO_GUIDANCE = "guidance was left alone: the sampler makes no prediction without the prompt to guide away from"
 TWO_CALLS = "guidance was left alone: prompt and negative prompt are predicted in two calls, and it needs both in one"
+CACHE = "easycache"  # in a run's transformer_options: what core EasyCache and LazyCache keep between calls
 REST = 0.01  # of the gap where nothing is to be left of it: PerpNeg's guider divides by its norm
 ODD = "the guider starts its sampler in a way of its own, so the run cannot be treated"
 
@@ -52,9 +55,11 @@ class Steering:
         guider: of the run.
         prompts: what is known of its texts.
         count: told the rows that the treatment costs.
+        careful: the guard around each hook.
 
     Attributes:
         treatment: that the run is under; nothing before ``adopt``.
+        effect: what of it has changed a tensor.
         began: what the sampler was started with.
         calls: number of model calls so far.
         armed: whether the predictions of a model call are expected.
@@ -62,9 +67,10 @@ class Steering:
 
     """
 
-    def __init__(self, guider: Any, prompts: Prompts, count: Callable[[int], None]) -> None:
-        self.guider, self.prompts, self.count = guider, prompts, count
+    def __init__(self, guider: Any, prompts: Prompts, count: Callable[[int], None], careful: Careful) -> None:
+        self.guider, self.prompts, self.count, self.careful = guider, prompts, count, careful
         self.treatment = Treatment()
+        self.effect = Effect(self.treatment)
         self.began: Began | None = None
         self.calls = 0
         self.armed = False
@@ -83,9 +89,12 @@ class Steering:
 
     def sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Start the sampler (SAMPLER_SAMPLE), and once more where a treatment asks for it."""
-        guider, sigmas, extra, callback, noise, latent, *rest = args
-        self.began = Began(executor.class_obj, sigmas, noise, latent, rest[0] if rest else kwargs.get("denoise_mask"))
-        given = dict(extra)  # samplers write into it
+        given = args
+        with self.careful():
+            sigmas, noise, latent, mask = args[1], args[4], args[5], args[6] if len(args) > 6 else None
+            mask = kwargs.get("denoise_mask", mask)
+            self.began = Began(executor.class_obj, sigmas, noise, latent, mask)
+            given = _again(args)
         self.calls = 0
         try:
             return executor(*args, **kwargs)
@@ -93,16 +102,32 @@ class Steering:
             if again.steering is not self:
                 raise
         self.calls = 0
+        with self.careful():  # what cannot be restarted with other noise is restarted with its own
+            given = self._moved(given)
+        return executor(*given, **kwargs)
+
+    def _moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of SAMPLER_SAMPLE with the noise of the treatment, and no cache of the first start."""
+        options = args[2]["model_options"].get("transformer_options", {})
+        if hasattr(options.get(CACHE), "clone"):
+            fresh = options[CACHE].clone()
+            options[CACHE] = fresh.prepare_timesteps(self.guider.inner_model.model_sampling)
         wanted = self.treatment.noise
-        noise = noise if wanted is None else wanted.to(noise)
-        return executor(guider, sigmas, given, callback, noise, latent, *rest, **kwargs)
+        if wanted is None:
+            return args
+        noise = wanted.to(args[4])
+        self.effect.changed("noise", args[4], noise)
+        return (*args[:4], noise, *args[5:])
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one model call (PREDICT_NOISE) under the treatment."""
         if not self.treatment.changes:
             self.calls += 1
             return executor(*args, **kwargs)
-        watched = self.prepared(past_windows(args, self))
+        watched = args
+        with self.careful():
+            watched = past_windows(args, self)
+        watched = self.prepared(watched)
         try:
             return executor(*watched, **kwargs)
         except Again:  # of a guard within: this call does not count
@@ -113,14 +138,22 @@ class Steering:
 
     def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of a model call under the treatment."""
-        x, sigma, options, *rest = args
-        self._options, self.armed = options, bool(self.treatment.guidance)
-        edited = self.editor.options(options, self.treatment.edits, self.calls, float(sigma.flatten()[0]))
+        number = self.calls
         self.calls += 1
-        return (x, sigma, edited, *rest)
+        with self.careful():
+            x, sigma, options, *rest = args
+            self._options, self.armed = options, bool(self.treatment.guidance)
+            level = float(sigma.flatten()[0])
+            edited = self.editor.options(options, self.treatment.edits, number, level, self.effect)
+            return (x, sigma, edited, *rest)
+        return args
 
     def capture(self, predictions: list[Tensor], bare: Any, conds: Any, x: Tensor, sigma: Tensor, *_: Any) -> None:
         """Reshape the noise gap of a model call, in its predictions; later ones are perturbed passes (PAG, SAG)."""
+        with careful(self._unguided, InterruptProcessingException):
+            self._guide(predictions, conds, x, sigma)
+
+    def _guide(self, predictions: list[Tensor], conds: Any, x: Tensor, sigma: Tensor) -> None:
         found: dict[str, int] = {}
         for number, each in enumerate(conds):
             role = None if each is None else roles.role_of(each, self.guider)
@@ -133,38 +166,41 @@ class Steering:
             off = roles.NEGATIVE not in self.guider.conds or len(conds) > 1
             self.note(NO_GUIDANCE if off else TWO_CALLS)
             return
-        try:
-            cond, uncond = predictions[found[roles.PROMPT]], predictions[found[reference]]
-            perp = reference == roles.PERP_EMPTY
-            predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma, perp)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # of ours: the picture goes on with the guidance that it had
-            log.warning("%s: %s", type(error).__name__, error)
-            self.note(f"guidance was left alone, because of an error: {type(error).__name__}: {error}")
-            self.treatment = replace(self.treatment, guidance=())
+        cond, uncond = predictions[found[roles.PROMPT]], predictions[found[reference]]
+        perp = reference == roles.PERP_EMPTY
+        predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma, perp)
+        self.effect.written()
 
-    def adopt(self, treatment: Treatment) -> None:
+    def _unguided(self, error: Exception) -> None:
+        """Let the picture go on with the guidance that it had, after an error of ours."""
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        self.note(f"guidance was left alone, because of {in_words(error)}")
+        self.treatment = replace(self.treatment, guidance=())
+
+    def adopt(self, treatment: Treatment, effect: Effect) -> None:
         """Take a treatment for the calls that follow. The guider's own lists of this run get its text."""
         conds = self.guider.conds
+        self.effect = effect
         if treatment.prompt is not None:
+            own = conds[roles.PROMPT][0]
             conds[roles.PROMPT][0] = exchanged(conds[roles.PROMPT], treatment.prompt)
+            _tell(effect, "prompt", own, conds[roles.PROMPT][0])
         if treatment.reference is not None and len(conds.get(roles.NEGATIVE, ())) == 1:
+            own = conds[roles.NEGATIVE][0]
             conds[roles.NEGATIVE][0] = exchanged(conds[roles.NEGATIVE], treatment.reference)
+            _tell(effect, "reference", own, conds[roles.NEGATIVE][0])
         self.treatment = treatment
 
     def predictor(self, x: Tensor, sigma: Tensor, options: dict[str, Any], step: int = 0) -> Predictor:
         """Return what predicts a model call again; a compiled network would not follow edits and has no gradient."""
-        return Predictor(Call(self.guider, x, sigma, eager(options)), self.began, self.editor, self.count, step)
+        return Predictor(Call(self.guider, x, sigma, alone(options)), self.began, self.editor, self.count, step)
 
     def _reshaped(self, cond: Tensor, uncond: Tensor, x: Tensor, sigma: Tensor, perp: bool) -> Tensor:
         """Return the denoised prediction with the prompt, its noise gap changed by the treatment's guidance."""
         scale = sigma.float().reshape(-1, *[1] * (x.ndim - 1))
         epsilon = (x.float() - uncond.float()) / scale
         before = gap = (uncond.float() - cond.float()) / scale
-        step = self._step(x, sigma, epsilon + gap, epsilon)
-        for guidance in self.treatment.guidance:
-            gap = guidance(gap, replace(step, cond=epsilon + gap))
+        gap = self.effect.guided(gap, self._step(x, sigma, epsilon + gap, epsilon))
         if gap is before:
             return cond
         if perp and not bool(gap.any()):
@@ -186,6 +222,19 @@ class Steering:
         cfg = float(getattr(self.guider, "cfg1", getattr(self.guider, "cfg", 1.0)))
         prompt = predict.encoded(roles.PROMPT)
         return Step(index, count, level, model.timestep(sampling, sigma), cfg, predict, prompt, cond, uncond)
+
+
+def _again(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of SAMPLER_SAMPLE for another start: samplers write into one of them."""
+    return (*args[:2], dict(args[2]), *args[3:])
+
+
+def _tell(effect: Effect, part: str, before: Any, after: Any) -> None:
+    for text in (text_of, pooled_of):
+        one, other = text(before), text(after)
+        if one is not None and other is not None:
+            alike = one.shape[1:] == other.shape[1:] and len(one) == 1
+            effect.changed(part, one.expand_as(other) if alike else one, other)
 
 
 @contextmanager

@@ -9,15 +9,18 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
-import comfy.model_management
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...mitigations.base import Mitigation, Treatment
-from ...troubles import in_words
+from ...aside import aside
+from ...mitigations.base import Mitigation, Treatment, Unsuitable
+from ...mitigations.effect import NOTHING, Effect
+from ...troubles import Told, careful, in_words
 from . import roles
 from .prompts import UNCONNECTED, Prompts, behind
 from .starting import start
@@ -71,15 +74,18 @@ class Treater:
         return clone
 
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        prompts = Prompts(self.clip, behind(), executor.class_obj)
-        treated = _Treated(self, executor.class_obj, prompts)
-        token = _running.set((*_running.get(), treated))
+        token = _running.set(_running.get())
+        treated = None
         try:
+            with careful(_lost, InterruptProcessingException):
+                treated = _Treated(self, executor.class_obj)
+                _running.set((*_running.get(), treated))
             return executor(*args, **kwargs)
         finally:
             _running.reset(token)
-            for line in treated.lines():
-                log.info("%s", line)
+            with careful(_lost):
+                for line in () if treated is None else treated.lines():
+                    log.info("%s", line)
 
     def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         treated = self._now(args[0])
@@ -89,14 +95,16 @@ class Treater:
         treated = self._now(executor.class_obj)
         if treated is None:
             return executor(*args, **kwargs)
-        treated.choose(*args)
+        with treated.careful():
+            treated.choose(*args)
         return treated.steering.predict(executor, *args, **kwargs)
 
     def _calc(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         treated = next((each for each in reversed(_running.get()) if each.treater is self), None)
         if treated is None:
             return executor(*args, **kwargs)
-        treated.steering.editor.expect(args[1], len(args[2]))
+        with treated.careful():
+            treated.steering.editor.expect(args[1], len(args[2]))
         predictions = executor(*args, **kwargs)
         treated.steering.capture(predictions, *args)
         return predictions
@@ -107,19 +115,30 @@ class Treater:
         return mine if mine is not None and mine.guider is guider else None
 
 
+def _lost(error: Exception) -> None:
+    log.warning("a mitigation was left out: %s", in_words(error), exc_info=error)
+
+
 class _Treated:
     """One run under one treater."""
 
-    def __init__(self, treater: Treater, guider: Any, prompts: Prompts) -> None:
-        self.treater, self.guider, self.prompts = treater, guider, prompts
-        self.steering = Steering(guider, prompts, lambda rows: None)
+    def __init__(self, treater: Treater, guider: Any) -> None:
+        self.treater, self.guider = treater, guider
+        self.prompts = Prompts(treater.clip, behind(), guider)
+        self.steering = Steering(guider, self.prompts, lambda rows: None, self.careful)
         self._chosen = False
         self._said: tuple[str, ...] = ()
 
+    def careful(self) -> AbstractContextManager[None]:
+        """The guard around each hook: the picture goes on without the mitigation, or with what of it was done."""
+        return careful(self._leave_out, InterruptProcessingException)
+
     def lines(self) -> tuple[str, ...]:
         """Return what was done, or why nothing was."""
-        title = self.treater.mitigation.TITLE
-        return tuple(f"{title}: {line}" for line in (*self._said, *self.steering.lines()))
+        title, effect = self.treater.mitigation.TITLE, self.steering.effect
+        left = effect.left
+        done = [f"{line}: {NOTHING}" if line in left else line for line in effect.treatment.notes]
+        return tuple(f"{title}: {line}" for line in (*done, *self._said, *self.steering.lines()))
 
     def choose(self, x: Tensor, sigma: Tensor, options: Any, *_: Any) -> None:
         """Before the first model call, find the treatment of the run.
@@ -132,33 +151,28 @@ class _Treated:
             return
         self._chosen = True
         steering = self.steering
-        try:
-            treatment = self._treatment(x, sigma, options)
-            steering.adopt(treatment)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # why it cannot act, or an error of ours: the picture goes on without it
-            self._leave_out(in_words(error))
-            return
-        self._said = treatment.notes
+        treatment = self._treatment(x, sigma, options)
+        steering.adopt(treatment, Effect(treatment))
         if treatment.noise is not None:
             raise Again(steering)
 
     def _treatment(self, x: Tensor, sigma: Tensor, options: Any) -> Treatment:
         steering, mitigation, conds = self.steering, self.treater.mitigation, self.guider.conds
         if steering.began is None:
-            raise ValueError(ODD)
+            raise Unsuitable(ODD)
         if roles.PROMPT not in conds:
-            raise ValueError(roles.why_missing(self.guider))
+            raise Unsuitable(roles.why_missing(self.guider))
         reference = next((role for role in (roles.NEGATIVE, roles.PERP_EMPTY) if role in conds), None)
         if getattr(self.guider, "cfg1", getattr(self.guider, "cfg", 1.0)) == 1:
             reference = None  # the sampler leaves it out
-        with apart():
+        with aside(x), apart():
             began = start(steering.predictor(x, sigma, options), self.prompts, reference, None)
             return mitigation.treat(began, Treatment())
 
-    def _leave_out(self, why: str) -> None:
-        log.warning("%s was left out: %s", self.treater.mitigation.TITLE, why)
+    def _leave_out(self, error: Exception) -> None:
+        why = in_words(error)
+        trace = None if isinstance(error, Told) else error
+        log.warning("%s was left out: %s", self.treater.mitigation.TITLE, why, exc_info=trace)
         self._said = (f"was left out: {why}",)
         if self.prompts.clip is None and "not known" in why:
             self._said = (*self._said, UNCONNECTED)

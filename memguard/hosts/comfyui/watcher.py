@@ -7,15 +7,18 @@ other packs index them by position. Part of the ComfyUI host; may import: comfy,
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import comfy.sampler_helpers
 import torch
+from comfy.model_management import InterruptProcessingException
+from torch import Tensor
 
-from ...guard import Guard
+from ...guard import Guard, Run
 from ...records import Report
+from ...troubles import careful
 from ...wording import message
 from . import graph, known, model, roles, screen, texts, treating
 from .continuing import Place
@@ -30,8 +33,6 @@ KEY = "memguard"
 SHOWN = ("run", "prompt", "findings", "error", "curve", "attribution", "maps")  # of a report, on the page
 KINDS = treating.KINDS
 CHANGED = "no text of the workflow encodes to this run's prompt with the connected clip, so the report names none"
-
-log = logging.getLogger("memguard")
 
 # The runs in progress, innermost last. A context variable belongs to one thread; a run inside a run stacks.
 _running: ContextVar[tuple[Sampling, ...]] = ContextVar("memguard_running", default=())
@@ -104,50 +105,62 @@ class Watcher:
         return store.find(self.settings, latent, screen.place()[0])
 
     def _outer(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        prompt_id, node_id = screen.place()
-        nodes = screen.running_prompt(prompt_id)
         run = self.guard.begin(host="comfyui")
-        sigmas = args[3] if len(args) > 3 else None
-        sampling = Sampling(run, executor.class_obj, sigmas, self._explanation(), self._prompts(executor.class_obj))
+        token = _running.set(_running.get())
+        sampling, latent = None, None
         try:
-            # a MemGuard node from the cache may have another id than when it ran
-            self.home = graph.guard(nodes, node_id) or self.home
-            run.learn(**_facts(executor.class_obj, *args, **kwargs))
-            sampling.from_nothing = not bool(torch.count_nonzero(args[1]))
-            if not self.silent:
-                sampling.place = Place(run, executor.class_obj, args[1])
-            self._lend_empty_prompt(sampling)
-        except Exception as error:
-            run.failed(error)
-        token = _running.set((*_running.get(), sampling))
-        latent = None
-        try:
-            latent = executor(*args, **kwargs)
+            with run.careful(InterruptProcessingException):
+                guider, sigmas = executor.class_obj, args[3] if len(args) > 3 else None
+                sampling = Sampling(run, guider, sigmas, self._explanation(), self._prompts(guider))
+                _running.set((*_running.get(), sampling))
+                self._learn(sampling, args, kwargs)
+            made = executor(*args, **kwargs)
+            if sampling is not None:
+                sampling.over()
+            latent = made
+            return made
         except BaseException as error:
             run.learn(notes=(*run.report.notes, f"the run ended early: {type(error).__name__}"))
             raise
         finally:
             _running.reset(token)
-            if sampling.calls == 0:
-                run.unavailable("the run ended before the model's first prediction")
-            run.learn(notes=(*run.report.notes, *treating.lines()))
-            try:
-                self._confirm(sampling, nodes)
-            except Exception as error:  # the picture is painted
-                log.warning("the prompt could not be compared with its text: %s", error, exc_info=error)
-            report = sampling.finish()
-            if not self.silent:
-                report = known.noted(report, self.home)
-                store.put(self.settings, latent, prompt_id, report)
-                _keep(sampling, latent)
-                if sampling.place is not None:
-                    sampling.place.leave(latent)
-        return latent
+            self._close(run, sampling, latent)
 
-    def _confirm(self, sampling: Sampling, nodes: graph.Graph) -> None:
+    def _learn(self, sampling: Sampling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell a run what is known before its first model call."""
+        prompt_id, node_id = screen.place()
+        # a MemGuard node from the cache may have another id than when it ran
+        self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
+        sampling.run.learn(**_facts(sampling.guider, *args, **kwargs))
+        sampling.seen.from_nothing = not bool(torch.count_nonzero(args[1]))
+        if not self.silent:
+            sampling.place = Place(sampling.run, sampling.guider, args[1])
+        self._lend_empty_prompt(sampling)
+
+    def _close(self, run: Run, sampling: Sampling | None, latent: Any) -> None:
+        """File and show a run that is over; the picture is there, so nothing here may raise."""
+        with careful(run.noted):
+            run.learn(notes=(*run.report.notes, *treating.lines()))
+        with careful(run.noted):
+            if sampling is not None:
+                self._confirm(sampling)
+        report = run.report
+        with careful(run.noted):
+            report = run.finish() if sampling is None else sampling.finish(partial(_keep, sampling, latent))
+        if self.silent:
+            return
+        with careful(run.noted):
+            report = known.noted(report, self.home)
+        with careful(run.noted):
+            store.put(self.settings, latent, screen.place()[0], report)
+        with careful(run.noted):
+            if sampling is not None and sampling.place is not None:
+                sampling.place.leave(latent)
+
+    def _confirm(self, sampling: Sampling) -> None:
         """Name the prompt by the text that encodes to it, where the graph alone cannot tell."""
-        _, node_id = screen.place()
-        known = texts.of(nodes, node_id, roles.PROMPT, screen.index())
+        prompt_id, node_id = screen.place()
+        known = texts.of(screen.running_prompt(prompt_id), node_id, roles.PROMPT, screen.index())
         vectors = [cond["cross_attn"] for cond in sampling.guider.conds.get(roles.PROMPT, ()) if "cross_attn" in cond]
         if self.clip is None or not known.found or (known.sure and known.plain) or not vectors or self.silent:
             return
@@ -190,21 +203,22 @@ class Watcher:
             cond["prompt_type"] = "negative"
         conds = sampling.guider.conds
         if roles.NEGATIVE in conds and roles.same_prompt(empty, conds[roles.NEGATIVE]):
-            sampling.negative_is_empty = True
+            sampling.seen.negative_is_empty = True
         else:
             conds[roles.EMPTY] = empty
 
 
-def _keep(sampling: Sampling, latent: Any) -> None:
-    """Keep a run's maps for the page and for MemGuard Overlay."""
-    if not sampling.maps:
-        return
-    height, width = next(iter(sampling.maps.values())).shape[-2:]
+def _keep(sampling: Sampling, latent: Any, maps: dict[str, Tensor]) -> tuple[str, ...]:
+    """Keep a run's maps for the page and for MemGuard Overlay; return the names of those that are kept."""
+    if not maps:
+        return ()
+    height, width = next(iter(maps.values())).shape[-2:]
     colours = sampling.guider.model_patcher.model.latent_format
-    try:
-        store.keep_maps(sampling.run.report.run, KeptMaps((height, width), sampling.maps, latent, colours))
-    except Exception as error:  # a screen must not cost the picture
-        log.warning("the maps could not be kept: %s", error)
+    kept: tuple[str, ...] = ()
+    with careful(sampling.run.noted):  # a screen must not cost the picture
+        store.keep_maps(sampling.run.report.run, KeptMaps((height, width), maps, latent, colours))
+        kept = tuple(maps)
+    return kept
 
 
 class _Screen:

@@ -3,25 +3,31 @@
 ``take`` does what needs the network and works while a sampler holds it; ``finish`` does what needs the text encoder and
 must wait until the sampler is done, since the two may not fit into the GPU's memory together.
 
-Part of the ComfyUI host; may import: torch, memguard's core.
+Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
+from ...aside import aside
 from ...attributions import gradient, weighing
 from ...attributions.moment import Encoded, Moment
 from ...records import Attribution, StepEvidence
+from ...troubles import Told, careful, in_words
 from ..inference import differentiable, normal
 from .calls import Call, Cond, normal_cond
 from .inputs import Pullback, input_gradients, is_open
 from .naming import Namer, Segment
+
+log = logging.getLogger("memguard")
 
 Method = Literal["gradient", "ablation", "attention"]
 Variants = Mapping[tuple[int, str], Encoded]  # (part, text) -> the part with that text in place of its own
@@ -52,13 +58,13 @@ class Weighing:
         substitute: of method "ablation": in place of a word; "" drops it.
 
     Attributes:
-        lacks_memory: whether a gradient did not fit into memory.
+        failed: why there is no gradient, in words; "" where there is one.
 
     """
 
     def __init__(self, namer: Namer, method: Method, respect_to: str = "input", substitute: str = "") -> None:
         self.namer, self.method, self.respect_to, self.substitute = namer, method, respect_to, substitute
-        self.lacks_memory = False
+        self.failed = ""
         self._parts: list[_Part] = []
 
     def take(
@@ -86,15 +92,22 @@ class Weighing:
             moment = Moment(evidence, call.encoded(cond), other, call.again(conds, index))
             part = _Part(cond["cross_attn"], moment, call.active(cond))
             self._parts.append(part)
-            if self.method == "gradient" and part.active and not self.lacks_memory:
-                try:
+            if self.method == "gradient" and part.active and not self.failed:
+                with careful(self._fails, InterruptProcessingException):
                     part.gradient = _gradient(call, conds, index, moment)
-                except torch.OutOfMemoryError:
-                    self.lacks_memory = True
             if masses is not None:
                 part.masses = masses.get(index)
             if variants is not None and part.active:
                 part.weighed = self._by_ablation(index, part, variants)
+
+    def _fails(self, error: Exception) -> None:
+        """Keep why there is no gradient (weights, kernels, nodes of others): another method stands in."""
+        if not isinstance(error, Told):
+            log.warning("gradient: %s: %s", type(error).__name__, error)
+        # what to do about it is said by whoever lets another method stand in
+        self.failed = (
+            "not enough memory" if isinstance(error, torch.OutOfMemoryError) else in_words(error).split(";")[0]
+        )
 
     def finish(self) -> Attribution:
         """Name the words and weigh them."""
@@ -155,7 +168,7 @@ class Weighing:
 
 
 def _gradient(call: Call, conds: Sequence[Cond], index: int, moment: Moment) -> tuple[Tensor, Tensor | None]:
-    with differentiable(call.guider.inner_model.diffusion_model):
+    with aside(call.x), differentiable(call.guider.inner_model.diffusion_model):
         evidence = replace(
             moment.evidence,
             noise_cond=normal(moment.evidence.noise_cond),

@@ -165,7 +165,7 @@ def test_a_run_without_a_model_call_has_a_reason(watch, shown):
     guider = comfy.samplers.CFGGuider(watched)
     guider.set_conds(POSITIVE, NEGATIVE)
     tiny.guide(guider, IMAGE, sigmas=torch.tensor([14.6]))
-    assert shown[-1].findings[0].status == "the run ended before the model's first prediction"
+    assert shown[-1].findings[0].status == "the sampler made no step, so there was nothing to score"
 
 
 # --- clones, several samplers, several models ----------------------------------------------------------------------

@@ -261,7 +261,7 @@ def test_no_gradient_and_no_attention_is_a_reason(parts, texts, watch, monkeypat
         watcher.clip, watcher.explain = clip, "always"
         latents = tiny.sample(watched, encode(clip), negative, tiny.latent("flux"))
     report = watcher.report_of(latents)
-    expected = "the gradient failed (no derivative for this weight), and no attention was read"
+    expected = "the gradient failed (these weights have no gradient), and no attention was read"
     assert report.attribution.status == expected and report.error is None and report.findings[0].status == "ok"
     assert report.maps == ("noise_gap",)
 
