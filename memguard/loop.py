@@ -15,17 +15,17 @@ import torch
 from .distance import gravest, helped, ordinary, standing
 from .guard import Run
 from .mitigations.auto import ATTEMPTS, title
-from .mitigations.base import Mitigation, Start, Treatment, Unsuitable
+from .mitigations.base import Mitigation, Start, Treatment
 from .mitigations.subset import Subset
 from .records import FLAGGED, Attempt, Finding, StepEvidence, Verdict
-from .troubles import in_words
+from .troubles import Told, in_words
 
 log = logging.getLogger("memguard")
 
 LATER = "acts after the first step, so the first step's score does not change by it"
 UNSEEN = "{} could not be asked again: {}"
 AGAIN = "the first step could not be made again: {}"
-BROKEN = (Unsuitable, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
+BROKEN = (Told, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
 
 Redo = Callable[[Treatment], StepEvidence]  # makes the first model call again, under a treatment
 

@@ -156,10 +156,19 @@ def test_the_negative_prompt_is_the_reference_otherwise(pipe):
     assert finding(guard).scores == (pytest.approx(float(expected), rel=1e-4),)
 
 
-def test_a_prompt_that_is_the_negative_prompt_scores_zero(pipe):
+def test_a_prompt_that_is_the_negative_prompt_has_no_score_and_a_reason(pipe):
+    said = "the prompt and the negative prompt are the same for the model, so there is nothing to compare"
     guard = Guard()
     generate(pipe, guard, prompt="ugly", negative_prompt="ugly")
-    assert finding(guard).scores == (pytest.approx(0, abs=1e-5),)
+    assert (finding(guard).scores, finding(guard).status) == ((), said)
+    generate(pipe, guard, prompt="")
+    assert finding(guard).status == said
+    flux = tiny.flux()  # two calls, that cannot be told apart
+    generate(flux, guard, **FLUX | {"negative_prompt": "a red fox", "true_cfg_scale": 4.0})
+    assert (finding(guard).scores, finding(guard).status) == ((), said)
+    spending = Guard(reference="empty")  # compares with something else
+    generate(pipe, spending, prompt="ugly", negative_prompt="ugly")
+    assert finding(spending).scores == (pytest.approx(float(noise_gap(pipe, "ugly").norm()), rel=1e-4),)
 
 
 def test_v_prediction_is_converted_to_epsilon():

@@ -1,10 +1,11 @@
 """Queries and keys of the cross-attention layers, read with hooks on their projections while the model runs.
 
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,8 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...attributions.attention import Projected
+from ...troubles import careful, in_words
 from .rows import OWN, Unscored
 
+log = logging.getLogger("memguard")
+
+JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")  # prompt and picture share one attention
 ORDER = ("down", "mid", "up")  # of execution; named_modules() has the middle last
 
 
@@ -24,6 +29,7 @@ class Reading:
         self.layers = layers
         self._q: dict[str, Tensor] = {}
         self._k: dict[str, Tensor] = {}
+        self.broken = ""
 
     def take(self, rows: slice) -> dict[str, Projected]:
         """Return rows of the last call, layer by layer in the order of execution, and forget the call.
@@ -32,6 +38,8 @@ class Reading:
             Unscored: if a layer was not called, because something else stands in its place.
 
         """
+        if self.broken:
+            raise Unscored(f"the attention cannot be read: {self.broken}")
         missing = next((name for name in self.layers if name not in self._q or name not in self._k), None)
         if missing is not None:
             raise Unscored(f"the attention of {missing} cannot be read: its projections are fused or replaced")
@@ -43,8 +51,17 @@ class Reading:
         return found
 
     def _keep(self, where: str, name: str, output: Any) -> None:
-        if not OWN.get():
-            getattr(self, where)[name] = output.detach()
+        if OWN.get() or self.broken:
+            return
+        with careful(self._failed):
+            self._take(where, name, output)
+
+    def _take(self, where: str, name: str, output: Any) -> None:
+        getattr(self, where)[name] = output.detach()
+
+    def _failed(self, error: Exception) -> None:
+        log.warning("the attention cannot be read: %s", error, exc_info=error)
+        self.broken = in_words(error)
 
 
 @contextmanager
@@ -60,9 +77,7 @@ def reading(module: nn.Module) -> Iterator[Reading]:
         raise Unscored("the model is compiled: its attention cannot be read")
     layers = cross_layers(plain)
     if not layers:
-        raise Unscored(
-            f"{type(plain).__name__} has no cross-attention layers: prompt and picture share their attention"
-        )
+        raise Unscored(no_layers(plain))
     found = Reading(layers)
     handles = []
     try:
@@ -90,6 +105,14 @@ def attending(wanted: bool, module: nn.Module) -> Iterator[Reading | str | None]
             except Unscored as reason:
                 found = str(reason)
         yield found
+
+
+def no_layers(plain: nn.Module) -> str:
+    """Return why a model has no cross-attention for us."""
+    name = type(plain).__name__
+    if name in JOINT:
+        return f"{name} has no cross-attention layers: prompt and picture share their attention"
+    return f"MemGuard does not know the attention of {name}, so it cannot read or change it"
 
 
 def cross_layers(module: nn.Module) -> dict[str, Any]:

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...records import StepEvidence
-
-
-class Enough(Exception):
-    """Ends a pipeline call: all steps that were asked for are scored."""
+from .rows import Enough
 
 
 @dataclass
@@ -50,22 +47,26 @@ class Seen:
         self.reason = reason
         raise Enough
 
-    def failed(self, error: Exception) -> None:
-        """Raise the error: the scan tries the prompts one by one."""
-        raise error
+    def insist(self) -> None:
+        """Nothing more: ``unavailable`` has ended the run."""
 
 
 def repeated_latents(pipe: Any, prompts: int) -> dict[str, Callable[..., Any]]:
     """Return the ``prepare_latents`` for ``methods`` that draws for one prompt and repeats that for all of them."""
-    original = type(pipe).prepare_latents
-    signature = inspect.signature(original)
+    if prompts == 1:
+        return {}
 
-    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(self, *args, **kwargs)
+    def prepare_latents(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(inner).bind(self, *args, **kwargs)
         bound.arguments["batch_size"] //= prompts
-        result = original(*bound.args, **bound.kwargs)
+        result = inner(*bound.args, **bound.kwargs)
         first, *rest = result if isinstance(result, tuple) else (result,)
         repeated = first.repeat(prompts, *(1,) * (first.ndim - 1))
         return (repeated, *rest) if isinstance(result, tuple) else repeated
 
     return {"prepare_latents": prepare_latents}
+
+
+def together(pipe: Any) -> bool:
+    """Whether several prompts can start from the same latents in one call."""
+    return "batch_size" in inspect.signature(type(pipe).prepare_latents).parameters

@@ -1,5 +1,7 @@
 """One call of a unet or transformer: its input, its text, its prediction as an image, and how to repeat it.
 
+It is repeated with the arguments as they came, by position or by name: hooks of others may read either.
+
 Room: memguard.hosts, diffusers. May import: memguard.attributions, torch, einops.
 """
 
@@ -14,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...attributions.moment import Encoded
+from .caches import ANSWERED, untouched
 from .rows import Unscored, own
 
 
@@ -27,6 +30,7 @@ class Call:
         prediction: [B, C, h, w], in the model's own units.
         timestep: scalar or [B].
         text: encoder_hidden_states, [B, tokens, d].
+        positional: number of the arguments that came by position.
 
     """
 
@@ -36,10 +40,20 @@ class Call:
     prediction: Tensor
     timestep: Tensor
     text: Tensor
+    positional: int = 0
 
     @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+    def of(
+        cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, variance: bool = False
+    ) -> Call:
         """Read a call from what a forward hook sees; before the call the output is None and x its place holder.
+
+        Args:
+            module: the denoiser.
+            args: of the call.
+            kwargs: of the call.
+            output: of the call.
+            variance: whether half of what the model predicts is its variance, see ``pipes.learns_variance``.
 
         Raises:
             Unscored: if the module is not called like a text-conditional image denoiser.
@@ -52,12 +66,13 @@ class Call:
             raise Unscored(f"{type(module).__name__} is not called with a latent, a timestep and an encoded prompt")
         x = _image(sample, arguments)
         prediction = _like(x, module) if output is None else _image(tensor_of(output), arguments)
-        if prediction.shape[1] == 2 * x.shape[1]:
+        if (variance and output is not None) or prediction.shape[1] == 2 * x.shape[1]:
             prediction = prediction.chunk(2, 1)[0]  # the second half is the learned variance
         if len(prediction) != len(text):
             raise Unscored(f"the model call has {len(prediction)} images and {len(text)} prompts")
         # in-painting models see a mask and a picture in further channels
-        return cls(module, arguments, x[:, : prediction.shape[1]], prediction, torch.as_tensor(timestep).detach(), text)
+        x = x[:, : prediction.shape[1]]
+        return cls(module, arguments, x, prediction, torch.as_tensor(timestep).detach(), text, len(args))
 
     def repeat(self, rows: slice, prompt: Encoded, x: Tensor | None = None) -> Tensor:
         """Predict some rows again with other prompts: the one thing that costs rows. Follows torch's gradient mode.
@@ -74,8 +89,6 @@ class Call:
             Unscored: if the call cannot be repeated without changing the picture or the meaning.
 
         """
-        if getattr(self.module, "is_cache_enabled", False):
-            raise Unscored("the model's cache is on, and one more row would change the picture; call disable_cache()")
         masks = [k for k, v in self.arguments.items() if k.startswith("encoder_") and "mask" in k and v is not None]
         if masks:
             raise Unscored(f"{masks[0]} of another prompt is not known; use the negative prompt as reference")
@@ -88,8 +101,26 @@ class Call:
             times = len(prompt.text) // count
             arguments = {k: v if k.endswith("_ids") else _tiled(v, times, count) for k, v in arguments.items()}
         arguments = with_latents(with_prompt(arguments, prompt), x)
-        with own():
-            return _image(tensor_of(self.module(**arguments)), arguments)[:, : self.prediction.shape[1]]
+        made = _image(tensor_of(self.made(arguments)), arguments)[:, : self.prediction.shape[1]]
+        if torch.equal(made, self.prediction[rows]) and not self._asks_alike(rows, prompt, x):
+            raise Unscored(ANSWERED)
+        return made
+
+    def made(self, arguments: dict[str, Any]) -> Any:
+        """Call the model as it was called, with other arguments of the same names; return its output.
+
+        Raises:
+            Unscored: if the model keeps something between its calls, so that it would answer from there.
+
+        """
+        args, kwargs = as_given(self.module, arguments, self.positional)
+        with own(self.module), untouched(self.module):
+            return self.module(*args, **kwargs)
+
+    def _asks_alike(self, rows: slice, prompt: Encoded, x: Tensor | None) -> bool:
+        """Whether other inputs are those of the call after all."""
+        same = len(prompt.text) == len(self.text[rows]) and torch.equal(prompt.text.to(self.text), self.text[rows])
+        return same and (x is None or torch.equal(x.to(self.x), self.x[rows]))
 
     def moved(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Predict other latents, all with the prompt and the arguments of the first row; follows the gradient mode.
@@ -104,14 +135,27 @@ class Call:
         """
         batch = len(self.text)
         first = {k: _tiled(_rows(v, slice(0, 1), batch), len(x), 1) for k, v in self.arguments.items()}
-        with own():
-            return tensor_of(self.module(**first | {"sample": x, "timestep": timestep}))[:, : self.prediction.shape[1]]
+        return tensor_of(self.made(first | {"sample": x, "timestep": timestep}))[:, : self.prediction.shape[1]]
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a denoiser call by name."""
-    names = inspect.signature(getattr(module, "_orig_mod", module).forward).parameters
-    return dict(zip(names, args, strict=False)) | kwargs
+    return dict(zip(_names(module), args, strict=False)) | kwargs
+
+
+def as_given(module: nn.Module, arguments: dict[str, Any], positional: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return args and kwargs of a denoiser call, the first ones by position."""
+    names = _names(module)[:positional]
+    return tuple(arguments[n] for n in names), {n: value for n, value in arguments.items() if n not in names}
+
+
+def _names(module: nn.Module) -> list[str]:
+    """Return the names of a denoiser's arguments, in order; a wrapper of its forward may not tell them."""
+    plain = getattr(module, "_orig_mod", module)
+    known = inspect.signature(plain.forward).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values()):
+        return list(inspect.signature(type(plain).forward).parameters)[1:]
+    return list(known)
 
 
 def with_prompt(arguments: dict[str, Any], prompt: Encoded) -> dict[str, Any]:

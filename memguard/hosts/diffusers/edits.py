@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ...mitigations.edit import Plan
 from .attention import cross_layers
+from .hooks import Trouble
+from .rows import OWN
 
 # The plan that layers follow now. A context variable: a backward pass that computes a block again finds the plan of its
 # forward pass (memguard.attributions.lean).
@@ -38,9 +40,16 @@ def following(plan: Plan | None) -> Iterator[None]:
 
 
 class Editor:
-    """Stands in the way of a denoiser's cross-attention layers."""
+    """Stands in the way of a denoiser's cross-attention layers.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: the denoiser.
+        trouble: of the run; a layer that cannot be edited there computes as it is.
+
+    """
+
+    def __init__(self, module: nn.Module, trouble: Trouble | None = None) -> None:
+        self.trouble = trouble or Trouble()
         self.layers = cross_layers(getattr(module, "_orig_mod", module))
         self._known: dict[str, frozenset[str]] = {}  # what the processors know besides text and mask
 
@@ -65,21 +74,31 @@ class Editor:
                 else:
                     layer.forward = forward
 
-    def _forward(
+    def _forward(self, name: str, layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = PLAN.get()
+        if plan is None:
+            return forward(*args, **kwargs)
+        if OWN.get():  # an attempt: what goes wrong is told of the attempt
+            made = self._edited(plan, name, layer, *args, **kwargs)
+        else:
+            made = self.trouble(partial(self._edited, plan, name, layer, *args, **kwargs))
+        return forward(*args, **kwargs) if made is None else made
+
+    def _edited(
         self,
+        plan: Plan,
         name: str,
         layer: Any,
-        forward: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        plan = PLAN.get()
+        """Return what a layer gives out under a plan; None if the plan does not act on it."""
         text = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        edited = plan is not None and text is not None and plan.fits(text)
-        if plan is None or not edited or not any(edit.acts(name) or plan.cuts for edit in plan.edits):
-            return forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        edited = text is not None and plan.fits(text)
+        if not edited or not any(edit.acts(name) or plan.cuts for edit in plan.edits):
+            return None
         if name not in self._known:
             self._known[name] = frozenset(inspect.signature(layer.processor.__call__).parameters)
         given = {key: value for key, value in kwargs.items() if key in self._known[name]}

@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...attributions import MAPS, METHODS, gradient, lean, weighing, words
+from ...aside import aside
+from ...attributions import MAPS, METHODS, gradient, weighing, words
 from ...attributions.moment import Encoded
 from ...records import Attribution, TokenSpan
+from ...troubles import Told, in_words
 from . import pipes
 from .attention import reading
-from .batch import Enough
-from .hooks import listening
+from .caches import differentiable
+from .hooks import Trouble, listening
 from .inputs import input_gradients
 from .keeping import Keeping
-from .rows import Prompts, Unscored
+from .methods import encoding, methods
+from .rows import Enough, Prompts, told
 from .tokens import columns
-from .watch import encoding, methods
 
 Method = Literal["gradient", "ablation", "attention"]
 With = Literal["input", "encoded"]
@@ -131,25 +133,31 @@ class _Explaining:
         prompts = Prompts(None if self.parity else call["negative_prompt"] or "")
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(aside(module))
                 wants_attention = self.method == "attention" or {"bright_ending", "word"} & set(self.maps)
                 read = stack.enter_context(reading(module)) if wants_attention else None
                 watch = Keeping(self.pipe, prompts, read, self.steps, self.maps, swapped=self.parity is not None)
                 images = self._go(module, watch, prompts, call)
-            if not watch.moments:
-                return Attribution(self.method, status=watch.seen.reason or "the pipeline made no guided prediction")
-            with lean.lean(module) if self.method == "gradient" else contextlib.nullcontext():
-                return replace(self._weigh(watch, prompts), images=images)
-        except Unscored as reason:
-            return Attribution(self.method, status=str(reason))
+                if not watch.moments:
+                    why = watch.seen.reason or "the pipeline made no guided prediction"
+                    return Attribution(self.method, status=why)
+                with told():
+                    return replace(self._weigh(module, watch, prompts), images=images)
+        except Told as reason:
+            return Attribution(self.method, status=in_words(reason))
         finally:
             self.pipe.maybe_free_model_hooks()
 
     def _go(self, module: nn.Module, watch: Keeping, prompts: Prompts, call: dict[str, Any]) -> tuple[Any, ...]:
         """Run the pipeline; return its pictures if it ran to its end."""
+        trouble = Trouble(told)  # the pipeline's own errors pass as they are
         before = getattr(self.pipe, "_progress_bar_config", {})
         self.pipe.set_progress_bar_config(disable=True)
         try:
-            with methods(self.pipe, **encoding(self.pipe, prompts.learn)), listening(module, watch):
+            with (
+                methods(self.pipe, **encoding(self.pipe, prompts.learn, lambda: trouble)),
+                listening(module, watch, trouble=trouble),
+            ):
                 made = self.pipe(**{k: v for k, v in call.items() if v is not None}).images
             return tuple((255 * np.asarray(picture)).round().astype(np.uint8) for picture in made)
         except Enough:
@@ -157,7 +165,7 @@ class _Explaining:
         finally:
             self.pipe.set_progress_bar_config(**before)
 
-    def _weigh(self, watch: Keeping, prompts: Prompts) -> Attribution:
+    def _weigh(self, module: nn.Module, watch: Keeping, prompts: Prompts) -> Attribution:
         moments = watch.moments
         spans = self._spans(moments[0].prompt)
         found = replace(weighing.start(self.method, spans, moments), maps=watch.maps(spans))
@@ -165,10 +173,11 @@ class _Explaining:
             return weighing.by_attention(found, watch.layers)
         if self.method == "gradient":
             try:
-                inputs = self.respect_to == "input" and not self.parity
-                pullback = input_gradients(self.pipe, prompts, self.prompt) if inputs else None
-                gradients = [gradient.prompt_gradient(moment, self.parity) for moment in moments]
-                return weighing.by_gradient(found, gradients, pullback)
+                with differentiable(module):
+                    inputs = self.respect_to == "input" and not self.parity
+                    pullback = input_gradients(self.pipe, prompts, self.prompt) if inputs else None
+                    gradients = [gradient.prompt_gradient(moment, self.parity) for moment in moments]
+                    return weighing.by_gradient(found, gradients, pullback)
             except weighing.LEFT as error:
                 found = replace(found, method="ablation", notes=(*found.notes, weighing.stood_in(error)))
 

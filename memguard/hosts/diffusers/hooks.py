@@ -1,12 +1,12 @@
-"""Hooks around the calls of a denoiser, compiled or not; none is left behind.
+"""Hooks around the calls of a denoiser, compiled or not; none is left behind, and none costs the picture.
 
-Room: memguard.hosts, diffusers. May import: torch.
+Room: memguard.hosts, diffusers. May import: torch and the standard library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,36 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any, ...], dict[str, Any]] | None"]
 
 
+class Trouble:
+    """What becomes of errors in the hooks of one run: the first one is told, and all hooks of the run are over.
+
+    Args:
+        careful: the guard around each hook, such as ``Run.careful``; the default lets errors pass, where the run is
+            memguard's own.
+        undo: takes back what the hooks did to the run.
+
+    """
+
+    def __init__(
+        self,
+        careful: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        undo: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.careful, self.undo = careful, undo
+        self.over = False
+
+    def __call__(self, hook: Callable[..., Any], *args: Any) -> Any:
+        """Return what a hook returns; None after an error."""
+        if self.over:
+            return None
+        with self.careful():
+            return hook(*args)
+        self.over = True
+        with self.careful():
+            self.undo()
+        return None
+
+
 @contextmanager
 def listening(
     module: nn.Module,
@@ -25,6 +55,8 @@ def listening(
     before: Before | None = None,
     plainly: Callable[[], bool] = lambda: False,
     first: bool = False,
+    trouble: Trouble | None = None,
+    instead: Hook = lambda *_: None,
 ) -> Iterator[None]:
     """Call ``before`` and ``hook`` around every call of a module; leaves no hook behind.
 
@@ -34,13 +66,28 @@ def listening(
         before: called before it.
         first: whether ``hook`` comes before those that stand there already: it sees what the model itself predicts.
         plainly: whether a module that was compiled in place is to run this call as it is written.
+        trouble: of the run.
+        instead: called in place of ``hook`` once there was trouble; may give out what the model says by itself.
 
     """
+    trouble = trouble or Trouble()
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = trouble(hook, module, args, kwargs, output)
+        if not trouble.over:
+            return given
+        with trouble.careful():
+            return instead(module, args, kwargs, output)
+        return None
+
+    def ahead(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if before is None else trouble(before, module, args, kwargs)
+
     compiled = module._compiled_call_impl
     if compiled is None:
-        handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=first)]
+        handles = [module.register_forward_hook(after, with_kwargs=True, prepend=first)]
         if before is not None:
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(ahead, with_kwargs=True))
         try:
             yield
         finally:
@@ -50,10 +97,10 @@ def listening(
 
     # module.compile() traces forward hooks into its graph; beside the compiled call the graph stays as it is
     def call(*args: Any, **kwargs: Any) -> Any:
-        changed = None if before is None else before(module, args, kwargs)
-        args, kwargs = changed or (args, kwargs)
-        output = (module._call_impl if plainly() else compiled)(*args, **kwargs)
-        given = hook(module, args, kwargs, output)
+        changed = ahead(module, args, kwargs)
+        args, kwargs = (args, kwargs) if changed is None else changed
+        output = (module._call_impl if trouble(plainly) else compiled)(*args, **kwargs)
+        given = after(module, args, kwargs, output)
         return output if given is None else given
 
     module._compiled_call_impl = call

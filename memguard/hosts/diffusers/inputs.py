@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .pipes import denoiser, family
 from .rows import Prompts, Unscored
 from .tokens import columns
 
@@ -78,6 +79,7 @@ def _start(pipe: Any, encoder: str, starts: list[int]) -> int | None:
     """Return the first column of an encoder's tokens; None for Flux's CLIP, which gives the pooled vector only."""
     if encoder == "text_encoder_3":
         return starts[-1]
-    if "Flux" in type(pipe).__name__ and encoder == "text_encoder":
+    module = denoiser(pipe)
+    if encoder == "text_encoder" and module is not None and family(module) == "flux":
         return None
     return starts[0]

@@ -11,17 +11,21 @@ from typing import Any
 
 from torch import nn
 
+from ...aside import aside
 from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
 from ...loop import mitigate
 from ...mitigations.base import Treatment
+from ...mitigations.effect import Effect
 from ...records import Attempt, StepEvidence
 from .calls import Call
-from .hooks import eagerly, set_eager
+from .hooks import Trouble, eagerly, set_eager
 from .reader import Reader
-from .rows import OWN
+from .rows import OWN, Unscored
 from .starting import start
-from .steering import TWO_CALLS, Steering, suitable
+from .steering import TWO_CALLS, Again, Steering, suitable
+
+UNDONE = "an error inside MemGuard ended the mitigation {}; the host's log tells more"
 
 
 class Mitigating:
@@ -31,12 +35,16 @@ class Mitigating:
         run: of the guard.
         reader: scores the first call.
         stack: of the run; what a treatment needs stays on it until the run is over.
+        trouble: of the run.
+        cfg: guidance scale that the pipeline was called with.
 
     """
 
-    def __init__(self, run: Run, reader: Reader, module: nn.Module, stack: ExitStack) -> None:
+    def __init__(
+        self, run: Run, reader: Reader, module: nn.Module, stack: ExitStack, trouble: Trouble, cfg: float | None
+    ) -> None:
         self.run, self.reader, self.stack, self.module = run, reader, stack, module
-        self.steering = Steering(reader.pipe, module, reader.prompts, self._count)
+        self.steering = Steering(reader.pipe, module, reader.prompts, self._count, trouble, cfg, run.carry)
         self._over = False  # whether the run was given its one chance, at its first step
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,15 +63,30 @@ class Mitigating:
         if self._over or not self.run.to_mitigate:
             return self.steering.after(module, args, kwargs, output)
         self._over = True
-        try:
-            return self._first(Call.of(module, args, kwargs, output), output)
-        except Exception as error:  # of ours: the picture goes on unmitigated
-            self.run.failed(error)
-            return None
+        with aside(module):  # gradients compute blocks again, outside of any evaluation
+            return self._first(self.reader.call(module, args, kwargs, output), output)
+
+    def undo(self) -> None:
+        """Leave the run alone after trouble; the report says what of the treatment is left."""
+        if not self.steering.treatment.changes and not self.run.report.attempts:
+            return
+        if self.steering.undo():
+            self.run.carry(Treatment())
+            attempts = tuple(replace(each, kept=False) for each in self.run.report.attempts)
+            self.run.learn(attempts=attempts, scores_after=())
+            when = "before it began"
+        else:
+            when = f"after {self.steering.calls} model calls"
+        self.run.learn(notes=(*self.run.report.notes, UNDONE.format(when)))
 
     def _first(self, call: Call, output: Any) -> Any:
-        steering, made = self.steering, []
-        blocks = steering.blocks(call.text)
+        steering = self.steering
+        made: list[Again] = []
+        try:
+            blocks = steering.blocks(call.text)
+        except Unscored as reason:
+            self.run.learn(attempts=(Attempt("none", changes=(str(reason),)),))
+            return None
         prompts = self.reader.prompts
         if set(blocks) != {"cond", "uncond"} and (prompts.uncond is not None or "cond" not in blocks):
             self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
@@ -73,7 +96,7 @@ class Mitigating:
             self.reader.pipe,
             call,
             blocks,
-            self.reader.prompts,
+            prompts,
             steering.editor,
             scored,
             self._count,
@@ -82,12 +105,11 @@ class Mitigating:
         )
 
         def redo(treatment: Treatment) -> StepEvidence:
-            again, given = steering.again(call, blocks, treatment)
-            made.append((treatment, again, given))
+            again = steering.again(call, blocks, treatment)
+            made.append(again)
             cond = blocks["cond"]
-            return replace(
-                self.reader.evidence(again, cond, self.reader.compared(again, cond, blocks.get("uncond"))), step=0
-            )
+            reference = self.reader.compared(again.call, cond, blocks.get("uncond"))
+            return replace(self.reader.evidence(again.call, cond, reference), step=0)
 
         if self.reader.wish_differs() and prompts.wished is not None:
             began = replace(began, reference=prompts.wished.head(len(began.prompt.text)))
@@ -99,9 +121,11 @@ class Mitigating:
         steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None))
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
+        kept = [again for again in made if again.treatment.predicts_as(treatment)]
+        first = kept[-1] if kept else Again(Treatment(), call, output, Effect(Treatment()))
+        given = steering.guided(first)
         steering.calls += 1
-        kept = [(again, given) for tried, again, given in made if tried.predicts_as(treatment)]
-        return steering.guided(*kept[-1]) if kept else steering.guided(call, output)
+        return given
 
     def _count(self, rows: int) -> None:
         self.run.extra_rows += rows

@@ -50,6 +50,8 @@ def text_to_image(pipe: Any) -> nn.Module:
 def size(pipe: Any, module: nn.Module, height: int | None, width: int | None) -> dict[str, int | None]:
     """Return both sides where one is given: StableDiffusionPipeline drops a height without a width, silently.
 
+    None of them where none is given, which leaves them to the pipeline.
+
     Raises:
         ValueError: for a side that is no multiple of 8, or that cannot be filled in.
 
@@ -57,8 +59,10 @@ def size(pipe: Any, module: nn.Module, height: int | None, width: int | None) ->
     for side in (height, width):
         if side is not None and (side < 8 or side % 8):
             raise ValueError(f"a picture of {height} x {width} (height x width): give multiples of 8")
-    if (height is None) == (width is None):
+    if height is None and width is None:
         return {}
+    if height is not None and width is not None:
+        return {"height": height, "width": width}
     latents = getattr(module, "config", {}).get("sample_size") or getattr(pipe, "default_sample_size", None)
     if not isinstance(latents, int):
         raise ValueError("give height and width together: the model has no size of its own to fill in")
@@ -86,7 +90,8 @@ def eos_padded(pipe: Any, width: int) -> int:
 
     """
     tokenizer: Any = getattr(pipe, "tokenizer", None)
-    if tokenizer is None or family(denoiser(pipe) or nn.Identity()) in ("sd3", "flux"):
+    module = denoiser(pipe)  # never asked whether it is true: a compiled one has no length
+    if tokenizer is None or (module is not None and family(module) in ("sd3", "flux")):
         return 0  # what SD3 and Flux see of CLIP goes through joint attention and the pooled vector
     if getattr(tokenizer, "pad_token_id", None) != getattr(tokenizer, "eos_token_id", ""):
         return 0
@@ -97,6 +102,12 @@ def eos_padded(pipe: Any, width: int) -> int:
 def name_of(module: nn.Module) -> str:
     """Return the fingerprint of a denoiser. LoRA layers are left out: they ride on the same checkpoint."""
     return fingerprint(weight for name, weight in module.named_parameters() if "lora_" not in name)
+
+
+def learns_variance(pipe: Any) -> bool:
+    """Whether the second half of the channels that the model predicts is its variance (IF's super-resolution)."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    return type(pipe).__name__.startswith("IF") or config.get("variance_type") in ("learned", "learned_range")
 
 
 def latent_pixels(pipe: Any) -> int:

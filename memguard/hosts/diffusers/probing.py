@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attributions.lean import lean
+from ...aside import aside
 from ...neurons.probe import Masks, NoGradient, Rows
 from . import pipes
-from .attention import cross_layers
-from .batch import Enough
+from .attention import cross_layers, no_layers
 from .blocking import blocking, eager
+from .caches import differentiable
 from .calls import Call
 from .levels import level
-from .rows import Prompts, own
-from .watch import encoding, methods
+from .methods import encoding, methods
+from .rows import Enough, Prompts, own
 
 STEPS = 50  # of the schedule; its first or second timestep is used
 NEMO = ("down", "mid")  # NeMo searches the seven layers of SD1's down blocks and middle
@@ -49,8 +49,7 @@ def value_layers(module: nn.Module, wanted: str | Sequence[str] | None = None) -
     layers = cross_layers(plain)
     if not layers:
         raise ValueError(
-            f"{type(plain).__name__} has no cross-attention layers: prompt and picture share their attention, so there"
-            " are no value neurons of the prompt; use a model with a UNet (SD1, SD2, SDXL)"
+            f"{no_layers(plain)}, so there are no value neurons of the prompt; use a model with a UNet (SD1, SD2, SDXL)"
         )
     if wanted is None:
         return {n: layer for n, layer in layers.items() if n.startswith(NEMO)} or layers
@@ -110,7 +109,7 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
     pipe.set_progress_bar_config(disable=True)
     try:
         object.__setattr__(pipe, name, plain)
-        with eager(plain), methods(pipe, **encoding(pipe, prompts.learn)), suppress(Enough):
+        with aside(plain), eager(plain), methods(pipe, **encoding(pipe, prompts.learn)), suppress(Enough):
             pipe(**{k: v for k, v in given.items() if k in known})
     finally:
         object.__setattr__(pipe, name, module)
@@ -128,7 +127,7 @@ def activations(layers: Mapping[str, Any], text: Tensor) -> dict[str, Tensor]:
 
     """
     found = {}
-    with torch.no_grad(), own():
+    with torch.no_grad(), own(*layers.values()):
         for name, layer in layers.items():
             given = layer.norm_encoder_hidden_states(text) if layer.norm_cross else text
             found[name] = layer.to_v(given).float().abs().mean(1).cpu()
@@ -184,7 +183,7 @@ class UNetProbe:
         for name, weight in self.module.named_parameters():
             if weight.dtype.itemsize < 2:
                 raise NoGradient(f"the weights are quantised ({name} is {str(weight.dtype).removeprefix('torch.')})")
-        with blocking(self.hooked, gates), lean(self.module, tuple(gates.values())) as blocks:
+        with blocking(self.hooked, gates), differentiable(self.module, tuple(gates.values())) as blocks:
             yield 3 if blocks else 2
 
 

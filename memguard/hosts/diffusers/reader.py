@@ -19,8 +19,8 @@ from ...records import Reference, StepEvidence
 from .attention import Reading
 from .calls import Call
 from .levels import level
-from .pipes import family, latent_pixels, model_calls
-from .rows import OWN, Prompts, Unscored
+from .pipes import family, latent_pixels, learns_variance, model_calls
+from .rows import OWN, SAME, Prompts, Unscored
 from .tokens import summary
 
 
@@ -41,8 +41,8 @@ class Listener(Protocol):
     def unavailable(self, reason: str) -> None:
         """Take the reason why there is no score."""
 
-    def failed(self, error: Exception) -> None:
-        """Take an error inside memguard."""
+    def insist(self) -> None:
+        """End a run that must not go on without a score; called after ``unavailable``."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Reader:
         self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
         self.images, self.shared = images, shared
         self.step = 0
+        self.calls = 0  # of the denoiser, seen so far
+        self.variance = learns_variance(pipe)
         self._passed: Tensor | None = None  # timestep of the last step that was not scored
         self._over = False
         self._batched = False  # both prompts were seen in one call
@@ -101,23 +103,31 @@ class Reader:
         """Read one denoiser call; the signature is that of a forward hook with kwargs."""
         if self._over or OWN.get():
             return
+        self.calls += 1
         if not self.run.wants(self.step):
             if self.late:
-                self._pass(Call.of(module, args, kwargs, output).timestep)
+                self._pass(self.call(module, args, kwargs, output).timestep)
             return
         try:
-            evidence = self._read(Call.of(module, args, kwargs, output))
+            evidence = self._read(self.call(module, args, kwargs, output))
         except Unscored as reason:
             self._over = True
             self.run.unavailable(str(reason))
-            return
-        except Exception as error:
-            self._over = True
-            self.run.failed(error)
+            self.run.insist()
             return
         if evidence is not None:
             self.step += 1
             self.run.observe(evidence)
+
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+        """Return what a hook sees as a Call."""
+        return Call.of(module, args, kwargs, output, self.variance)
+
+    def why_not(self) -> str:
+        """Return why a run that went to its end has no evidence."""
+        if self.calls == 0:
+            return "the pipeline did not call its unet or transformer, so nothing could be seen"
+        return "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
 
     def _pass(self, timestep: Tensor) -> None:
         """Count a step that is not scored; a pair in two calls is one step."""
@@ -131,6 +141,9 @@ class Reader:
             height, width = (factor * n for n in call.x.shape[-2:])
             self.run.learn(height=height, width=width)
         roles = self.prompts.roles(call.text)
+        cond, uncond = self.prompts.cond, self.prompts.uncond
+        if cond is not None and uncond is not None and cond.same(uncond) and not self.wish_differs():
+            raise Unscored(SAME)
         if sorted(roles) == ["cond", "uncond"]:
             self._batched = True
             return self._pair(call, roles)
@@ -199,10 +212,13 @@ class Reader:
 
     def _repeat(self, call: Call, rows: slice) -> Tensor:
         wished, count = self.prompts.wished, rows.stop - rows.start
-        assert wished is not None
-        self.run.extra_rows += count
+        assert wished is not None and self.prompts.cond is not None
+        if wished.same(self.prompts.cond):
+            raise Unscored(SAME)
         with no_grad():
-            return call.repeat(rows, wished.head(count))
+            made = call.repeat(rows, wished.head(count))
+        self.run.extra_rows += count
+        return made
 
     def evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:
         """Return the evidence of some rows of a call.
@@ -253,6 +269,11 @@ class Reader:
         config = getattr(module, "config", {})
         if config.get("guidance_embeds") or config.get("time_cond_proj_dim"):
             why = "guidance is built into the model"
+        elif self.cfg is not None and self.cfg > 1:
+            return (
+                f"the pipeline was given cfg {self.cfg:g}, and no prediction without the prompt was seen;"
+                " reference='empty' spends a row per image"
+            )
         else:
             why = "guidance is off" if self.cfg is None else f"cfg is {self.cfg:g}"
         return f"{why}, so the pipeline predicts nothing without the prompt; reference='empty' spends a row per image"

@@ -1,12 +1,13 @@
 """Which rows of a denoiser call carry the prompt: they are compared with what the pipeline encoded, never counted.
 
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch and the standard library.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.aside, torch and the standard library.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from typing import Any
 
 from torch import Tensor, equal
 
+from ...aside import aside
 from ...attributions import moment
-from ...troubles import Told
+from ...troubles import Told, in_words
+
+log = logging.getLogger("memguard")
 
 # True while memguard itself encodes or predicts, so that several guards on one pipeline do not watch each other.
 OWN: ContextVar[bool] = ContextVar("memguard_own", default=False)
@@ -27,17 +31,48 @@ SWAPPED: ContextVar[tuple[Tensor, list[str]] | None] = ContextVar("memguard_swap
 
 
 @contextmanager
-def own():
-    """Mark what happens inside as memguard's own work."""
+def own(*used: Any) -> Iterator[None]:
+    """Mark what happens inside as memguard's own work, which leaves random generators as they are.
+
+    Args:
+        used: what it computes with, as for ``aside``.
+
+    """
     token = OWN.set(True)
     try:
-        yield
+        with aside(*used):
+            yield
     finally:
         OWN.reset(token)
 
 
+class Enough(Exception):
+    """Ends a pipeline call of ours: all steps that were asked for are scored."""
+
+
 class Unscored(Told):
     """The reason why a model call has no score, in words for the user."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Say in words what goes wrong in the block; the log has the rest.
+
+    Raises:
+        Unscored: with the words.
+
+    """
+    try:
+        yield
+    except (Told, FloatingPointError, Enough):
+        raise
+    except Exception as error:
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        raise Unscored(in_words(error)) from error
+
+
+UNKNOWN = "this pipeline encodes prompts in a way that MemGuard does not know"
+SAME = "the prompt and the negative prompt are the same for the model, so there is nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -79,14 +114,16 @@ class Prompts:
         self._paired = False
         self._wished: Encoded | None = None
         self._confused = False
+        self._unknown = False  # whether encode_prompt cannot be asked for other texts
 
     def learn(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Take one call ``encode(*args, **kwargs) -> result`` of the pipeline's ``encode_prompt``, bound."""
         signature = inspect.signature(encode)
+        self._unknown = "prompt" not in signature.parameters
         paired = "negative_prompt" in signature.parameters
-        first, second = _split(result, paired)
+        first, second = _split(result)
         if self.cond is None:
-            self.cond, self.uncond = first, second
+            self.cond, self.uncond = first, second if paired else None
             self._paired = paired
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments.get("prompt")
@@ -107,6 +144,8 @@ class Prompts:
     def wished(self) -> Encoded | None:
         """The wish, encoded when it is first asked for, as many rows as ``cond``; None for no wish."""
         if self._wished is None and self.wish is not None and self._encode is not None and self.cond is not None:
+            if self._unknown:
+                raise Unscored(UNKNOWN)
             rows = len(self.cond.text)
             if self._paired:
                 # "" as negative prompt is the pipeline's own way to have none (SDXL: zeros)
@@ -124,6 +163,8 @@ class Prompts:
         """
         if self._encode is None:
             raise Unscored("this pipeline has no encode_prompt, so other prompts cannot be encoded")
+        if self._unknown:
+            raise Unscored(UNKNOWN)
         return self._encode(list(texts), len(texts) * [""] if self._paired else None, 1)[0]
 
     def _again(
@@ -143,13 +184,13 @@ class Prompts:
             if name.startswith(texts)
         }
         settings = {k: v for k, v in bound.arguments.items() if not k.startswith(texts)} | settings
-        settings |= {"prompt": prompts, "num_images_per_prompt": images}
-        if self._paired:
-            settings["do_classifier_free_guidance"] = True
-            if negative is not None:
-                settings["negative_prompt"] = negative
+        settings |= {"prompt": prompts}
+        switches = {"num_images_per_prompt": images, "do_classifier_free_guidance": True}
+        settings |= {k: v for k, v in switches.items() if k in signature.parameters}
+        if self._paired and negative is not None:
+            settings["negative_prompt"] = negative
         with own():
-            return _split(encode(**settings), self._paired)
+            return _split(encode(**settings))
 
     def roles(self, text: Tensor) -> list[str]:
         """Return "cond", "uncond" or "unknown" for each block of rows, in order.
@@ -166,6 +207,8 @@ class Prompts:
             return swapped[1]
         if self.cond is None:
             raise Unscored("this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told")
+        if self._unknown:
+            raise Unscored(UNKNOWN)
         if self._confused:
             raise Unscored("the pipeline encodes several prompts, so the rows that carry the prompt cannot be told")
         blocks = text.split(len(self.cond.text))
@@ -176,18 +219,25 @@ class Prompts:
         return ["cond" if c else "uncond" if u else "unknown" for c, u in zip(is_cond, is_uncond, strict=True)]
 
 
-def _split(result: Any, paired: bool) -> tuple[Encoded, Encoded | None]:
-    """Return prompt and negative prompt of what an ``encode_prompt`` returned.
+def _split(result: Any) -> tuple[Encoded, Encoded | None]:
+    """Return prompt and negative prompt of what an ``encode_prompt`` returned, with their pooled vectors.
 
-    Known orders: (text, negative), (text, negative, pooled, negative pooled), (text, mask, negative, negative mask),
-    and, where the negative prompt is no argument, (text, pooled or mask, ...).
+    Pipelines return texts, pooled vectors, masks and places in several orders; each is told by its shape, and the
+    prompt's come before the negative prompt's in all of them.
+
+    Raises:
+        Unscored: if no encoded text is among them.
+
     """
-    parts = [*result, None, None, None] if isinstance(result, tuple | list) else [result, None, None, None]
-    if not paired:
-        return Encoded(parts[0], parts[1]), None
-    if parts[1] is not None and parts[1].ndim == 2:
-        return Encoded(parts[0]), None if parts[2] is None else Encoded(parts[2])
-    return Encoded(parts[0], parts[2]), None if parts[1] is None else Encoded(parts[1], parts[3])
+    tensors = [part for part in (result if isinstance(result, tuple | list) else [result]) if isinstance(part, Tensor)]
+    texts = [part for part in tensors if part.ndim == 3]
+    if not texts:
+        raise Unscored(UNKNOWN)
+    rows, tokens, _ = texts[0].shape
+    flat = [part for part in tensors if part.ndim == 2 and len(part) == rows and part.is_floating_point()]
+    pooled = [part for part in flat if part.shape[1] != tokens]  # masks have a column for each token
+    first, second = (*pooled, None, None)[:2]
+    return Encoded(texts[0], first), Encoded(texts[1], second) if len(texts) > 1 else None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

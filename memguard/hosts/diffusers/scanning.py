@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...aside import aside
 from ...calibration import Profile, Sensitivity
 from ...guard import Guard
 from ...records import Reference, Report
@@ -26,11 +27,11 @@ from ...texts import unfit
 from ...troubles import of_pipeline
 from . import pipes
 from .attention import attending
-from .batch import Enough, Seen, repeated_latents
+from .batch import Seen, repeated_latents, together
 from .hooks import listening
+from .methods import encoding, methods
 from .reader import Reader, Shared
-from .rows import Prompts
-from .watch import encoding, methods
+from .rows import Enough, Prompts
 
 log = logging.getLogger("memguard")
 
@@ -126,7 +127,7 @@ class _Scan:
         self.wish = "" if guard.reference == "empty" else given["negative_prompt"] or ""
         mixes = guard.steps == 1 or type(pipe.scheduler).__name__.removesuffix("Scheduler") in DETERMINISTIC
         rows = self.images if self.single else 2 * self.images
-        self.batch_size = (batch_size or max(1, ROWS // rows)) if mixes else 1
+        self.batch_size = (batch_size or max(1, ROWS // rows)) if mixes and together(pipe) else 1
         self.shared: Shared | None = None
 
     def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:
@@ -188,14 +189,14 @@ class _Scan:
             call["negative_prompt"] = len(texts) * [call["negative_prompt"]]
         before = getattr(self.pipe, "_progress_bar_config", {})
         self.pipe.set_progress_bar_config(disable=True)
+        reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared)
         try:
             with (
+                aside(self.module),
                 attending(self.guard.attention, self.module) as read,
                 methods(self.pipe, **encoding(self.pipe, prompts.learn), **repeated_latents(self.pipe, len(texts))),
             ):
-                reader = Reader(
-                    self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared, read=read
-                )
+                reader.read = read
                 with listening(self.module, reader), contextlib.suppress(Enough):
                     self.pipe(**call)
         finally:

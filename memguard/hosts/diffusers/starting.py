@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...attributions import moment
-from ...attributions.lean import lean
 from ...calibration import ordinary
 from ...mitigations.base import Start, Step, View
 from ...mitigations.edit import CODES, OTHER, Plan
 from ...records import Finding
 from . import pipes
+from .caches import differentiable
 from .calls import Call, prompt_of
 from .edits import Editor, following
 from .levels import Level, level
@@ -58,11 +58,11 @@ def predictor(
     own = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def predict(view: View) -> Tensor:
-        count(len(x))
         plan = Plan(view.edits, own, groups, sigma=here.sigma) if view.edits else None
         with following(plan):
             given = None if view.noise is None else view.noise * scale
             made = call.repeat(rows, view.prompt, given)
+        count(len(x))
         return here.convert(made, x if given is None else given)
 
     return predict
@@ -107,7 +107,7 @@ def start(
 
     @contextmanager
     def gradients() -> Iterator[None]:
-        with lean(call.module), torch.enable_grad():
+        with differentiable(call.module), torch.enable_grad():
             yield
 
     def word(number: int) -> str:

@@ -5,27 +5,31 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...mitigations.base import Treatment
-from ...mitigations.edit import OTHER, Edit, Plan
-from .calls import Call, by_name, output_of, prompt_of, tensor_of, with_latents, with_prompt
+from ...mitigations.effect import Effect
+from .caches import ANSWERED
+from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
 from .edits import PLAN, Editor
+from .hooks import Trouble
 from .levels import level
-from .rows import OWN, SWAPPED, Encoded, Prompts, Unscored
-from .starting import Count, gain, groups_of, step
+from .pipes import learns_variance
+from .putting import Plans, exchanged
+from .rows import OWN, SWAPPED, Prompts, Unscored, own
+from .starting import Count, gain, step
 
 TWO_CALLS = "this pipeline predicts with and without the prompt in two calls, and the guidance needs both in one"
 NO_GUIDANCE = "guidance is off, so there is no guidance to change"
 
 Choose = Callable[[Call, dict[str, slice]], Treatment]
+Carry = Callable[[Treatment], Effect]
 
 
 class Steering:
@@ -36,25 +40,38 @@ class Steering:
         module: its denoiser.
         prompts: what it encodes in this run.
         count: told the rows that the treatment costs.
+        trouble: of the run.
+        cfg: guidance scale that the pipeline was called with, if it tells none itself.
+        carry: gives what is told of a treatment that is carried out, such as ``Run.carry``.
         choose: asked at the first model call, before it is made, for the treatment of the run; None leaves the run as
             it is until ``adopt``.
 
     """
 
     def __init__(
-        self, pipe: Any, module: nn.Module, prompts: Prompts, count: Count, choose: Choose | None = None
+        self,
+        pipe: Any,
+        module: nn.Module,
+        prompts: Prompts,
+        count: Count,
+        trouble: Trouble,
+        cfg: float | None = None,
+        carry: Carry = Effect,
+        choose: Choose | None = None,
     ) -> None:
         self.pipe, self.module, self.prompts, self.count, self.choose = pipe, module, prompts, count, choose
-        self.editor = Editor(module)
+        self.trouble, self.carry, self.cfg = trouble, carry, cfg
+        self.editor = Editor(module, trouble)
         self.treatment = Treatment()
+        self.effect = Effect(self.treatment)
         self.latents: Tensor | None = None  # that the pipeline starts from
+        self._own_latents: Tensor | None = None  # as they were drawn, where the treatment has others
+        self._asked: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # a treated call, as the pipeline made it
         self.calls = 0
-        self._groups: Tensor | None = None
+        self.plans = Plans(pipe, prompts)
         self._seen: Tensor | None = None
         self._roles: list[str] = []
         self._token: Any = None
-        self._plan_for: Any = None  # what the plan below was made for; it holds for all calls of a run
-        self._planned: Plan | None = None
 
     def blocks(self, text: Tensor) -> dict[str, slice]:
         """Return which rows of a call carry the prompt and which do not.
@@ -79,62 +96,105 @@ class Steering:
         """Return the arguments of a model call under the treatment; the signature is that of a forward pre-hook."""
         if OWN.get():
             return None
+        self._asked = None
         arguments = by_name(module, args, kwargs)
         if self.calls == 0 and self.choose is not None:
             call = Call.of(module, args, kwargs, None)
             self.adopt(self.choose(call, self.blocks(call.text)))
+            self._asked = args, kwargs
             arguments = with_latents(arguments, self._noise(call))
         if not self.treatment.changes:
             return None
+        self._asked = args, kwargs
         blocks = self.blocks(arguments["encoder_hidden_states"])
-        self._token = PLAN.set(self._plan(arguments, blocks))
-        changed = self._exchanged(arguments, blocks)
+        self._token = PLAN.set(self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls))
+        changed = exchanged(arguments, blocks, self.treatment, self.effect)
         if changed is not arguments:
             SWAPPED.set((changed["encoder_hidden_states"], self._roles))
-        return (), changed
+        return as_given(module, changed, len(args))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output of a model call with the gap that guidance is to be applied to; None leaves it."""
         if OWN.get():
             return None
+        self._no_plan()
+        given = None
+        if self.treatment.guidance:
+            given = self._guided(Call.of(module, args, kwargs, output, learns_variance(self.pipe)), output, self.effect)
+        self.calls += 1
+        self._asked = None
+        return given
+
+    def plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return what the model says to the pipeline's own arguments, after trouble in a treated call; else None."""
+        if OWN.get() or self._asked is None:
+            return None
+        (args, kwargs), self._asked = self._asked, None
+        with own(module):
+            return module(*args, **kwargs)
+
+    def undo(self) -> bool:
+        """Leave the treatment after trouble; return whether the run is as if there had been none."""
+        self._no_plan()
+        self.treatment, self.choose = Treatment(), None
+        if self.calls > 0:
+            return False
+        if self._own_latents is not None and self.latents is not None:
+            with torch.no_grad():
+                self.latents.copy_(self._own_latents)
+        return True
+
+    def _no_plan(self) -> None:
         if self._token is not None:
             PLAN.reset(self._token)
             self._token = None
-        self.calls += 1
-        if not self.treatment.guidance:
-            return None
-        return self._guided(Call.of(module, args, kwargs, output), output)
+
+    def keep_latents(self, result: Any) -> Any:
+        """Take what ``prepare_latents`` returned; return the same with a copy that may be written to."""
+        first, *rest = result if isinstance(result, tuple) else (result,)
+        self.latents = first.clone()  # some pipelines hand the user's own tensor through
+        return (self.latents, *rest) if isinstance(result, tuple) else self.latents
 
     def adopt(self, treatment: Treatment) -> None:
         """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents."""
-        self.treatment = treatment
+        self.treatment, self.effect = treatment, self.carry(treatment)
         if treatment.noise is not None and self.latents is not None:
             noise = treatment.noise.to(self.latents)
             if noise.shape != self.latents.shape:  # Flux packs its latents
                 noise = with_latents({"hidden_states": self.latents}, noise)["hidden_states"]
             images = slice(None) if treatment.images is None else treatment.images
+            self._own_latents = self.latents.clone()
             with torch.no_grad():
                 self.latents[images] = (noise * self._initial())[images]
+            self.effect.changed("noise", self._own_latents, self.latents)
 
-    def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> tuple[Call, Any]:
-        """Make the first call again under a treatment; return it and its output."""
-        self.count(len(call.text))
-        arguments = with_latents(call.arguments, self._noise(call, treatment))
-        arguments = self._exchanged(arguments, blocks, treatment)
-        token = PLAN.set(self._plan(arguments, blocks, treatment))
-        own = OWN.set(True)
+    def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> Again:
+        """Make the first call again under a treatment.
+
+        Raises:
+            Unscored: if the model answers other input with the same tensor: a cache between steps answers.
+
+        """
+        effect = Effect(treatment)
+        moved = with_latents(call.arguments, self._noise(call, treatment))
+        arguments = exchanged(moved, blocks, treatment, effect)
+        token = PLAN.set(self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls))
         try:
-            output = self.module(**arguments)
+            output = call.made(arguments)
         finally:
-            OWN.reset(own)
             PLAN.reset(token)
-        made = Call.of(self.module, (), arguments, output)
-        return made, output
+        self.count(len(call.text))
+        args, kwargs = as_given(self.module, arguments, call.positional)
+        made = Call.of(self.module, args, kwargs, output, learns_variance(self.pipe))
+        if (arguments is not moved or treatment.noise is not None) and torch.equal(made.prediction, call.prediction):
+            raise Unscored(ANSWERED)
+        return Again(treatment, made, output, effect)
 
-    def guided(self, call: Call, output: Any) -> Any:
-        """Return an output of the first call with the gap of the treatment's guidance."""
-        changed = self._guided(call, output) if self.treatment.guidance else None
-        return output if changed is None else changed
+    def guided(self, first: Again) -> Any:
+        """Return the output of the first call, made again, with the gap of the treatment's guidance."""
+        self.effect.join(first.effect)
+        changed = self._guided(first.call, first.output, self.effect) if self.treatment.guidance else None
+        return first.output if changed is None else changed
 
     def _noise(self, call: Call, treatment: Treatment | None = None) -> Tensor | None:
         treatment = treatment or self.treatment
@@ -149,6 +209,12 @@ class Steering:
         rows = torch.cat([images + block * len(noise) for block in range(blocks)])
         x[rows] = found[rows]
         return x
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale of the run."""
+        own = getattr(self.pipe, "guidance_scale", None)
+        return float(own if isinstance(own, int | float) else self.cfg or 0.0)
 
     def scale(self, call: Call) -> float:
         """Return what noise of unit variance is multiplied by in the model's input; schedulers scale it twice."""
@@ -165,77 +231,35 @@ class Steering:
     def _initial(self) -> float:
         return float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
 
-    def _exchanged(
-        self, arguments: dict[str, Any], blocks: dict[str, slice], treatment: Treatment | None = None
-    ) -> dict[str, Any]:
-        treatment = treatment or self.treatment
-        given = {"cond": treatment.prompt, "uncond": treatment.reference}
-        if not any(given[role] is not None for role in blocks):
-            return arguments
-        whole = prompt_of(arguments)
-        text = whole.text.clone()
-        pooled = None if whole.pooled is None else whole.pooled.clone()
-        for role, rows in blocks.items():
-            prompt = given[role]
-            if prompt is not None:
-                text[rows] = prompt.text.to(text)
-                if pooled is not None and prompt.pooled is not None:
-                    pooled[rows] = prompt.pooled.to(pooled)
-        return with_prompt(arguments, Encoded(text, pooled))
-
-    def _plan(
-        self, arguments: dict[str, Any], blocks: dict[str, slice], treatment: Treatment | None = None
-    ) -> Plan | None:
-        edits = (treatment or self.treatment).edits
-        if not edits:
-            return None
-        text = arguments["encoder_hidden_states"]
-        sigma = level(self.pipe.scheduler, torch.as_tensor(arguments["timestep"])).sigma
-        key = (edits, tuple(blocks.items()), text.shape, text.device)
-        if self._plan_for != key:
-            self._plan_for, self._planned = key, self._new_plan(edits, text, blocks)
-        assert self._planned is not None
-        self._planned.step, self._planned.sigma = self.calls, sigma
-        return self._planned
-
-    def _new_plan(self, edits: tuple[Edit, ...], text: Tensor, blocks: dict[str, slice]) -> Plan:
-        conditional = torch.zeros(len(text), dtype=torch.bool, device=text.device)
-        if "cond" in blocks:
-            conditional[blocks["cond"]] = True
-        found = None
-        table = self._table(text, blocks)
-        if table is not None and "cond" in blocks:
-            found = torch.full(text.shape[:2], OTHER, dtype=torch.int8, device=text.device)
-            found[blocks["cond"]] = table
-        return Plan(edits, conditional, found)
-
-    def _table(self, text: Tensor, blocks: dict[str, slice]) -> Tensor | None:
-        if self._groups is None:
-            rows = len(text) // len(blocks)
-            table = groups_of(self.pipe, self.prompts.texts, text.shape[1], rows)
-            self._groups = None if table is None else table.to(text.device)
-        return self._groups
-
-    def _guided(self, call: Call, output: Any) -> Any:
+    def _guided(self, call: Call, output: Any, effect: Effect) -> Any:
         blocks = self._split(len(call.text))  # its text may be the treatment's, by which rows cannot be told
         cond, uncond = blocks["cond"], blocks["uncond"]
         here = level(self.pipe.scheduler, call.timestep)
-        units = gain(here)
         x = call.x[cond]
         both = here.convert(call.prediction[cond], x), here.convert(call.prediction[uncond], x)
-        groups = self._table(call.text, blocks)
-        now = step(self.pipe, call, cond, self.calls - 1, float(self.pipe.guidance_scale), both, groups, self.count)
-        before = gap = both[0] - both[1]
-        for guidance in self.treatment.guidance:
-            gap = guidance(gap, replace(now, cond=both[1] + gap))
+        groups = self.plans.table(call.text, blocks)
+        now = step(self.pipe, call, cond, self.calls, self.guidance, both, groups, self.count)
+        before = both[0] - both[1]
+        gap = effect.guided(before, now)
         if gap is before:
             return None
         changed = tensor_of(output).clone()
         channels = call.prediction.shape[1]
         rows = slice(None) if self.treatment.images is None else self.treatment.images
-        moved = (changed[uncond, :channels].float() + gap / units).to(changed)
+        moved = (changed[uncond, :channels].float() + gap / gain(here)).to(changed)
         changed[cond, :channels][rows] = moved[rows]
+        effect.written()
         return output_of(output, changed)
+
+
+@dataclass(frozen=True)
+class Again:
+    """The first call made again: under what, the call and its output, and what the treatment changed in it."""
+
+    treatment: Treatment
+    call: Call
+    output: Any
+    effect: Effect
 
 
 def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:
@@ -245,20 +269,19 @@ def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Tre
     return replace(treatment, guidance=()).note(f"guidance was left alone: {TWO_CALLS if given else NO_GUIDANCE}")
 
 
-def keeping_latents(pipe: Any, steering: Callable[[], Steering | None]) -> dict[str, Callable[..., Any]]:
+def keeping_latents(
+    pipe: Any, steering: Callable[[], Steering | None], trouble: Callable[[], Trouble | None]
+) -> dict[str, Callable[..., Any]]:
     """Return the ``prepare_latents`` for ``methods`` that tells a run's steering which tensor it starts from."""
-    original = getattr(type(pipe), "prepare_latents", None)
-    if original is None:
+    if getattr(type(pipe), "prepare_latents", None) is None:
         return {}
 
-    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        now = steering()
-        if now is None or OWN.get():
+    def prepare_latents(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = inner(self, *args, **kwargs)
+        now, guard = steering(), trouble()
+        if now is None or guard is None or OWN.get():
             return result
-        first, *rest = result if isinstance(result, tuple) else (result,)
-        now.latents = first.clone()  # some pipelines hand the user's own tensor through
-        return (now.latents, *rest) if isinstance(result, tuple) else now.latents
+        kept = guard(now.keep_latents, result)
+        return result if kept is None else kept
 
-    prepare_latents.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     return {"prepare_latents": prepare_latents}

@@ -69,7 +69,7 @@ def _encoders(pipe: Any, count: int) -> list[tuple[Any, int, int]]:
         return parts if third is None else [*parts, (third, length, count - length)]
     if second is not None and _t5(second):
         return [(second, 0, count)]  # Flux: CLIP gives the pooled vector only
-    return [(first or second, 0, count)]  # SDXL: both encoders share the columns
+    return [(second if first is None else first, 0, count)]  # SDXL: both encoders share the columns
 
 
 def _t5(tokenizer: Any) -> bool:

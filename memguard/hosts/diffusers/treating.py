@@ -9,26 +9,30 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...aside import aside
 from ...loop import BROKEN
-from ...mitigations.base import Mitigation, Parity, Treatment, Unsuitable
+from ...mitigations.base import Mitigation, Parity, Treatment
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
-from ...troubles import in_words
+from ...troubles import Told, careful, in_words
 from . import pipes
-from .batch import Enough
 from .calls import Call
 from .edits import Editor
-from .hooks import eagerly, listening, set_eager
-from .rows import OWN, SWAPPED, Prompts, Unscored
+from .hooks import Trouble, eagerly, listening, set_eager
+from .methods import encoding, methods
+from .rows import OWN, SWAPPED, Enough, Prompts
 from .starting import start
 from .steering import Steering, keeping_latents, suitable
-from .watch import encoding, methods
 
 log = logging.getLogger("memguard")
+
+
+LEFT = "%s was left out: %s"
 
 
 @contextmanager
@@ -44,67 +48,86 @@ def treat(mitigation: Mitigation, pipe: Any) -> Iterator[Any]:
     module = pipes.denoiser(pipe)
     if module is None:
         raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer to mitigate")
-    plain, now = type(pipe).__call__, _Now()
-    now.model = pipes.name_of(module)
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if mitigation.strength == 0:
-            return plain(self, *args, **kwargs)
-        prompts = now.prompts = Prompts()
-        steering = now.steering = Steering(self, module, prompts, lambda rows: None, _chooser(self, mitigation, now))
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(steering.editor.installed())
-                stack.enter_context(eagerly(module))
-                set_eager(stack, module)
-                stack.enter_context(listening(module, steering.after, steering.before))
-                return plain(self, *args, **kwargs)
-        finally:
-            now.prompts = now.steering = None
-            SWAPPED.set(None)
-
-    def learn(*what: Any) -> None:
-        if now.prompts is not None:
-            now.prompts.learn(*what)
-
-    own = {"__call__": call, **encoding(pipe, learn), **keeping_latents(pipe, lambda: now.steering)}
-    with methods(pipe, **own):
+    treating = _Treating(mitigation, module)
+    trouble = lambda: treating.trouble  # noqa: E731
+    own = {"__call__": treating.run, **encoding(pipe, treating.encoded, trouble)}
+    with methods(pipe, **own, **keeping_latents(pipe, lambda: treating.steering, trouble)):
         yield pipe
 
 
-class _Now:
+class _Treating:
     """The run in progress, and the model's fingerprint."""
 
-    model: str = ""
-    prompts: Prompts | None = None
-    steering: Steering | None = None
+    def __init__(self, mitigation: Mitigation, module: nn.Module) -> None:
+        self.mitigation, self.module = mitigation, module
+        self.model: str | None = None
+        self.prompts: Prompts | None = None
+        self.steering: Steering | None = None
+        self.trouble: Trouble | None = None
 
-
-def _chooser(pipe: Any, mitigation: Mitigation, now: _Now) -> Any:
-    def choose(call: Call, blocks: dict[str, slice]) -> Treatment:
-        assert now.steering is not None and now.prompts is not None
-        began = start(
-            pipe,
-            call,
-            blocks,
-            now.prompts,
-            now.steering.editor,
-            None,
-            lambda rows: None,
-            now.steering.scale(call),
-            now.model,
-        )
+    def run(self, call: Any, pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make one call of the pipeline under the mitigation."""
+        if self.mitigation.strength == 0:
+            return call(pipe, *args, **kwargs)
+        self.trouble = Trouble(partial(careful, self._failed), self._undo)
         try:
-            treatment = mitigation.treat(began, Treatment())
-        except BROKEN as error:
-            log.warning("%s was left out: %s", mitigation.TITLE, in_words(error))
-            return Treatment()
-        found = suitable(treatment, blocks, given=now.prompts.uncond is not None)
-        for note in found.notes[len(treatment.notes) :]:
-            log.warning("%s: %s", mitigation.TITLE, note)
-        return found
+            with ExitStack() as stack:
+                self.trouble(self._prepare, call, pipe, args, kwargs, stack)
+                return call(pipe, *args, **kwargs)
+        finally:
+            self.prompts = self.steering = self.trouble = None
+            SWAPPED.set(None)
 
-    return choose
+    def encoded(self, *what: Any) -> None:
+        """Take what the pipeline encodes."""
+        if self.prompts is not None:
+            self.prompts.learn(*what)
+
+    def _prepare(self, call: Any, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stack: ExitStack) -> None:
+        assert self.trouble is not None
+        if self.model is None:
+            self.model = pipes.name_of(self.module)
+        cfg = pipes.guidance(pipes.arguments(call, (pipe, *args), kwargs))
+        self.prompts = Prompts()
+        self.steering = now = Steering(
+            pipe, self.module, self.prompts, lambda rows: None, self.trouble, cfg, choose=self._choose
+        )
+        stack.enter_context(now.editor.installed())
+        stack.enter_context(eagerly(self.module))
+        set_eager(stack, self.module)
+        stack.enter_context(listening(self.module, now.after, now.before, trouble=self.trouble, instead=now.plain))
+
+    def _failed(self, error: Exception) -> None:
+        log.warning(LEFT, self.mitigation.TITLE, in_words(error), exc_info=None if isinstance(error, Told) else error)
+
+    def _undo(self) -> None:
+        if self.steering is not None:
+            self.steering.undo()
+
+    def _choose(self, call: Call, blocks: dict[str, slice]) -> Treatment:
+        assert self.steering is not None and self.prompts is not None and self.model is not None
+        steering, title = self.steering, self.mitigation.TITLE
+        with aside(self.module):
+            began = start(
+                steering.pipe,
+                call,
+                blocks,
+                self.prompts,
+                steering.editor,
+                None,
+                steering.count,
+                steering.scale(call),
+                self.model,
+            )
+            try:
+                treatment = self.mitigation.treat(began, Treatment())
+            except BROKEN as error:
+                log.warning(LEFT, title, in_words(error))
+                return Treatment()
+        found = suitable(treatment, blocks, given=self.prompts.uncond is not None)
+        for note in found.notes[len(treatment.notes) :]:
+            log.warning("%s: %s", title, note)
+        return found
 
 
 def optimize_prompt(
@@ -164,7 +187,7 @@ def optimize_prompt(
     call |= pipes.size(pipe, module, height, width)
     prompts, found = Prompts(), []
     editor = Editor(module)
-    steering = Steering(pipe, module, prompts, lambda rows: None)
+    steering = Steering(pipe, module, prompts, lambda rows: None, Trouble())
 
     def before(called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if OWN.get():
@@ -178,14 +201,15 @@ def optimize_prompt(
     pipe.set_progress_bar_config(disable=True)
     try:
         with (
+            aside(module),
             eagerly(module),
             methods(pipe, **encoding(pipe, prompts.learn)),
             listening(module, lambda *_: None, before),
             contextlib.suppress(Enough),
         ):
             pipe(**{k: v for k, v in call.items() if v is not None})
-    except (Unscored, Unsuitable) as reason:
-        raise ValueError(f"the prompt cannot be optimised: {reason}") from None
+    except Told as reason:
+        raise ValueError(f"the prompt cannot be optimised: {in_words(reason)}") from None
     finally:
         pipe.set_progress_bar_config(**progress)
         pipe.maybe_free_model_hooks()

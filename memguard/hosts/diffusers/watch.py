@@ -1,8 +1,8 @@
 """``attach``: a guard watches every call of one pipeline.
 
-For the time of the ``with`` block the pipeline object belongs to a subclass of its own class, of the same name, whose
-``__call__`` and ``encode_prompt`` go through memguard; the denoiser has a forward hook during a call only. So nothing
-of diffusers is patched for other pipelines, and leaving the block leaves nothing behind.
+``__call__`` and ``encode_prompt`` of the one pipeline object go through memguard (``methods``); the denoiser has a
+forward hook during a call only. So nothing of diffusers is patched for other pipelines, and leaving the block leaves
+nothing behind.
 
 Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,45 +19,14 @@ from torch import nn
 from ...guard import Guard, Run
 from . import pipes
 from .attention import attending
-from .hooks import listening
+from .hooks import Trouble, listening
+from .methods import encoding, methods
 from .mitigating import Mitigating
 from .reader import Reader
-from .rows import OWN, SWAPPED, Prompts
+from .rows import SWAPPED, Prompts
 from .steering import Steering, keeping_latents
 
-
-@contextmanager
-def methods(pipe: Any, **own: Callable[..., Any]) -> Iterator[None]:
-    """Replace methods of one object, each ``own`` one with the signature of the method that it stands for."""
-    original = type(pipe)
-    body = {name: wraps(getattr(original, name))(method) for name, method in own.items()}
-    cls = type(original.__name__, (original,), body | {"__module__": original.__module__, "__doc__": original.__doc__})
-    object.__setattr__(pipe, "__class__", cls)
-    try:
-        yield
-    finally:
-        object.__setattr__(pipe, "__class__", original)
-
-
-def encoding(pipe: Any, learn: Callable[..., None]) -> dict[str, Callable[..., Any]]:
-    """Return the ``encode_prompt`` for ``methods`` that reports what is encoded; none if the pipeline has none.
-
-    Args:
-        pipe: the pipeline.
-        learn: called with (bound encode_prompt, args, kwargs, result).
-
-    """
-    original = getattr(type(pipe), "encode_prompt", None)
-    if original is None:
-        return {}
-
-    def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if not OWN.get():
-            learn(original.__get__(self), args, kwargs, result)
-        return result
-
-    return {"encode_prompt": encode_prompt}
+UNSEEN = "the pipeline did not call its {}, so nothing could be seen"
 
 
 @contextmanager
@@ -66,21 +34,17 @@ def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
     """Watch a pipeline; every call of it inside the block is one run and leaves one ``guard.report``.
 
     Reads the predictions that the pipeline makes anyway; pictures are identical to those without a guard. Under policy
-    "stop" a call may raise ``MemorizationStop``.
+    "stop" a call may raise ``MemorizationStop``: for a run that looks memorized, and for one that has no score.
 
     Args:
         guard: settings, and where the report appears.
         pipe: a diffusers pipeline with a ``unet`` or a ``transformer``.
 
     """
-    watch = _Watch(guard, type(pipe).__call__)
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return watch.run(self, args, kwargs)
-
-    own = {"__call__": call, **encoding(pipe, watch.encoded)}
+    watch = _Watch(guard)
+    own = {"__call__": watch.run, **encoding(pipe, watch.encoded, lambda: watch.trouble)}
     if guard.policy == "mitigate":
-        own |= keeping_latents(pipe, lambda: watch.steering)
+        own |= keeping_latents(pipe, lambda: watch.steering, lambda: watch.trouble)
     with methods(pipe, **own):
         yield pipe
 
@@ -88,58 +52,71 @@ def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
 class _Watch:
     """What lives as long as the block: one run at a time, and the fingerprints of the denoisers seen."""
 
-    def __init__(self, guard: Guard, call: Callable[..., Any]) -> None:
-        self.guard, self.call = guard, call
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
         self._models: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        self._now: tuple[Run, Prompts] | None = None
+        self._prompts: Prompts | None = None
         self.steering: Steering | None = None
+        self.trouble: Trouble | None = None  # of the run in progress
 
-    def run(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = self.guard.begin(**pipes.host_facts())
+    def run(self, call: Callable[..., Any], pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make one call of the pipeline, watched."""
+        run = self.guard.begin(host="diffusers")
+        trouble = self.trouble = Trouble(run.careful)
+        seen: list[Reader] = []
         try:
-            reader, module = self._prepare(pipe, run, args, kwargs)
-            if reader is None or module is None:
-                return self.call(pipe, *args, **kwargs)
-            self._now = (run, reader.prompts)
             with ExitStack() as stack:
-                reader.read = stack.enter_context(attending(self.guard.attention, module))
-                if self.guard.policy == "mitigate":
-                    hook = Mitigating(run, reader, module, stack)
-                    self.steering = hook.steering
-                    stack.enter_context(listening(module, hook, hook.before, hook.plainly, first=True))
-                else:
-                    stack.enter_context(listening(module, reader, first=True))
-                return self.call(pipe, *args, **kwargs)
+                trouble(self._prepare, call, pipe, run, args, kwargs, stack, seen)
+                if run.reason is not None:
+                    run.insist()
+                made = call(pipe, *args, **kwargs)
+            if not run.evidence and not getattr(pipe, "interrupt", False):
+                run.unavailable(seen[0].why_not() if seen else UNSEEN.format("denoiser"))
+                run.insist()
+            return made
         finally:
             if self.steering is not None:
                 SWAPPED.set(None)
-            self._now = self.steering = None
+            self._prompts = self.steering = self.trouble = None
             run.finish()
 
     def encoded(self, *what: Any) -> None:
-        if self._now is None:
-            return
-        run, prompts = self._now
-        try:
-            prompts.learn(*what)
-        except Exception as error:
-            run.failed(error)
+        """Take what the pipeline encodes."""
+        if self._prompts is not None:
+            self._prompts.learn(*what)
 
     def _prepare(
-        self, pipe: Any, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Reader | None, nn.Module | None]:
-        try:
-            module = pipes.denoiser(pipe)
-            if module is None:
-                run.unavailable(f"{type(pipe).__name__} has neither a unet nor a transformer")
-                return None, None
-            given = pipes.arguments(self.call, (pipe, *args), kwargs)
-            if module not in self._models:
-                self._models[module] = pipes.name_of(module)
-            run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
-            prompts = Prompts("" if self.guard.reference == "empty" else None)
-            cfg = pipes.guidance(given)
-            return Reader(pipe, run, prompts, self.guard.reference, cfg, late=self.guard.late), module
-        except Exception as error:
-            run.failed(error)
-            return None, None
+        self,
+        call: Callable[..., Any],
+        pipe: Any,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        stack: ExitStack,
+        seen: list[Reader],
+    ) -> None:
+        """Put the hooks of a run in their places; they stay on the stack."""
+        assert self.trouble is not None
+        run.learn(**pipes.host_facts())
+        module = pipes.denoiser(pipe)
+        if module is None:
+            run.unavailable(f"{type(pipe).__name__} has neither a unet nor a transformer")
+            return
+        given = pipes.arguments(call, (pipe, *args), kwargs)
+        if module not in self._models:
+            self._models[module] = pipes.name_of(module)
+        run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
+        prompts = Prompts("" if self.guard.reference == "empty" else None)
+        reader = Reader(pipe, run, prompts, self.guard.reference, pipes.guidance(given), late=self.guard.late)
+        reader.read = stack.enter_context(attending(self.guard.attention, module))
+        if self.guard.policy == "mitigate":
+            hook = Mitigating(run, reader, module, stack, self.trouble, pipes.guidance(given))
+            self.trouble.undo = hook.undo
+            stack.enter_context(
+                listening(module, hook, hook.before, hook.plainly, True, self.trouble, hook.steering.plain)
+            )
+            self.steering = hook.steering
+        else:
+            stack.enter_context(listening(module, reader, first=True, trouble=self.trouble))
+        self._prompts = prompts
+        seen.append(reader)
