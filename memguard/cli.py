@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,14 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+class _Lines(logging.Handler):
+    """Shows what the package notes as one line each, without the traceback that a host's log has."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line to stderr."""
+        sys.stderr.write(_line(f"memguard: {_shortened(record.getMessage())}"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -84,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends nothing
+    log = logging.getLogger("memguard")
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
     try:
         args = build_parser(command).parse_args(words)
         code: int = args.run(args)

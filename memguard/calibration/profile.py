@@ -153,6 +153,8 @@ class Profile:
             raise
         except OSError as error:
             raise ProfileError(f"{path}: cannot be read ({error.strerror}); run memguard calibrate") from None
+        except (OverflowError, RecursionError):
+            raise ProfileError(f"{path}: not a memguard profile (a number or a nest is too large)") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # also JSONDecodeError, UnicodeDecodeError
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ProfileError(f"{path}: not a memguard profile ({what}); run memguard calibrate again") from None
@@ -162,6 +164,10 @@ class Profile:
         c = self.conditions
         if not (c.sigma > 0 and c.steps_scored >= 1 and len(c.latent) == 2 and min(c.latent) > 0):
             raise ValueError("sigma, steps_scored and latent must be positive")
+        if not all(isinstance(text, str) for text in (c.model, c.family, c.scheduler, c.reference, c.dtype, self.note)):
+            raise ValueError("model, family, scheduler, reference, dtype and note must be texts")
+        if not all(map(math.isfinite, (c.sigma, c.steps_scored, *c.latent))):
+            raise ValueError("sigma, steps_scored and latent must be finite")
         for name, d in self.distributions.items():
             if not (d.log_spread > 0 and math.isfinite(d.log_median) and math.isfinite(d.log_spread)):
                 raise ValueError(f"the distribution of {name} is not finite")

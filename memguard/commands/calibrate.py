@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..lists import BadInput, read_prompts
+from ..lists import BadInput, files, read_prompts
 from . import common, models
 
 
@@ -33,20 +33,27 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate; return 0."""
     from ..calibration import ordinary_prompts, save
+    from ..calibration.profile import MINIMUM
+    from ..calibration.store import home
+    from ..guard import Guard
     from ..hosts.diffusers import calibrate
 
+    common.check(args)
     prompts = list(read_prompts(args.prompts, args.column, args.encoding)) if args.prompts else ordinary_prompts()
+    if len(prompts) < MINIMUM:
+        raise BadInput(f"{args.prompts}: {len(prompts)} prompts; a profile needs at least {MINIMUM}")
+    files.folder(args.out or home() / "profiles")
     bar = common.progress((), len(prompts), " prompts")
     try:
+        Guard(common.detectors(args))  # what it refuses costs no loading
+        pipe = models.load_model(args)
         with bar:
-            profile = calibrate(
-                models.load_model(args), prompts, progress=lambda _: bar.update(), **common.settings(args)
-            )
+            profile = calibrate(pipe, prompts, progress=lambda _: bar.update(), **common.settings(args))
         path = save(profile, args.out)
     except ValueError as error:  # also ProfileError
         raise BadInput(str(error)) from None
     except OSError as error:
-        raise BadInput(f"{args.out or error.filename}: cannot be written ({error.strerror})") from None
+        raise files.unwritable(args.out or error.filename, error) from None
     if args.json:
         import json
 

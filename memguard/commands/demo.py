@@ -9,14 +9,18 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..bench.roc import Estimate, auc, bootstrap, tpr_at_fpr
+from ..lists import files
 from ..records import Report
 from ..report import Card, Section, page
+from ..texts import shown
+from . import common, models
 
 SEED = 7
 SHOWN = {"verbatim": 10, "template": 2, "held": 2, "single_held": 2}
@@ -41,6 +45,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, generate, write the page; return 0."""
+    target = args.out / "report.html"
+    files.target(target, files.is_page)
+    with models.quiet():
+        return _run(args, target)
+
+
+def _run(args: argparse.Namespace, target: Path) -> int:
     from .. import testbed
     from ..hosts.diffusers import scan
 
@@ -55,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
     }
     say = _quiet if args.json else print
     say(f"Scoring {sum(map(len, prompts.values()))} prompts at the first denoising step ...")
-    reports = {kind: list(scan(pipe, texts, seed=SEED)) for kind, texts in prompts.items()}
+    with common.progress((), sum(map(len, prompts.values())), " prompts") as bar:
+        reports: dict[str, list[Report]] = {kind: [] for kind in prompts}
+        for kind, texts in prompts.items():
+            for report in scan(pipe, texts, seed=SEED):
+                reports[kind].append(report)
+                bar.update()
     figures = detection(reports)
     rows = table(reports)
     for row in [("prompts", "number", "mean score", "flagged"), *rows]:
@@ -63,16 +79,18 @@ def run(args: argparse.Namespace) -> int:
     for name, value in figures.items():
         say(f"{name}: {value}")
     say("Generating pictures ...")
-    cards = generate(pipe, originals, prompts)
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "report.html"
-    target.write_text(_page(args.stage, rows, figures, cards), encoding="utf-8")
+    with common.progress((), sum(len(prompts[kind][:count]) for kind, count in SHOWN.items()), " pictures") as bar:
+        cards = generate(pipe, originals, prompts, bar.update)
+    try:
+        target.write_text(_page(args.stage, rows, figures, cards), encoding="utf-8")
+    except OSError as error:
+        raise files.unwritable(target, error) from None
     seconds = time.perf_counter() - started
     if args.json:
         values = {name: vars(value) for name, value in figures.items()}
         json.dump({"stage": args.stage, "figures": values, "report": str(target), "seconds": seconds}, sys.stdout)
         print()
-    say(f"{target} shows the pictures beside their training pictures ({seconds:.0f} s)")
+    say(f"{shown(str(target))} shows the pictures beside their training pictures ({seconds:.0f} s)")
     return 0
 
 
@@ -106,7 +124,9 @@ def table(reports: dict[str, list[Report]]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def generate(pipe: Any, originals: list[Any], prompts: dict[str, list[str]]) -> dict[str, list[Card]]:
+def generate(
+    pipe: Any, originals: list[Any], prompts: dict[str, list[str]], done: Callable[[], Any] = lambda: None
+) -> dict[str, list[Card]]:
     """Generate pictures with a watching guard and return them beside their training pictures."""
     import torch
 
@@ -134,6 +154,7 @@ def generate(pipe: Any, originals: list[Any], prompts: dict[str, list[str]]) -> 
                     note = "the frame is memorized, the inset varied in training"
             assert guard.report is not None
             cards[kind].append(Card(guard.report, pictures, note))
+            done()
     return cards
 
 

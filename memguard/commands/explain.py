@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..lists import BadInput
+from ..lists import BadInput, files
+from ..texts import shown, unfit, writable
 from . import common, models
 
 SETTINGS = "num_images steps num_inference_steps guidance_scale height width seed negative_prompt".split()
@@ -53,7 +54,15 @@ def run(args: argparse.Namespace) -> int:
     from ..hosts.diffusers import explain
     from ..plain import attribution_dict
 
-    prompt = sys.stdin.read().strip() if args.prompt == "-" else args.prompt
+    common.check(args)
+    prompt = _stdin() if args.prompt == "-" else args.prompt
+    reason = unfit(prompt) or ("" if prompt.strip() else "the prompt is empty; give the text to explain")
+    if reason:
+        raise BadInput(f"--prompt: {reason}")
+    if args.parity and args.method != "gradient":
+        raise BadInput(f"--parity {args.parity}: is a number of method gradient, and --method is {args.method}")
+    if args.html:
+        files.target(args.html, files.is_page)
     given = {name: getattr(args, name) for name in SETTINGS}
     given |= {"method": args.method, "respect_to": args.respect_to, "substitute": args.substitute}
     given |= {"parity": args.parity, "maps": tuple(dict.fromkeys(args.maps or ()))}
@@ -63,14 +72,25 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(str(error)) from None
     if args.html:
         try:
-            args.html.write_text(_page(prompt, found), encoding="utf-8")
+            args.html.write_text(writable(_page(prompt, found)), encoding="utf-8")
         except OSError as error:
-            raise BadInput(f"{args.html}: cannot be written ({error.strerror})") from None
+            raise files.unwritable(args.html, error) from None
     if args.json:
         common.print_json({"prompt": prompt, **attribution_dict(found)})
     else:
-        print("\n".join(_table(found)))
+        print("\n".join(map(shown, _table(found))))
     return 0
+
+
+def _stdin() -> str:
+    if sys.stdin is None:
+        raise BadInput("--prompt -: stdin is closed")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"--prompt -: byte {error.start} of stdin is not utf-8; give the prompt as UTF-8") from None
+    except OSError as error:
+        raise BadInput(f"--prompt -: stdin cannot be read ({error.strerror})") from None
 
 
 def _table(found: Any) -> list[str]:

@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,14 @@ def load_model(args: argparse.Namespace) -> Any:
     """
     if args.model != TESTBED:
         folder = _folder(args.model)
-    diffusers = _silent("diffusers")
-    _silent("transformers")
     import torch
 
     device = _device(args.device)
     dtype = getattr(torch, ("float16" if device.type == "cuda" else "float32") if args.dtype == "auto" else args.dtype)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
+            import diffusers
+
             if args.model == TESTBED:
                 from .. import testbed
 
@@ -65,6 +66,16 @@ def load_model(args: argparse.Namespace) -> Any:
         raise BadInput(f"--device {args.device}: {first_line(error)}") from None
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' advice to developers from the terminal: what goes wrong is one line of memguard's."""
+    _silent("diffusers")
+    _silent("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _device(name: str) -> Any:
     """Return the device of a name, auto being the best that there is."""
     import torch
@@ -81,7 +92,6 @@ def _device(name: str) -> Any:
 
 
 def _silent(package: str) -> Any:
-    """Import a library without its advice to developers: what goes wrong is one line of memguard's."""
     os.environ.setdefault(f"{package.upper()}_VERBOSITY", "error")  # read when it is imported
     library = importlib.import_module(package)
     library.utils.logging.set_verbosity(logging.CRITICAL)

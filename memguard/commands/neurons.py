@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..lists import BadInput
+from ..lists import BadInput, files
+from ..texts import shown
 from . import common
 from .neurons_find import add_find, find
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise BadInput(str(error)) from None
     except OSError as error:
-        raise BadInput(f"{error.filename or args.out}: cannot be written ({error.strerror})") from None
+        raise files.unwritable(error.filename or args.out, error) from None
     return 0
 
 
@@ -71,14 +72,16 @@ def _show(args: argparse.Namespace) -> None:
         return
     print(common.neuron_line(args.file, neurons))
     for layer, indices in neurons.indices.items():
-        print(f"  {layer}: {' '.join(map(str, indices))}")
+        print(f"  {shown(layer)}: {' '.join(map(str, indices))}")
     for line in neurons.provenance.splitlines():
-        print(f"  from: {line}")
+        print(f"  from: {shown(line)}")
 
 
 def _merge(args: argparse.Namespace) -> None:
     from ..neurons import load, merge, save
+    from ..neurons.tensors import is_ours
 
+    files.target(args.out, is_ours, args.files)
     _write(args, merge([load(path) for path in args.files], args.force), save)
 
 
@@ -91,14 +94,16 @@ def _diff(args: argparse.Namespace) -> None:
         common.print_json({"models": [first.model, second.model], **found})
         return
     for kind, title in (("first", f"only {args.files[0]}"), ("second", f"only {args.files[1]}"), ("both", "both")):
-        print(f"{title}: {sum(map(len, found[kind].values()))} neurons")
+        print(f"{shown(title)}: {sum(map(len, found[kind].values()))} neurons")
         for layer, indices in found[kind].items():
-            print(f"  {layer}: {' '.join(map(str, indices))}")
+            print(f"  {shown(layer)}: {' '.join(map(str, indices))}")
 
 
 def _import(args: argparse.Namespace) -> None:
     from ..neurons import merge, read_csv, save
+    from ..neurons.tensors import is_ours
 
+    files.target(args.out, is_ours, [args.csv])
     rows = read_csv(args.csv, "initial" if args.initial else "refined", args.fingerprint)
     sets = [neurons for caption, neurons in rows if args.prompt in (None, caption)]
     if not sets:

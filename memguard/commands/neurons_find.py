@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..lists import BadInput, read_prompts
+from ..lists import BadInput, files, read_prompts
+from ..texts import unfit
 from . import common, models
 
 
@@ -55,12 +56,25 @@ def find(args: argparse.Namespace) -> None:
 
     """
     from ..neurons import merge, save
+    from ..neurons.tensors import is_ours
 
+    common.check(args)
     prompts = [*args.prompts, *(read_prompts(args.file, args.column) if args.file else ())]
     if not prompts:
         raise BadInput("no prompts; give them as arguments or with --prompts FILE")
+    for number, prompt in enumerate(prompts, 1):
+        reason = unfit(prompt)
+        if reason:
+            raise BadInput(f"prompt {number}: {reason}")
+    for path in filter(None, (args.out, args.save_statistics)):
+        files.target(path, is_ours, (args.file, args.statistics, args.ordinary))
+    if args.resume:
+        files.folder(args.resume)
     statistics = _statistics(args) if args.statistics else None  # a wrong file costs no loading of a model
-    ordinary = list(read_prompts(args.ordinary, args.column)) if args.ordinary else []
+    # rows without a text say nothing about what is ordinary
+    ordinary = [p for p in read_prompts(args.ordinary, args.column) if not unfit(p)] if args.ordinary else []
+    if args.ordinary and len(ordinary) < 2:
+        raise BadInput(f"{args.ordinary}: {len(ordinary)} prompts; give some thousands of ordinary ones")
     pipe = models.load_model(args)
     statistics = statistics or _statistics(args, pipe, ordinary)
     found = []

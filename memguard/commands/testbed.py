@@ -6,10 +6,14 @@ May import: memguard, the ``diffusers`` extra.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..lists import BadInput, files
+from ..texts import shown
+from . import common, models
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,30 +38,61 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, or print prompts; return 0, or 2 for a target that cannot be written."""
-    from .. import testbed
-    from ..testbed import export
-
+    """Export, or print prompts; return 0."""
     if args.action == "prompts":
+        from .. import testbed
+
         known = [o.caption for o in testbed.originals() if o.kind == args.kind == "verbatim"]
         print("\n".join(known or testbed.prompts(args.kind)))
         return 0
+    _check(args)
     result: dict[str, Any] = {"target": str(args.target), "format": args.format, "stage": args.stage}
-    try:
-        if args.format == "diffusers":
-            if args.target.is_file():
-                raise OSError(f"{args.target} is a file; give a folder")
-            export.to_diffusers(args.target, args.stage, args.wide)
-        else:
-            import torch
+    with models.quiet():
+        import torch
 
-            if args.target.suffix != ".safetensors":
-                raise OSError(f"{args.target} does not end in .safetensors; ComfyUI would not list it")
-            result["widening error"] = export.to_checkpoint(
-                args.target, args.stage, getattr(torch, args.dtype), args.vae
-            )
-    except (OSError, export.ExportError) as error:
-        print(f"memguard testbed: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if args.json else f"wrote {args.target} ({args.format}, {args.stage})")
+        from ..testbed import export
+
+        try:
+            if args.format == "diffusers":
+                export.to_diffusers(args.target, args.stage, args.wide)
+            else:
+                result["widening error"] = export.to_checkpoint(
+                    args.target, args.stage, getattr(torch, args.dtype), args.vae
+                )
+        except export.ExportError as error:
+            raise BadInput(str(error)) from None
+        except (OSError, SafetensorError) as error:
+            said = error if isinstance(error, OSError) else OSError(0, "is the disk full?")
+            raise files.unwritable(args.target, said) from None
+    if args.json:
+        common.print_json(result)
+    else:
+        print(f"wrote {shown(str(args.target))} ({args.format}, {args.stage})")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check, before the work, that the target can be written and holds nothing but an earlier export."""
+    if args.format == "diffusers":
+        files.folder(args.target)
+        if any(args.target.iterdir()):
+            raise BadInput(f"{args.target}: is not empty; give a new folder")
+        return
+    if args.target.suffix != ".safetensors":
+        raise BadInput(f"{args.target}: does not end in .safetensors; ComfyUI would not list it")
+    files.target(args.target, _is_export)
+    if args.vae == "kl":
+        files.target(args.target.with_suffix(".yaml"), _is_recipe)
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with safe_open(str(path), "pt") as file:
+            return (file.metadata() or {}).get("model", "").startswith("memguard test bed")
+    except (OSError, SafetensorError):
+        return False
+
+
+def _is_recipe(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"# Architecture of the test bed's")

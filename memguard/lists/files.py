@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +39,37 @@ def unwritable(target: object, error: OSError) -> BadInput:
     return BadInput(f"{target}: cannot be written ({error.strerror or type(error).__name__})")
 
 
+def target(path: Path, ours: Callable[[Path], bool], inputs: Iterable[Path | None] = ()) -> None:
+    """Check, before the work, that a file can be written whole: it is no input, and what is there is memguard's.
+
+    Args:
+        path: of the file.
+        ours: whether a file that is there was written by memguard.
+        inputs: files that are read meanwhile.
+
+    Raises:
+        BadInput: if not.
+
+    """
+    no_input(path, inputs)
+    folder(path.parent)
+    try:
+        there = path.exists()
+        if (there or path.is_symlink()) and not (path.is_file() and ours(path)):
+            raise BadInput(f"{path}: was not written by memguard; it is left as it is, choose another name")
+        if there and not os.access(path, os.W_OK):
+            raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is an HTML page of memguard."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return head.startswith(b"<!doctype html>") and b"<title>MemGuard" in head
+
+
 def folder(path: Path) -> None:
     """Make a folder and check that files can be written there, so that it does not turn out after the work.
 
@@ -51,7 +82,7 @@ def folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError:
-        raise BadInput(f"{path}: is a file; give a folder") from None
+        raise BadInput(f"{path}: cannot be written, it is a file; give a folder") from None
     except (OSError, ValueError) as error:
         raise unwritable(path, error if isinstance(error, OSError) else OSError(0, "no name for a folder")) from None
 

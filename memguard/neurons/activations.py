@@ -82,8 +82,10 @@ class ActivationStatistics:
         values, facts = tensors.read(path, KIND, SCHEMA)
         try:
             mean, std = ({name: values[f"{kind}.{name}"] for name in facts["layers"]} for kind in ("mean", "std"))
+            if not all(t.ndim == 1 and t.is_floating_point() for t in (*mean.values(), *std.values())):
+                raise ValueError
             return cls(mean, std, int(facts["count"]), str(facts["model"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise Refused(f"{path}: the file is incomplete; compute the statistics again") from None
 
 

@@ -8,6 +8,7 @@ May import: memguard.records, memguard.neurons, torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from . import tensors
 
 KIND = "memguard-neuron-set"
 SCHEMA = 1
+HIGHEST = 2**31 - 1  # index
 
 
 def save(neurons: NeuronSet, path: Path | str) -> Path:
@@ -26,8 +28,12 @@ def save(neurons: NeuronSet, path: Path | str) -> Path:
 
     Raises:
         OSError: if it cannot be written.
+        ValueError: for an index that no file can hold.
 
     """
+    for name, indices in neurons.indices.items():
+        if indices and max(indices) > HIGHEST:
+            raise Refused(f"neuron {max(indices)} of {name} is above {HIGHEST}, the highest that a file can hold")
     values = {name: torch.tensor(indices, dtype=torch.int32) for name, indices in neurons.indices.items()}
     names = ("scale", "model", "provenance", "ssim_before", "ssim_after", "rows")
     return tensors.write(path, KIND, SCHEMA, values, {name: getattr(neurons, name) for name in names})
@@ -45,10 +51,18 @@ def load(path: Path | str) -> NeuronSet:
         indices = {name: tuple(tensor.tolist()) for name, tensor in sorted(values.items(), key=_depth)}
         for name, held in indices.items():
             if values[name].dtype != torch.int32 or list(held) != sorted(set(held)) or (held and held[0] < 0):
-                raise ValueError(name)
-        return NeuronSet(indices, **facts)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"{path}: the file is damaged ({error}); find or import the neurons again") from None
+                raise Refused(f"{path}: the file is damaged ({name}); find or import the neurons again")
+        neurons = NeuronSet(indices, **facts)
+        numbers = (neurons.scale, neurons.ssim_before, neurons.ssim_after, neurons.rows)
+        if not all(number is None or math.isfinite(number) for number in numbers) or neurons.scale is None:
+            raise ValueError
+        if not isinstance(neurons.model, str) or not isinstance(neurons.provenance, str):
+            raise ValueError
+        return neurons
+    except Refused:
+        raise
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: number formats without numbers
+        raise Refused(f"{path}: the file is damaged; find or import the neurons again") from None
 
 
 def check(neurons: NeuronSet, widths: Mapping[str, int], model: str, force: bool = False) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
 from ..records import NeuronSet
 from ..troubles import Refused
+from .files import HIGHEST
 
 LAYERS = tuple(
     f"{place}.transformer_blocks.0.attn2"
@@ -42,8 +44,10 @@ def read_csv(path: Path | str, kind: Kind = "refined", model: str = "") -> list[
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter=";"))
             names = rows[0].keys() if rows else ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error):  # also UnicodeDecodeError
+        raise Refused(f"{path}: is no table of cells in UTF-8; give the result file of NeMo's script 3") from None
     missing = [name for name in ("Caption", neurons, ssim) if name not in names]
     if missing:
         raise Refused(f"{path}: has no column {missing[0]}; give the result file of NeMo's script 3")
@@ -51,9 +55,12 @@ def read_csv(path: Path | str, kind: Kind = "refined", model: str = "") -> list[
     for number, row in enumerate(rows, 2):
         try:
             lists, score = json.loads(row[neurons]), float(row[ssim])
-            if len(lists) != len(LAYERS) or not all(type(i) is int and i >= 0 for part in lists for i in part):
+            held = [i for part in lists for i in part]
+            if len(lists) != len(LAYERS) or not all(type(i) is int and 0 <= i <= HIGHEST for i in held):
                 raise ValueError
-        except (ValueError, TypeError):
+            if row["Caption"] is None or (held and not math.isfinite(score)):
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
             raise Refused(f"{path}: row {number}: {neurons} are not {len(LAYERS)} lists of numbers") from None
         indices = {name: tuple(sorted(set(part))) for name, part in zip(LAYERS, lists, strict=True) if part}
         said = f"NeMo's scripts, {kind} neurons; prompt: {row['Caption']}"

@@ -81,7 +81,10 @@ class State:
 
     def _load(self, path: Path) -> None:
         values, facts = tensors.read(path, KIND, SCHEMA)
-        asked = facts.get("request", {})
+        try:
+            asked, scores, rows = dict(facts["request"]), dict(facts["scores"]), Rows(*map(int, facts["rows"]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise Refused(f"{path}: the file is damaged; remove it, and the search begins anew") from None
         other = [k for k in sorted(self.request.keys() | asked.keys()) if self.request.get(k) != asked.get(k)]
         if other:
             name = other[0]
@@ -95,8 +98,7 @@ class State:
             if kind == "ranking":
                 key, _, layer = rest.partition("|")
                 self._rankings.setdefault(key, {})[layer] = tensor
-        self._scores = facts["scores"]
-        self._before = Rows(*facts["rows"])
+        self._scores, self._before = scores, rows
 
 
 def _key(blocked: frozenset[Neuron], images: Sequence[int]) -> str:

@@ -56,8 +56,24 @@ def read(path: Path | str, kind: str, schema: int) -> tuple[dict[str, Tensor], d
                     f"{path}: has schema {metadata.get('schema')}, this memguard reads {schema}; update memguard"
                 )
             facts = json.loads(metadata["facts"])
+            if not isinstance(facts, dict):
+                raise Refused(f"{path}: is a damaged {kind} file; make it again")
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
+    except Refused:
+        raise
     except FileNotFoundError:
         raise Refused(f"{path}: no such file") from None
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise Refused(f"{path}: is not a {kind} file ({str(error).splitlines()[0]})") from None
+    # AttributeError, RuntimeError, TypeError: number formats that torch does not have
+    except (OSError, SafetensorError, LookupError, ValueError, RecursionError, AttributeError, RuntimeError, TypeError):
+        raise Refused(f"{path}: is not a {kind} file, or a damaged one") from None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a safetensors file of memguard, of whatever kind and schema."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return (file.metadata() or {}).get("kind", "").startswith("memguard-")
+    except (OSError, SafetensorError, RuntimeError):
+        return False

@@ -198,7 +198,7 @@ def bad_last(capsys, *words) -> str:
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(capsys, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    assert "file: is a file; give a folder" in bad(
+    assert "it is a file; give a folder" in bad(
         capsys, "generate", "a", "--model", "nowhere", "--out", tmp_path / "file"
     )
 

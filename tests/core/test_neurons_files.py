@@ -1,11 +1,14 @@
 """The NeuronSet file, merging, comparing, the CSV of NeMo's scripts, and sets that do not fit."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from memguard import neurons
 from memguard.neurons.nemo import LAYERS
+from memguard.neurons.state import State
 from memguard.records import NeuronSet
 
 WIDTHS = {"down_blocks.0.attn2": 64, "mid_block.attn2": 128}
@@ -41,6 +44,64 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="is not a memguard-neuron-set file") as error:
         neurons.load(path)
     assert "\n" not in str(error.value)
+
+
+FACTS = {"scale": 0.0, "model": "", "provenance": "", "ssim_before": None, "ssim_after": None, "rows": 0}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        "[" * 20_000,
+        "[]",
+        "null",
+        "{",
+        json.dumps(FACTS | {"scale": float("nan")}),
+        json.dumps(FACTS | {"scale": None}),
+        json.dumps(FACTS | {"scale": "0"}),
+        json.dumps(FACTS | {"scale": 10**400}),
+        json.dumps(FACTS | {"model": {"a": 1}}),
+        json.dumps(FACTS | {"provenance": [1]}),
+        json.dumps(FACTS | {"ssim_after": float("inf")}),
+        json.dumps(FACTS | {"rows": {}}),
+        json.dumps(FACTS | {"colour": 1}),
+        json.dumps(FACTS).replace("0.0", "9" * 5000),
+    ],
+)
+def test_facts_that_nobody_writes_are_refused_in_one_line(facts, tmp_path):
+    path = tmp_path / "s.safetensors"
+    save_file(
+        {"mid_block.attn2": torch.ones(1, dtype=torch.int32)},
+        path,
+        {"kind": "memguard-neuron-set", "schema": "1", "facts": facts},
+    )
+    with pytest.raises(ValueError, match="damaged") as error:
+        neurons.load(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    facts = facts.replace("{", '{"request": 1, "scores": [], "layers": 3, ', 1)
+    for kind, read in (("activation-statistics", neurons.ActivationStatistics.load), ("neuron-search", State)):
+        save_file({"a": torch.ones(1)}, path, {"kind": f"memguard-{kind}", "schema": "1", "facts": facts})
+        with pytest.raises(ValueError, match=r"damaged|incomplete"):
+            read(path)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "I32", "XX", "F8_E8M0"])
+def test_a_number_format_that_is_not_known_is_refused(dtype, tmp_path):
+    header = {
+        "__metadata__": {"kind": "memguard-neuron-set", "schema": "1", "facts": json.dumps(FACTS)},
+        "mid_block.attn2": {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, 4]},
+    }
+    data = json.dumps(header).encode()
+    (tmp_path / "s.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
+    with pytest.raises(ValueError, match="damaged"):
+        neurons.load(tmp_path / "s.safetensors")
+
+
+def test_an_index_above_32_bits_is_refused(tmp_path):
+    path = neurons.save(NeuronSet({"mid_block.attn2": (2**31 - 1,)}), tmp_path / "s.safetensors")
+    assert neurons.load(path).indices == {"mid_block.attn2": (2**31 - 1,)}
+    with pytest.raises(ValueError, match="neuron 2147483648 of mid_block.attn2 is above 2147483647"):
+        neurons.save(NeuronSet({"mid_block.attn2": (2**31,)}), path)
 
 
 def test_a_set_that_fits_is_accepted_and_one_of_another_model_only_by_force():

@@ -141,3 +141,38 @@ def test_a_missing_file_and_a_wrong_encoding_get_one_line(tmp_path):
 )
 def test_mismatch_names_what_differs(change, why, profile):
     assert profile().mismatch({**HAVE, **change}) == why
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"note": {"a": 1}},
+        {"model": {"a": 1}},
+        {"scheduler": 3},
+        {"sigma": float("nan")},
+        {"sigma": float("inf")},
+        {"sigma": 10**400},
+        {"latent": [10**400, 8]},
+        {"latent": ["8", "8"]},
+        {"latent": 8},
+    ],
+)
+def test_a_profile_of_values_that_nobody_writes_is_refused(profile, tmp_path, change):
+    values = json.loads(profile().to_json())
+    (values if "note" in change else values["conditions"]).update(change)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match="not a memguard profile") as error:
+        Profile.read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, '{"schema": ' + 5000 * "9" + "}", '{"schema": 1, "conditions": []}', "\0"]
+)
+def test_text_that_is_no_profile_is_refused(tmp_path, text):
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(ProfileError, match="not a memguard profile") as error:
+        Profile.read(path)
+    assert "\n" not in str(error.value)
