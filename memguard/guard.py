@@ -140,6 +140,7 @@ class Run:
         self._effect: Effect | None = None  # of the treatment that the run is under
         self.earlier: Pass | None = None  # a judged pass of the same job, whose verdict stands in for a missing one
         self.kept: Kept | None = None  # what the run went on with under policy "mitigate"
+        self.count: int | None = None  # of steps, by the host's counter (memguard.steps); None: as in the report
         self._judged: int | None = None  # number of steps that the findings rest on
         self._closed = False
         self.report = Report(
@@ -151,10 +152,10 @@ class Run:
         )
 
     def wants(self, step: int) -> bool:
-        """Whether the model call with this index is still to be scored."""
+        """Whether a model call is still to be scored: with its index, or that of its step where late steps count."""
         if self.reason is not None or any(e.step == step for e in self.evidence):
             return False
-        if self.guard.late and is_late(step, self.report.steps or 0):
+        if self.guard.late and is_late(step, self.count or self.report.steps or 0):
             return True
         return step < self.guard.steps and self._judged is None
 

@@ -19,6 +19,7 @@ from ...aside import aside
 from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
 from ...records import Report, StepEvidence
+from ...steps import Steps
 from ...troubles import careful, in_words
 from ..curve import Curve
 from . import roles
@@ -59,6 +60,7 @@ class Sampling:
         self._against: str | None = None  # the role that the curve compares the prompt with
         self.maps: dict[str, Tensor] = {}  # of the run that is over, [B, h, w], by name
         self.sigmas = sigmas if isinstance(sigmas, Tensor) and len(sigmas) > 1 else None
+        self.steps = None if self.sigmas is None else Steps(self.sigmas[:-1].tolist())
         self._ending: Tensor | None = None  # the noise gap of the last step, per pixel
         self.calls = 0
         self.armed = False  # whether predictions are being collected now
@@ -214,11 +216,9 @@ class Sampling:
     def _step(self, number: int, args: tuple[Any, ...]) -> int:
         """Return the step that a model call belongs to: its number, unless late steps count."""
         sigma = args[1] if len(args) > 1 else None
-        if number == 0 or not self.run.guard.late or self.sigmas is None or not isinstance(sigma, Tensor):
+        if number == 0 or not self.run.guard.late or self.steps is None or not isinstance(sigma, Tensor):
             return number
-        # second-order samplers call the model several times within a step
-        reached = self.sigmas[:-1].to(sigma) * (1 + 1e-4) >= sigma.flatten()[0]
-        return max(0, int(reached.sum()) - 1)
+        return self.steps.of(float(sigma.flatten()[0]))
 
     def _ends(self, step: int, args: tuple[Any, ...]) -> bool:
         """Whether this is a call of the last step; second-order samplers make several, the last below its sigma."""
