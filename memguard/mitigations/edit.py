@@ -112,6 +112,13 @@ class Plan:
         self._alike = _alike(keeps)
         self.cuts = self._alike is not None  # whether keys are left out, in every layer
 
+    def followed_by(self, other: Plan) -> Plan:
+        """Return the plan of one call under the edits of both, this one's first: two mitigations, each with a plan."""
+        groups = self.groups if other.groups is None else other.groups
+        both = Plan((*self.edits, *other.edits), other.conditional, groups, other.step, other.sigma)
+        both.effect = _Both(self.effect, len(self.edits), other.effect)
+        return both
+
     def fits(self, k: Tensor) -> bool:
         """Whether a layer sees the rows that the plan was made for; regional prompts change their number inside."""
         return len(k) == len(self.conditional) and (self.groups is None or self.groups.shape[-1] == k.shape[1])
@@ -147,6 +154,27 @@ class Plan:
         for (rows, _), part in zip(self._alike, found, strict=True):
             out[rows] = part
         return out
+
+
+class _Both:
+    """Tells two effects which of their own edits act, of a plan that has the edits of the first before the other's."""
+
+    def __init__(self, first: Told | None, count: int, second: Told | None) -> None:
+        self._parts = ((first, 0, count), (second, count, None))
+
+    def lacks(self, number: int) -> bool:
+        """Whether an edit has changed nothing so far, for the one who is to be told."""
+        for told, start, end in self._parts:
+            if number >= start and (end is None or number < end):
+                return told is not None and told.lacks(number - start)
+        return False
+
+    def edited(self, numbers: Sequence[int]) -> None:
+        """Tell each what its own edits have changed."""
+        for told, start, end in self._parts:
+            own = [number - start for number in numbers if number >= start and (end is None or number < end)]
+            if told is not None and own:
+                told.edited(own)
 
 
 def _acts(before: Sequence[Tensor], after: Sequence[Tensor], bias: Tensor | None) -> bool:

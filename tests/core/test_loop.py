@@ -89,6 +89,7 @@ def test_attempts_add_up_until_the_score_is_an_ordinary_prompts(tried):
     assert [edit.leaves for edit in treatment.edits] == [0.5, 0.4, 0.5]
     assert [attempt.verdict for attempt in report.attempts] == ["memorized", "memorized", "ordinary"]
     assert report.actions == ("to 0.5", "to 0.4", "to 0.5")
+    assert [attempt.changes for attempt in report.attempts] == [("to 0.5",), ("to 0.4",), ("to 0.5",)]
 
 
 def test_a_score_that_just_slips_under_the_threshold_is_not_enough(tried):
@@ -171,6 +172,26 @@ def test_what_goes_wrong_in_one_attempt_is_noted_and_the_next_is_tried(tried, er
     assert not report.attempts[0].kept
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("shape mismatch"), UNFORESEEN), (Unsuitable("no"), "no"), (MemoryError(), "not")],
+)
+def test_a_first_step_that_cannot_be_made_again_is_noted_and_taken_back(step, profile, error, said):
+    guard = Guard(policy="mitigate", mitigation=Falling(leaves=0.1), profile=profile())
+    run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
+    run.observe(step(0.1))
+
+    def redo(treatment):
+        raise error
+
+    treatment = mitigate(run, Start(None, None, None, (4, 8, 8), lambda view: None), redo)
+    assert not treatment.changes
+    (attempt,) = run.report.attempts
+    assert not attempt.kept
+    assert attempt.changes[0] == "to 0.1"
+    assert attempt.changes[1].startswith(f"the first step could not be made again: {said}")
+
+
 class Pressed(BaseException):
     """What a stop button raises."""
 
@@ -193,6 +214,12 @@ def test_guidance_alone_is_kept_and_not_scored_again(tried):
         "acts after the first step, so the first step's score does not change by it",
     )
     assert message(report).endswith("; mitigated by Falling, not scored again")
+
+
+def test_what_is_kept_unscored_leaves_the_score_that_was_measured(tried):
+    _, report, _ = tried(Falling(leaves=0.5), Falling(guides=True))
+    assert [attempt.kept for attempt in report.attempts] == [True, True]
+    assert report.scores_after == pytest.approx((0.8, 0.8))
 
 
 def test_a_report_with_attempts_survives_json(tried):

@@ -104,6 +104,41 @@ def test_an_edit_that_only_leaves_columns_out_is_done_too(start):
     assert (effect.lacks(0), effect.lacks(1)) == (True, False)
 
 
+def test_two_plans_of_one_call_are_chained_and_each_effect_is_told_its_own(start):
+    class Shift(Edit):
+        def __call__(self, q, k, v, site):
+            return q, k, v + 1
+
+    first, second = (
+        replace(Treatment(), edits=(Edit(), edit)).note(line)
+        for edit, line in ((Silent(), "silenced"), (Shift(), "up"))
+    )
+    told = Effect(first), Effect(second)
+    both = plan(first.edits, told[0]).followed_by(plan(second.edits, told[1]))
+    values = torch.full((2, 3, 4), 5.0)
+    assert torch.equal(both.attend("mid", 2, 1.0, values, values, values, lambda q, k, v, *_: v), torch.ones(2, 3, 4))
+    assert [[each.lacks(number) for number in (0, 1)] for each in told] == [[True, False], [True, False]]
+    plan(first.edits, None).followed_by(plan(second.edits, None)).attend("mid", 2, 1.0, *[values] * 3, lambda q, *_: q)
+
+
+def test_chained_plans_keep_the_columns_that_both_keep_and_the_known_layout():
+    class Cut(Edit):
+        def __init__(self, column):
+            self.column = column
+
+        def keep(self, conditional, groups):
+            return (torch.arange(3) != self.column).expand(2, 3)
+
+    groups = torch.ones(2, 3, dtype=torch.int8)
+    first, second = Plan((Cut(0),), torch.tensor([False, True]), groups), plan((Cut(2),), None)
+    both = first.followed_by(second)
+    assert both.groups is groups
+    shapes = []
+    values = torch.ones(2, 3, 4)
+    both.attend("mid", 2, 1.0, values, values, values, lambda q, k, v, *_: shapes.append(k.shape[1]) or q)
+    assert shapes == [1]
+
+
 def test_a_broken_layer_has_done_nothing():
     meant = replace(Treatment(), edits=(Silent(),)).note("values silenced")
     effect = Effect(meant)
