@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modules import paths, sd_models, shared
+from modules import launch_utils, paths, sd_models, shared
 
 from ..memguard.hosts.webui import known, model, profiles
 from ..memguard.hosts.webui.session import Session
 from ..memguard.hosts.webui.settings import Settings
 from ..memguard.memory import PromptMemory, remembered
+from ..memguard.passes import Passes
+from ..memguard.troubles import Told
+
+log = logging.getLogger("memguard")
 
 FORGE = importlib.util.find_spec("modules_forge") is not None and importlib.util.find_spec("backend") is not None
+NAME = "forge" if FORGE else "a1111"
+_passes = Passes()
+
+
+class Unknown(Told):
+    """A WebUI, or a version of one, that MemGuard does not know."""
 
 
 def adapter() -> Any:
-    """Return the adapter's module."""
-    if FORGE:
-        from ..memguard.hosts import forge as mine
-    else:
-        from ..memguard.hosts import a1111 as mine
+    """Return the adapter's module.
+
+    Raises:
+        Unknown: where the host is not what the adapter was written for.
+
+    """
+    try:
+        if FORGE:
+            from ..memguard.hosts import forge as mine
+        else:
+            from ..memguard.hosts import a1111 as mine
+    except (ImportError, AttributeError) as error:
+        log.exception("the adapter for this WebUI cannot be imported")
+        raise Unknown("MemGuard does not know this version of the WebUI; the log names what it misses") from error
     return mine
 
 
@@ -41,19 +61,43 @@ def watch(settings: Settings, enough: Callable[[], None] | None = None, guard: A
         guard: in place of the settings' own.
 
     Raises:
-        ValueError: for a setting out of range, or a file that cannot be used.
+        Told: for a setting out of range, a file that cannot be used, or a WebUI that MemGuard does not know.
 
     """
     mine = adapter()
-    more: dict[str, Any] = {"finished": _remember} if enough is None else {"enough": enough}
+    more: dict[str, Any] = {"finished": _remember, "passes": _passes} if enough is None else {"enough": enough}
     guard = settings.guard(folder()) if guard is None else guard
     more |= {"explain": settings.explain, "notes": profiles.trouble(folder())}
-    return mine.Watch(Session(guard, mine.NAME, mine.version(), mine.stop, **more))
+    return mine.Watch(Session(guard, NAME, version(), stop, **more))
+
+
+def version() -> str:
+    """Return the host's version."""
+    return str(launch_utils.git_tag())
+
+
+class _Item(int):
+    """Truth that is not ``True``: an interrupt of ours, which ends one item of a job and not the job."""
+
+
+OURS = _Item(1)
 
 
 def stop() -> None:
-    """End the generation that is about to begin, by policy "stop"."""
-    adapter().stop()
+    """End the item of a job that is generated now, by policy "stop": a cell of a plot, a picture of a list."""
+    if not shared.state.interrupted:
+        shared.state.interrupted = OURS
+
+
+def go_on() -> None:
+    """Let a job go on with its next item, unless a person has interrupted it."""
+    if shared.state.interrupted is OURS:
+        shared.state.interrupted = False
+
+
+def job() -> float:
+    """Return what tells jobs apart."""
+    return float(shared.state.time_start or 0)
 
 
 def fingerprint() -> str:
@@ -105,3 +149,15 @@ def checkpoint() -> str:
     """Return the file name of the loaded checkpoint."""
     info = getattr(shared.sd_model, "sd_checkpoint_info", None)
     return str(getattr(info, "name", "") or "")
+
+
+def loaded() -> str:
+    """Return the title of the loaded checkpoint, and load none for it; "" for none."""
+    info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
+    return str(getattr(info, "name_for_extra", "") or "")
+
+
+def chosen() -> str:
+    """Return the title of the checkpoint that is chosen on the page, which the host may not have loaded yet."""
+    info = sd_models.get_closet_checkpoint_match(str(shared.opts.sd_model_checkpoint or ""))
+    return str(getattr(info, "name_for_extra", "") or "")

@@ -60,7 +60,7 @@ def _calibration() -> Any:
 
 
 def _files() -> tuple[Any, Any, Any]:
-    gr.HTML("<h3>Profiles of this checkpoint</h3>")
+    gr.HTML("<h3>Profiles of the checkpoint</h3>")
     profiles = gr.HTML("", elem_id="memguard_tab_profiles")
     gr.HTML("<h3>Neuron sets</h3>")
     sets = gr.HTML("", elem_id="memguard_tab_neurons")
@@ -104,7 +104,8 @@ def _calibrate(width: float, height: float, negative: str, prompts: str) -> Iter
 
 def _found() -> tuple[str, str]:
     model = host.peek()
-    return listed.profiles(model, store.of_model(model)), listed.neuron_sets(host.folder())
+    table = listed.profiles(model, store.of_model(model), host.loaded(), host.chosen())
+    return table, listed.neuron_sets(host.folder())
 
 
 def _held() -> tuple[bool, str]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from modules import script_callbacks, scripts
 
-from ..memguard.hosts.webui.sampling import FAILED
-from ..memguard.hosts.webui.session import Session, infotext
+from ..memguard.hosts.webui.places import SCORE, VERDICT, infotext, of_all
+from ..memguard.hosts.webui.session import Session
 from ..memguard.hosts.webui.settings import Settings
-from . import api, axes, controls, gallery, host, options, panel, tab
+from ..memguard.troubles import Told, in_words
+from . import api, axes, controls, gallery, host, jobs, options, panel, tab
 
 log = logging.getLogger("memguard")
 
 HELD = controls.HELD
 STOP = "stop"
-_open: list[Any] = []  # the watch of the generation in progress; the hosts run one at a time
 
 
 class MemGuardScript(scripts.Script):
@@ -37,57 +37,123 @@ class MemGuardScript(scripts.Script):
 
     def process(self, p: Any, *args: Any) -> None:
         """Begin a session; what was typed wrong is said, and the picture is made without MemGuard."""
+        if jobs.inside(p):  # a copy of a generation in progress
+            return
         setattr(p, HELD, None)
-        while _open:  # a generation that an error has ended is closed now
-            _open.pop().leave()
+        jobs.clear()
+        changed = getattr(p, controls.CHANGED, None)
         try:
-            settings = Settings.of(args, getattr(p, controls.CHANGED, None))
+            settings = Settings.of(args, changed)
             if settings is None:
                 return
-            p.extra_generation_params.update(settings.infotext())
             watch = host.watch(settings)
-            _open.append(watch)
-            setattr(p, HELD, watch)
+            p.extra_generation_params.update(settings.infotext())
         except Exception as error:
-            log.warning("%s", error)
-            if _asks_for(STOP, args, getattr(p, controls.CHANGED, None)):  # fails closed
-                host.stop()
-                _say(p, FAILED.format(error).removeprefix("MemGuard: "))
-            else:
-                _say(p, f"off, because {error}")
+            if not isinstance(error, Told):
+                log.exception("the settings could not be used")
+            watch = Refused(p, in_words(error), _asks_for(STOP, args, changed))
+            log.warning("%s", in_words(error))
+        jobs.open(p, watch)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         watch = getattr(p, HELD, None)
         if watch is not None:
-            _careful(watch, lambda: watch.before_pass(p))
+            with watch.session.careful():
+                watch.before_pass(p)
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Close the passes of a batch, and write its scores where its pictures are saved."""
-        session = _session(p)
-        if session is None:
+        watch = getattr(p, HELD, None)
+        if watch is None:
             return
-        before = len(session.reports)
-        getattr(p, HELD).finish()
-        # hires ends its first pass when its second begins
-        told, session.told = session.told, len(session.reports)
-        if before < len(session.reports):
-            p.extra_generation_params.update(infotext(session.reports[told:], len(p.prompts)))
-        if session.stopped:
-            p.comment(session.stopped)  # the host collects comments before it calls postprocess
-        gallery.draw(session, told, kwargs.get("images"))
+        session = watch.session
+        with session.careful():
+            watch.finish()
+            if watch.owner() is not p:
+                return
+            # hires ends its first pass when its second begins
+            told, session.told = session.told, len(session.reports)
+            _write(p, session, told)
+            if session.stopped:
+                p.comment(session.stopped)  # the host collects comments before it calls postprocess
+            gallery.draw(session, told, kwargs.get("images"))
+
+    def postprocess_image_after_composite(self, p: Any, *args: Any) -> None:
+        """Close the passes that other extensions have sampled for a picture, and name them where it is saved."""
+        watch = getattr(p, HELD, None)
+        if watch is None or watch.owner() is not p:
+            return
+        with watch.session.careful():
+            before = len(watch.session.reports)
+            watch.finish()
+            if before < len(watch.session.reports):
+                _write(p, watch.session, _begun(watch.session))
+                watch.session.told = len(watch.session.reports)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        session = _session(p)
-        if session is None:
+        watch = getattr(p, HELD, None)
+        if watch is None or watch.owner() is not p:  # a copy: other extensions call this in the midst of a generation
             return
-        getattr(p, HELD).finish()
-        gallery.add(session, processed)
-        api.keep(getattr(p, "job_timestamp", None) or processed.job_timestamp, session)
+        session = watch.session
+        try:
+            with session.careful():
+                watch.finish()
+                gallery.add(session, processed)
+            with session.careful():
+                _write_all(p, session)
+            api.keep(getattr(p, "job_timestamp", None) or processed.job_timestamp, session)
+        finally:
+            jobs.close(p)
 
 
-def _session(p: Any) -> Session | None:
-    watch = getattr(p, HELD, None)
-    return None if watch is None else watch.session
+class Refused:
+    """Stands where a watch would, for settings that cannot be used: nothing is guarded, and the report says so.
+
+    Args:
+        p: the host's StableDiffusionProcessing.
+        why: in words.
+        stops: whether the settings ask for policy "stop", which fails closed.
+
+    """
+
+    def __init__(self, p: Any, why: str, stops: bool) -> None:
+        guard = Settings(policy=STOP if stops else "observe").guard(host.folder())
+        self.session = Session(guard, host.NAME, host.version(), host.stop)
+        self.session.refuse(why, prompt=" | ".join(dict.fromkeys(p.all_prompts or ())))
+        p.extra_generation_params[VERDICT] = f"off, because {why}"
+        p.comment(f"MemGuard: {self.session.trouble}")
+        if stops:
+            self.session.stop(f"MemGuard: stopped, because {self.session.trouble}")
+            p.comment(self.session.stopped)
+
+    def own(self, p: Any) -> None:
+        self.owner = ref(p)
+
+    def nothing(self, *_: Any) -> None:
+        """Nothing is done."""
+
+    before_pass = before = after = cancel = finish = leave = nothing
+
+
+def _begun(session: Session) -> int:
+    """Return the number of the first report of the last batch."""
+    batch = session.places[-1].batch
+    return next(number for number, place in enumerate(session.places) if place.batch == batch)
+
+
+def _write(p: Any, session: Session, first: int) -> None:
+    """Write down what a batch's pictures say of the passes that made them."""
+    if not session.trouble:
+        p.extra_generation_params.pop(SCORE, None)  # of the batch before, which may be the only one with a score
+        told = infotext(session.reports[first:], len(p.prompts), session.places[first:])
+        p.extra_generation_params.update(told)
+
+
+def _write_all(p: Any, session: Session) -> None:
+    """Write down what is said of all batches: in a grid's text, and in the answer."""
+    if not session.trouble and len({place.batch for place in session.places}) > 1:
+        p.extra_generation_params[VERDICT] = of_all(session.reports, session.places)
+        p.extra_generation_params.pop(SCORE, None)
 
 
 def _asks_for(policy: str, *given: Any) -> bool:
@@ -96,40 +162,34 @@ def _asks_for(policy: str, *given: Any) -> bool:
     return policy in flat or any(isinstance(value, dict) and value.get("policy") == policy for value in flat)
 
 
-def _careful(watch: Any, work: Callable[[], None]) -> None:
-    """Do a part of the watch's work; an error of ours costs no picture, except under policy "stop"."""
-    try:
-        work()
-    except Exception as error:
-        watch.session.broke(error)
-
-
-def _say(p: Any, text: str) -> None:
-    p.comment(f"MemGuard: {text}")
-    p.extra_generation_params["MemGuard verdict"] = text
-
-
-def _of(denoiser: Any) -> Any:
-    return getattr(getattr(denoiser, "p", None), HELD, None)
-
-
 def register() -> None:
     """Register the callbacks; "Reload UI" forgets them and calls this again."""
     seen: list[Any] = [None]  # the watch whose denoiser was asked last: on_cfg_denoised does not name it
 
     def before(params: Any) -> None:
-        seen[0] = watch = _of(params.denoiser)
+        seen[0] = watch = jobs.of(params.denoiser.p)
         if watch is not None:
-            _careful(watch, lambda: watch.before(params))
+            with watch.session.careful():
+                watch.before(params)
+            watch.cancel()
 
     def after(params: Any) -> None:
         watch = seen[0]
         if watch is not None:
-            _careful(watch, lambda: watch.after(params))
+            with watch.session.careful():
+                watch.after(params)
+            watch.cancel()
+
+    def grid(params: Any) -> None:
+        p = jobs.owner()
+        if p is not None:
+            with getattr(p, HELD).session.careful():
+                _write_all(p, getattr(p, HELD).session)
 
     axes.add()
     options.add()
     script_callbacks.on_cfg_denoiser(before)
     script_callbacks.on_cfg_denoised(after)
+    script_callbacks.on_image_grid(grid)
     script_callbacks.on_app_started(api.serve)
     script_callbacks.on_ui_tabs(tab.tabs)

@@ -10,6 +10,7 @@ May import: the WebUI's modules, memguard's core.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,16 +18,18 @@ from modules import launch_utils, prompt_parser, shared
 from torch import Tensor
 
 from ..mitigations.base import Step, Treatment, View
+from ..mitigations.effect import Effect
 from ..records import StepEvidence
 from . import a1111_prompts as words
-from .a1111_call import Call, combined
+from .a1111_call import Call, beside, combined
 from .a1111_prompts import text_engine
-from .webui import model, starting, tokens
-from .webui.first import Again, guided, treat_first
-from .webui.session import SKIPPED, Pass, Session
+from .webui import model, prompts, starting, tokens
+from .webui.first import Again, Made, guided, read_again, treat_first
+from .webui.session import SAME, SKIPPED, Pass, Session
 from .webui.treated import Treated
 
 NAME = "a1111"
+AND = "the prompt is joined of several by AND, and only one prompt can be mitigated"
 OLD = "this WebUI is older than 1.10 and tells no script that a sampler starts, so the starting noise stays as it is"
 EDIT = "InstructPix2Pix predicts three ways, and a score is of two"
 
@@ -34,11 +37,6 @@ EDIT = "InstructPix2Pix predicts three ways, and a score is of two"
 def version() -> str:
     """Return the host's version."""
     return str(launch_utils.git_tag())
-
-
-def stop() -> None:
-    """End the generation: this batch after its step, and those that follow."""
-    shared.state.interrupt()
 
 
 def network(engine: Any) -> torch.nn.Module | None:
@@ -60,27 +58,34 @@ class Watch(Treated):
 
     def before_pass(self, p: Any) -> None:
         """A pass is about to be sampled; the one before is over."""
-        self.before_sampling(p, p.sd_model.model.diffusion_model)
         self.session.end()
+        self.before_sampling(p.sd_model.model.diffusion_model, p.sampler)
+
+    def aside(self, network: torch.nn.Module) -> Any:
+        """Return the block around every evaluation of ours; HyperTile draws from a generator of its own."""
+        return beside(network)
 
     def before(self, params: Any) -> None:
         """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
         self._call = call = Call(params)
         p, now = call.denoiser.p, self.session.now
         if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
-            self.leave()
-            name = model.name_of(p.sd_model.model.diffusion_model, p.sd_model)
-            now = self.session.begin(call.denoiser, model=name, **model.facts(p))
+            unet = p.sd_model.model.diffusion_model
+            if not self.prepared(call.denoiser.sampler):
+                self.session.end()
+                self.before_sampling(unet, call.denoiser.sampler, running=True)
+            notes = prompts.unscored(prompt_parser, p)
+            name = model.name_of(unet, p.sd_model)
+            now = self.session.begin(call.denoiser, self.place(p), model=name, notes=notes, **model.facts(p))
             now.reader = self.reader
         self.expect(call.rows * [True] + len(call.parts) * [False], call.level)
         now.arm(len(call.parts), call.columns, call.total, call.alone)
         treatment = self.treatment
         if treatment is None or not call.alone:
             return
-        if treatment.prompt is not None:
-            params.text_cond = tokens.like(params.text_cond, treatment.prompt)
-        if treatment.reference is not None and params.text_uncond is not None:
-            params.text_uncond = tokens.like(params.text_uncond, treatment.reference)
+        with self.treating(now):
+            call.exchange(treatment, self.effect)
+            params.text_cond, params.text_uncond = call.text, call.reference
 
     def after(self, params: Any) -> None:
         """Take what it predicted (``on_cfg_denoised``), and change it in place under a treatment."""
@@ -97,12 +102,19 @@ class Watch(Treated):
         now.scored()
         self.carry(now, lambda: self._treat(now, call, params.x))
 
+    def interrupt(self) -> None:
+        """End the sampling at once, where the host was told to stop."""
+        cancelled()
+
     def _evidence(self, now: Pass, number: int, call: Call, predicted: Tensor) -> StepEvidence | str:
         images, rows, p = len(call.parts), call.rows, call.denoiser.p
         if len(predicted) != rows + images:
             return EDIT
         first = torch.tensor([each[0][0] for each in call.parts], device=predicted.device)
         empty = words.empty(p) if now.run.guard.reference == "empty" else None
+        other = tokens.encoded(call.reference) if empty is None else empty.expand(images)
+        if call.alone and tokens.same(tokens.encoded(call.text), other):
+            return SAME
         if empty is None and torch.equal(predicted[rows:], predicted[first]):
             return SKIPPED
         noise = call.noise(call.x, predicted)
@@ -111,7 +123,7 @@ class Watch(Treated):
         if empty is not None:
             now.run.extra_rows += images
             with torch.no_grad():
-                uncond = call.predict(tokens.like(call.text, empty.expand(images)), call.x[rows:])
+                uncond = call.predict(tokens.like(call.text, other), call.x[rows:])
         return StepEvidence(
             step=number,
             num_steps=now.run.report.steps or 0,
@@ -141,33 +153,40 @@ class Watch(Treated):
             return  # the prediction without the prompt was skipped
         noise = call.noise(call.x, predicted)
         cond, uncond = noise[:rows], noise[rows:]
-        changed = guided(treatment, self._step(now, call, cond, uncond))
+        assert self.effect is not None
+        changed = guided(self.effect, self._step(now, call, cond, uncond))
         if changed is not cond:
             moved = call.predicted(call.x[:rows], changed).to(predicted)
             chosen = slice(0, rows) if treatment.images is None else treatment.images
             predicted[:rows][chosen] = moved[chosen]
+            self.effect.written()
 
     def _mitigate(self, now: Pass, call: Call, predicted: Tensor) -> None:
         p, rows = call.denoiser.p, call.rows
         if not call.alone:
-            self.refuse(now, "the prompt is joined of several by AND, and only one prompt can be mitigated")
+            self.alone(now, AND)
             return
-        if not self.restarts:
+        if not self.restarts and not model.from_picture(p):
             now.run.learn(notes=(*now.run.report.notes, OLD))
         began = self._start(now, call)
 
-        def make(treatment: Treatment) -> tuple[Tensor, Tensor]:
-            text = tokens.like(call.text, treatment.prompt) if treatment.prompt is not None else call.text
-            other = (
-                tokens.like(call.reference, treatment.reference) if treatment.reference is not None else call.reference
-            )
+        def make(treatment: Treatment) -> Made:
+            effect, again = Effect(treatment), copy(call)
+            again.exchange(treatment, effect)
             x = self._latents(call, treatment)
-            with self.editor.following(treatment.edits), torch.no_grad():
-                cond = call.predict(text, x)
+            effect.changed("noise", call.x[:rows], x)
+            with self.editor.following(treatment.edits, effect), torch.no_grad():
+                cond, attention = read_again(
+                    now.reader if now.run.guard.attention else None,
+                    treatment,
+                    rows,
+                    again.columns,
+                    lambda: call.predict(again.text, x),
+                )
             with torch.no_grad():
-                uncond = call.predict(other, x)
+                uncond = call.predict(again.reference, x)
             now.run.extra_rows += 2 * rows
-            return cond, uncond
+            return Made(cond, uncond, effect, attention)
 
         empty = words.empty(p) if now.run.guard.reference == "empty" else None
 
@@ -177,15 +196,17 @@ class Watch(Treated):
             with torch.no_grad():
                 return call.predict(tokens.like(call.text, empty.expand(rows)), self._latents(call, treatment))
 
-        treatment, pair = treat_first(now.run, began, make, None if empty is None else compared)
+        treatment, made = treat_first(now.run, began, make, None if empty is None else compared)
         if not treatment.changes:
             return
-        self.adopt(treatment, p.sd_model.model.diffusion_model)
-        if treatment.noise is not None:
+        restarted = treatment.noise is not None
+        self.adopt(now, treatment, None if made is None or restarted else made.effect)
+        if restarted:
             now.run.extra_rows += 2 * rows  # the sampler asks for the first step once more
             raise Again
-        if pair is not None:
-            for part, noise in zip((predicted[:rows], predicted[rows:]), pair, strict=True):
+        call.exchange(treatment, None)
+        if made is not None:
+            for part, noise in zip((predicted[:rows], predicted[rows:]), (made.cond, made.uncond), strict=True):
                 moved = call.predicted(call.x[:rows], noise).to(predicted)
                 chosen = slice(None) if treatment.images is None else treatment.images
                 part[chosen] = moved[chosen]

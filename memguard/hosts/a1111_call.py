@@ -1,15 +1,37 @@
 """One call of A1111's denoiser: its rows, its noise level, and the way to make it again.
 
-May import: the WebUI's modules, torch.
+May import: the WebUI's modules, memguard's core, torch.
 """
 
 from __future__ import annotations
 
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from modules.sd_samplers_timesteps import CFGDenoiserTimesteps
 from torch import Tensor
+
+from ..aside import aside
+from ..mitigations.base import Treatment
+from ..mitigations.effect import Effect
+from .webui import tokens
+
+
+@contextmanager
+def beside(network: torch.nn.Module) -> Iterator[None]:
+    """The block around every evaluation of ours: ``aside``, and the generator of the HyperTile that A1111 brings."""
+    tiles = getattr(sys.modules.get("hypertile"), "RNG_INSTANCE", None)
+    own = tiles if isinstance(tiles, random.Random) else random.Random()
+    before = own.getstate()
+    with aside(network):
+        try:
+            yield
+        finally:
+            own.setstate(before)
 
 
 class Call:
@@ -53,6 +75,21 @@ class Call:
     def alone(self) -> bool:
         """Whether each image has one prompt and not several that are joined by AND."""
         return self.rows == len(self.parts)
+
+    def exchange(self, treatment: Treatment, effect: Effect | None) -> None:
+        """Take a treatment's texts; ``effect`` is told of what differs."""
+        for name, part, other in (
+            ("text", "prompt", treatment.prompt),
+            ("reference", "reference", treatment.reference),
+        ):
+            own = getattr(self, name)
+            if other is None or own is None:
+                continue
+            made = tokens.like(own, other)
+            setattr(self, name, made)
+            if effect is not None:
+                for before, after in zip(tokens.tensors(own), tokens.tensors(made), strict=True):
+                    effect.changed(part, before, after)
 
     def noise(self, x: Tensor, predicted: Tensor) -> Tensor:
         """Return a prediction in units of epsilon."""

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ..attributions.moment import Encoded
 from ..mitigations.base import Step, Treatment, View
+from ..mitigations.effect import Effect
 from ..records import StepEvidence
 from . import forge_prompts as words
-from .forge_call import Call, columns, exchanged, text
+from .forge_call import Call, columns, exchanged, text, treated
 from .forge_prompts import text_engine
 from .inference import differentiable, normal
-from .webui import model, starting, tokens
-from .webui.first import Again, guided, treat_first
-from .webui.session import SKIPPED, Pass
+from .webui import model, prompts, starting, tokens
+from .webui.first import Again, Made, guided, read_again, treat_first
+from .webui.session import SAME, SKIPPED, Pass
 from .webui.treated import Treated
 
 NAME = "forge"
@@ -39,11 +40,6 @@ AND = "the prompt is joined of several by AND, and only one prompt can be mitiga
 def version() -> str:
     """Return the host's version."""
     return str(launch_utils.git_tag())
-
-
-def stop() -> None:
-    """End the generation: this batch after its step, and those that follow."""
-    shared.state.interrupt()
 
 
 def network(engine: Any) -> Any:
@@ -64,14 +60,18 @@ class Watch(Treated):
 
     def before_pass(self, p: Any) -> None:
         """Put our functions into the model of the pass that is about to be sampled; hires calls this twice."""
+        self._watch(p, p.sampler, False)
+
+    def _watch(self, p: Any, sampler: Any, running: bool) -> None:
         engine, session = p.sd_model, self.session
         unet = engine.forge_objects.unet.clone()
-        self.before_sampling(p, unet.model.diffusion_model)
+        self.before_sampling(unet.model.diffusion_model, sampler, running)
         name = model.name_of(unet.model.diffusion_model, engine)
-        key = (id(p), p.iteration, bool(getattr(p, "is_hr_pass", False)))
-        now = session.begin(key, model=name, **model.facts(p))
+        key = (sampler, p.iteration, bool(getattr(p, "is_hr_pass", False)))
+        notes = prompts.unscored(prompt_parser, p)
+        now = session.begin(key, self.place(p), model=name, notes=notes, **model.facts(p))
         now.reader = self.reader
-        if refined(p) and now.missing != REFINED:  # hires asks twice
+        if refined(p) and not now.missing:  # hires asks twice
             now.missing = REFINED
             now.run.learn(notes=(*now.run.report.notes, REFINER))
         empty = words.empty(p) if session.guard.reference == "empty" else None
@@ -79,16 +79,15 @@ class Watch(Treated):
 
         def asked(network, x, timestep, uncond, cond, scale, options, seed):
             scales[0] = scale
-            try:
+            with session.careful():
                 now.arm(len(x), columns(cond), total(p), len(cond) == 1)
-                cond, uncond = self._exchanged(cond, uncond)
-            except Exception as error:  # of ours: the host would lose the picture
-                session.broke(error)
+            with self.treating(now):
+                cond, uncond = treated(cond, uncond, self.treatment, self.effect)
             return network, x, timestep, uncond, cond, scale, options, seed
 
         def look(args: dict[str, Any]) -> Tensor:
             made: list[Tensor] = []
-            try:
+            with session.careful():
                 if now.reader is not None:
                     now.reader.disarm()
                 call = Call(p, args, scales[0])
@@ -99,8 +98,7 @@ class Watch(Treated):
                 now.scored()
                 if call.uncond is not None:
                     self.carry(now, lambda: made.append(self._treat(now, call, empty)))
-            except Exception as error:
-                session.broke(error)
+            self.cancel()
             return made[0] if made else args["denoised"]
 
         unet.add_conditioning_modifier(asked)
@@ -108,20 +106,16 @@ class Watch(Treated):
         engine.forge_objects.unet = unet
 
     def before(self, params: Any) -> None:
-        """Nothing: the model's own functions see more."""
+        """Nothing, as the model's own functions see more; but for a pass of which no script was told."""
+        if not self.prepared(params.denoiser.sampler):
+            self._watch(params.denoiser.p, params.denoiser.sampler, True)
 
     def after(self, params: Any) -> None:
         """Nothing: Forge never calls ``on_cfg_denoised``."""
 
-    def _exchanged(self, cond: Any, uncond: Any) -> tuple[Any, Any]:
-        treatment = self.treatment
-        if treatment is None or len(cond) != 1:
-            return cond, uncond
-        if treatment.prompt is not None:
-            cond = [exchanged(cond[0], treatment.prompt)]
-        if treatment.reference is not None and uncond is not None:
-            uncond = [exchanged(uncond[0], treatment.reference)]
-        return cond, uncond
+    def interrupt(self) -> None:
+        """End the sampling at once, where the host was told to stop."""
+        cancelled()
 
     def _evidence(self, now: Pass, number: int, call: Call, empty: Encoded | None) -> StepEvidence | str:
         """Return the evidence of one model call, or why there is none."""
@@ -131,8 +125,12 @@ class Watch(Treated):
                 return GUIDANCE_OFF
             if not bool(call.without.any()):
                 return SKIPPED
+            if len(call.cond) == 1 and tokens.same(text(call.cond), text(call.uncond)):
+                return SAME
             uncond = call.noise(call.without)
         else:
+            if len(call.cond) == 1 and tokens.same(text(call.cond), empty.expand(images)):
+                return SAME
             now.run.extra_rows += images
             uncond = call.predict([exchanged(call.cond[0], empty.expand(images))], call.x)
         return StepEvidence(
@@ -173,25 +171,29 @@ class Watch(Treated):
             uncond,
         )
         with torch.inference_mode(False), torch.no_grad():
-            changed = guided(treatment, step)
-        return denoised if changed is cond else self._kept(call, call.guided(call.back(changed), call.without))
+            assert self.effect is not None
+            changed = guided(self.effect, step)
+        if changed is cond:
+            return denoised
+        made = self._kept(call, call.guided(call.back(changed), call.without))
+        self.effect.written()
+        return made
 
     def _mitigate(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:
         if len(call.cond) != 1:
-            self.refuse(now, AND)
+            self.alone(now, AND)
             return call.denoised
         unet = call.p.sd_model.forge_objects.unet
 
-        def make(treatment: Treatment) -> tuple[Tensor, Tensor]:
-            x = self._latents(call, treatment)
-            conds = [call.cond, call.uncond]
-            for number, prompt in enumerate((treatment.prompt, treatment.reference)):
-                if prompt is not None:
-                    conds[number] = [exchanged(conds[number][0], prompt)]
-            with self.editor.following(treatment.edits):
-                cond = call.predict(conds[0], x)
+        def make(treatment: Treatment) -> Made:
+            effect, x = Effect(treatment), self._latents(call, treatment)
+            effect.changed("noise", call.x, x)
+            given, other = treated(call.cond, call.uncond, treatment, effect)
+            reader = now.reader if now.run.guard.attention else None
+            with self.editor.following(treatment.edits, effect):
+                cond, attention = read_again(reader, treatment, len(x), columns(given), lambda: call.predict(given, x))
             now.run.extra_rows += 2 * len(x)
-            return cond, call.predict(conds[1], x)
+            return Made(cond, call.predict(other, x), effect, attention)
 
         def compared(treatment: Treatment) -> Tensor:
             assert empty is not None
@@ -201,16 +203,18 @@ class Watch(Treated):
 
         with torch.inference_mode(False), torch.no_grad():
             began = self._start(now, call, unet)
-            treatment, pair = treat_first(now.run, began, make, None if empty is None else compared)
+            treatment, made = treat_first(now.run, began, make, None if empty is None else compared)
         if not treatment.changes:
             return call.denoised
-        self.adopt(treatment, unet.model.diffusion_model)
-        if treatment.noise is not None:
+        restarted = treatment.noise is not None
+        self.adopt(now, treatment, None if made is None or restarted else made.effect)
+        if restarted:
             now.run.extra_rows += 2 * len(call.x)  # the sampler asks for the first step once more
             raise Again
-        if pair is None:
+        call.cond, call.uncond = treated(call.cond, call.uncond, treatment, None)
+        if made is None:
             return call.denoised
-        cond, uncond = (call.back(noise).to(call.x) for noise in pair)
+        cond, uncond = (call.back(noise).to(call.x) for noise in (made.cond, made.uncond))
         found = call.guided(cond, uncond)
         call.with_prompt, call.without, call.denoised = cond, uncond, self._kept(call, found)
         return call.denoised

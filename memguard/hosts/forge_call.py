@@ -1,6 +1,6 @@
 """One model call of Forge: its predictions, its conditionings, and the way to make it again.
 
-May import: the WebUI's backend, memguard.attributions, memguard.hosts.inference, torch.
+May import: the WebUI's backend, memguard.attributions, memguard.mitigations, memguard.hosts.inference, torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from backend.sampling.sampling_function import calc_cond_uncond_batch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..mitigations.base import Treatment
+from ..mitigations.effect import Effect
 from .inference import normal
 
 
@@ -94,3 +96,19 @@ def exchanged(cond: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
             normal(given["y"].cond) if prompt.pooled is None else prompt.pooled.to(given["y"].cond)
         )
     return {**cond, "model_conds": given, "cross_attn": given["c_crossattn"].cond}
+
+
+def treated(cond: list[Any], uncond: Any, treatment: Treatment | None, effect: Effect | None) -> tuple[list[Any], Any]:
+    """Return the conditionings of a call with a treatment's texts; ``effect`` is told of what differs."""
+    if treatment is None or len(cond) != 1:
+        return cond, uncond
+    found: list[Any] = []
+    for part, own, other in (("prompt", cond, treatment.prompt), ("reference", uncond, treatment.reference)):
+        made = own if other is None or own is None else [exchanged(own[0], other)]
+        if made is not own and effect is not None:
+            before, after = text(own or []), text(made or [])
+            effect.changed(part, before.text, after.text)
+            if before.pooled is not None and after.pooled is not None:
+                effect.changed(part, before.pooled, after.pooled)
+        found.append(made)
+    return found[0], found[1]

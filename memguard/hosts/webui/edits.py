@@ -10,7 +10,7 @@ Part of the WebUI hosts; may import: memguard.mitigations, torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...mitigations.edit import OTHER, Edit, Plan, heads_last
+from ...mitigations.effect import Effect
 from .layers import cross_layers
 
 # the plan of the network's call in progress; a context variable, as a backward pass may compute a block again
 PLAN: ContextVar[Plan | None] = ContextVar("memguard_webui_plan", default=None)
 
+Careful = Callable[[], AbstractContextManager[Any]]  # the guard around what stands in the host's own calls
 Marks = Callable[[int, dict[str, Any]], Sequence[bool]]  # rows and named arguments of a call -> which carry the prompt
 
 
@@ -38,6 +40,7 @@ class Editor:
     Attributes:
         table: what stands in each column of each image's prompt, int8 [B, tokens]; None where that is not known.
         left: what could not be edited, for the report.
+        effect: is told which edits act; None for calls that are not the run's own.
 
     """
 
@@ -47,6 +50,8 @@ class Editor:
         self.edits: tuple[Edit, ...] = ()
         self.step, self.sigma = 0, 0.0
         self.left: dict[str, None] = {}
+        self.effect: Effect | None = None
+        self._careful: Careful = nullcontext
         self._marks: Marks | None = None
         self._planned: tuple[Any, Plan] | None = None
         self._tokens: list[Any] = []
@@ -57,8 +62,15 @@ class Editor:
         return {name: int(layer.to_v.weight.shape[0]) for name, layer in self.layers.items()}
 
     @contextmanager
-    def installed(self, marks: Marks) -> Iterator[None]:
-        """Stand there for the time of the block, where there are edits."""
+    def installed(self, marks: Marks, careful: Careful = nullcontext) -> Iterator[None]:
+        """Stand there for the time of the block, where there are edits.
+
+        Args:
+            marks: which rows of a call carry the prompt.
+            careful: around what is done inside the network's calls; after an error it lets the call go on unedited.
+
+        """
+        before_careful, self._careful = self._careful, careful
         saved = [(layer, layer.__dict__.get("forward")) for layer in self.layers.values()]
         before, self._marks = self._marks, marks
         handles = [
@@ -70,7 +82,7 @@ class Editor:
                 layer.forward = partial(self._forward, name, layer, layer.forward)
             yield
         finally:
-            self._marks = before
+            self._marks, self._careful = before, before_careful
             for handle in handles:
                 handle.remove()
             for layer, forward in saved:
@@ -80,9 +92,10 @@ class Editor:
                     layer.forward = forward
 
     @contextmanager
-    def following(self, edits: tuple[Edit, ...]) -> Iterator[None]:
-        """Follow other edits, on calls that hold the prompt's rows only."""
+    def following(self, edits: tuple[Edit, ...], effect: Effect | None = None) -> Iterator[None]:
+        """Follow other edits, on calls that hold the prompt's rows only; ``effect`` is told which act."""
         before, self.edits = self.edits, edits
+        told, self.effect = self.effect, effect
         try:
             if not edits:
                 yield
@@ -90,14 +103,19 @@ class Editor:
             with self.installed(lambda rows, named: rows * [True]):
                 yield
         finally:
-            self.edits = before
+            self.edits, self.effect = before, told
+
+    def drop(self) -> None:
+        """Edit nothing from here on, not even the rest of the call in progress."""
+        self.edits = ()
+        PLAN.set(None)
 
     def _begin(self, network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._tokens.append(PLAN.set(None))
         text = named.get("context", args[2] if len(args) > 2 else None)
-        plan = None
         if self.edits and self._marks is not None and isinstance(text, Tensor):
-            plan = self._plan(self._marks(len(text), named), text)
-        self._tokens.append(PLAN.set(plan))
+            with self._careful():
+                PLAN.set(self._plan(self._marks(len(text), named), text))
 
     def _end(self, *_: Any) -> None:
         if self._tokens:  # none where the beginning failed
@@ -108,10 +126,10 @@ class Editor:
         if len(marks) != rows or not any(marks):
             return None
         mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-        key = (self.edits, tuple(marks), columns, text.device, mode)
+        key = (self.edits, self.effect, tuple(marks), columns, text.device, mode)
         if self._planned is None or self._planned[0] != key:
             conditional = torch.tensor(marks, device=text.device)
-            self._planned = key, Plan(self.edits, conditional, self._groups(conditional, columns))
+            self._planned = key, Plan(self.edits, conditional, self._groups(conditional, columns), effect=self.effect)
         plan = self._planned[1]
         plan.step, plan.sigma = self.step, self.sigma
         return plan
@@ -134,12 +152,19 @@ class Editor:
 
     def _forward(self, name: str, layer: Any, forward: Any, x: Tensor, context: Any = None, **named: Any) -> Any:
         plan = PLAN.get()
-        value = named.get("value")
         edited = plan is not None and isinstance(context, Tensor) and plan.fits(context)
         if plan is None or not edited or not any(edit.acts(name) or plan.cuts for edit in plan.edits):
             if plan is not None and not edited:
                 self.left["cross-attention was left alone where another extension changes its rows or columns"] = None
             return forward(x, context, **named)
+        with self._careful():
+            return self._edited(name, layer, plan, forward, x, context, named)
+        return forward(x, context, **named)  # an error of ours
+
+    def _edited(
+        self, name: str, layer: Any, plan: Plan, forward: Any, x: Tensor, context: Tensor, named: dict[str, Any]
+    ) -> Any:
+        value = named.get("value")
         q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(context if value is None else value)
 
         def backend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Any, columns: Any) -> Any:

@@ -17,21 +17,27 @@ HEADINGS = ("Size", "Compared with", "Ordinary prompts", "File", "Note")
 PIXELS = 8  # of a latent
 
 
-def profiles(model: str, found: Sequence[Profile]) -> str:
+def profiles(model: str, found: Sequence[Profile], loaded: str = "", chosen: str = "") -> str:
     """Return the table of a checkpoint's profiles, or why there is none.
 
     Args:
         model: fingerprint, "" where no checkpoint is loaded.
         found: its profiles.
+        loaded: its name.
+        chosen: name of the checkpoint that is chosen on the page; it may not be loaded yet.
 
     """
     if not model:
         return _line("No checkpoint is loaded yet.")
+    if loaded and chosen and loaded != chosen:
+        return _line(f"{chosen} is chosen and not loaded yet. Once it is, press Refresh to see its profiles.")
+    of = f" {loaded}" if loaded else " this checkpoint"
     if not found:
-        return _line("There is no profile for this checkpoint.")
+        return _line(f"There is no profile for{of}.")
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(each))}</tr>" for each in found)
     head = "".join(f"<th>{each}</th>" for each in HEADINGS)
-    return f'<table class="memguard-profiles"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    head = f"<caption>Profiles of{escape(of)}</caption><thead><tr>{head}</tr></thead>"
+    return f'<table class="memguard-profiles">{head}<tbody>{rows}</tbody></table>'
 
 
 def _cells(profile: Profile) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...calibration import fingerprint
+from .places import Place
 
 FLAGS = {"is_sdxl": "sdxl", "is_sd2": "sd2", "is_sd3": "sd3", "is_sd1": "sd15"}  # attributes of the engine
 BACKUP = "network_weights_backup"  # of a layer that A1111 has put a LoRA into: weights, or weights and more
@@ -72,6 +73,30 @@ def numbers(prompts: Sequence[str]) -> tuple[int, ...]:
     return tuple(known.index(text) for text in prompts) if len(known) > 1 else ()
 
 
+def prompts(p: Any) -> list[str]:
+    """Return the prompt of each image of the pass."""
+    hires = getattr(p, "hr_prompts", None) if getattr(p, "is_hr_pass", False) else None
+    return list(hires or p.prompts or ())
+
+
+def place(p: Any, owner: Any = None) -> Place:
+    """Return which pass of a generation is about to be sampled.
+
+    Args:
+        p: the host's StableDiffusionProcessing.
+        owner: that of the generation, where this one is another extension's inside of it.
+
+    """
+    hires = bool(getattr(p, "is_hr_pass", False))
+    whole = owner or p
+    return Place(
+        batch=int(getattr(whole, "iteration", 0) or 0),
+        batches=int(whole.n_iter or 1),
+        kind="inner" if owner is not None else "hires" if hires else "",
+        prompt="\0".join(prompts(p)),
+    )
+
+
 def facts(p: Any) -> dict[str, Any]:
     """Return what is known of a batch before it is sampled, as fields of Report.
 
@@ -80,10 +105,10 @@ def facts(p: Any) -> dict[str, Any]:
 
     """
     hires = bool(getattr(p, "is_hr_pass", False))
-    prompts, negatives = list(p.prompts or ()), list(p.negative_prompts or ())
+    negatives = (getattr(p, "hr_negative_prompts", None) if hires else None) or p.negative_prompts or ()
     return {
         "family": family(p.sd_model),
-        "prompt": " | ".join(dict.fromkeys(prompts)),
+        "prompt": " | ".join(dict.fromkeys(prompts(p))),
         "negative_prompt": " | ".join(dict.fromkeys(negatives)),
         "seeds": tuple(int(seed) for seed in p.seeds or ()),
         "sampler": p.sampler_name,
@@ -91,5 +116,4 @@ def facts(p: Any) -> dict[str, Any]:
         "cfg": cfg(p),
         "width": int((getattr(p, "hr_upscale_to_x", 0) if hires else 0) or p.width),
         "height": int((getattr(p, "hr_upscale_to_y", 0) if hires else 0) or p.height),
-        "notes": ("the second pass of hires starts from a picture",) if hires else (),
     }

@@ -8,6 +8,7 @@ Part of the WebUI hosts; may import: memguard.attributions, torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from ...attributions import attention
 from ...attributions.maps import MapTally
+from ...troubles import careful, in_words
 from .edits import Marks
 from .layers import cross_layers
 
+log = logging.getLogger("memguard")
+
 NO_LAYERS = "this model has no cross-attention of its own: prompt and picture share their attention"
-NOT_HERE = "this WebUI is older than 1.10 and tells no script that a sampler starts, so attention is not read"
 SEVERAL = "the prompt is joined of several by AND, and their attention is not one"
 
 
@@ -92,6 +95,17 @@ class Reader:
         self.masses, self._armed = {}, None
         self.reason = self.reason or why
 
+    @contextmanager
+    def own(self, images: int, tokens: int) -> Iterator[None]:
+        """Read a call of ours in the block, which holds the prompt's rows alone; its masses stand there afterwards."""
+        before, self._marks = self._marks, lambda rows, named: rows * [True]
+        self.arm(images, tokens, False)
+        try:
+            yield
+        finally:
+            self._marks = before
+            self.disarm()
+
     def disarm(self) -> None:
         """End the model call that is read."""
         armed, self._armed, self._now = self._armed, None, None
@@ -111,26 +125,33 @@ class Reader:
     def _begin(self, network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self._armed is None or not args:
             return
-        x = args[0]
-        self._size, self._now = (x.shape[-2], x.shape[-1]), {}
-        marks = self._marks(len(x), named)
-        self._rows = torch.tensor([i for i, mark in enumerate(marks) if mark], device=x.device, dtype=torch.long)
+        with careful(self._failed):
+            x = args[0]
+            self._size, self._now = (x.shape[-2], x.shape[-1]), {}
+            marks = self._marks(len(x), named)
+            self._rows = torch.tensor([i for i, mark in enumerate(marks) if mark], device=x.device, dtype=torch.long)
 
     def _keep(self, key: tuple[str, str], _module: Any, _inputs: Any, output: Tensor) -> None:
-        if self._now is not None:  # the first output only: an edit lets the projections give out what it made
-            self._now.setdefault(key, output.detach())
+        with careful(self._failed):
+            if self._now is not None:  # the first output only: an edit lets the projections give out what it made
+                self._now.setdefault(key, output.detach())
 
     def _end(self, *_: Any) -> None:
-        now, self._now = self._now, None
-        if now is None or self._armed is None or self._rows is None or not len(self._rows):
-            return
-        try:
-            for name, layer in self.layers.items():
-                q, k = now[name, "to_q"][self._rows], now[name, "to_k"][self._rows]
-                found = attention.Projected(q, k, int(layer.heads)).probabilities()
-                tokens = self._armed[1]
-                found = attention.fold(found, tokens) if self.repeats else found[..., :tokens]
-                self._found.setdefault(name, []).append(found)
-        except Exception as error:  # of ours: the picture must not be lost for it
-            self.reason = f"attention was not read ({type(error).__name__}: {error})"
-            self._armed = None
+        with careful(self._failed):
+            now, self._now = self._now, None
+            if now is not None and self._armed is not None and self._rows is not None and len(self._rows):
+                self._take(now, self._armed[1])
+
+    def _take(self, now: dict[tuple[str, str], Tensor], tokens: int) -> None:
+        assert self._rows is not None
+        for name, layer in self.layers.items():
+            q, k = now[name, "to_q"][self._rows], now[name, "to_k"][self._rows]
+            found = attention.Projected(q, k, int(layer.heads)).probabilities()
+            found = attention.fold(found, tokens) if self.repeats else found[..., :tokens]
+            self._found.setdefault(name, []).append(found)
+
+    def _failed(self, error: Exception) -> None:
+        """An error of ours: the picture must not be lost for it."""
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        self.reason = self.reason or f"attention was not read: {in_words(error)}"
+        self._armed = self._now = None

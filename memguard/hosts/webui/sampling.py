@@ -6,7 +6,8 @@ Part of the WebUI hosts; may import: memguard's core, torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +15,36 @@ from torch import Tensor
 
 from ...guard import MemorizationStop, Run
 from ...records import Report, StepEvidence
+from ...troubles import in_words
 from ..curve import Curve
 from .explanation import Asked, Explanation, maps
-from .reading import NOT_HERE, SEVERAL, Reader
+from .places import Place
+from .reading import SEVERAL, Reader
 
 if TYPE_CHECKING:
     from .session import Session
 
 log = logging.getLogger("memguard")
 
-FAILED = "MemGuard: stopped, because of an error: {}"
+UNSEEN = "the sampler asked the model, and this WebUI told MemGuard of none of its calls"
 
 
 class Pass:
     """One sampling pass and its run.
 
     Attributes:
+        place: in the generation.
         calls: of the model so far.
-        missing: why there would be no call at all.
+        missing: why there would be no call at all, where that is known.
         explanation: of the run.
         maps: of the run, once it is finished.
 
     """
 
-    def __init__(self, session: Session, key: object, run: Run) -> None:
-        self.session, self.key, self.run = session, key, run
+    def __init__(self, session: Session, key: object, run: Run, place: Place) -> None:
+        self.session, self.key, self.run, self.place = session, key, run, place
         self.calls = 0
-        self.missing = "the run ended before the model's first prediction"
+        self.missing = ""
         self.explanation = Explanation(session.explain)
         self.reader: Reader | None = None
         self.maps: dict[str, Tensor] = {}
@@ -76,8 +80,7 @@ class Pass:
         """Return what StepEvidence holds of the call's attention, if a detector asks for it."""
         if not self.run.guard.attention:
             return {}
-        if self.reader is None:
-            return {"unread": NOT_HERE}
+        assert self.reader is not None  # there is one where a detector asks for it
         return self.reader.evidence(summary() if self.run.guard.late else None)
 
     def look(self, evidence: Callable[[int], StepEvidence | str], total: int | None = None) -> StepEvidence | None:
@@ -95,20 +98,32 @@ class Pass:
         if not self.run.wants(number):
             return None
         found: StepEvidence | str | None = None
-        try:
-            found = evidence(number)
+        with self.careful():
+            with self.session.aside():
+                found = evidence(number)
             if isinstance(found, str):
                 self.run.unavailable(found)
+                self.run.insist()
             else:
                 self.run.observe(found)
+        return found if isinstance(found, StepEvidence) else None
+
+    @contextmanager
+    def careful(self) -> Iterator[None]:
+        """The guard around what is done at a model call; policy "stop" ends the generation as the host ends one."""
+        try:
+            with self.run.careful():
+                yield
         except MemorizationStop as ended:
             self.session.stop(str(ended))
-        except Exception as error:
-            try:
-                self.run.failed(error)
-            except Exception:  # policy "stop" fails closed
-                self.session.stop(FAILED.format(error))
-        return found if isinstance(found, StepEvidence) else None
+
+    def unseen(self) -> None:
+        """The sampler has asked the model; where nobody told us of a call there will be no score."""
+        if self.calls == 0 and self.run.reason is None:
+            self.missing = self.missing or UNSEEN
+            with self.careful():
+                self.run.unavailable(self.missing)
+                self.run.insist()
 
     def follow(self, sigma: float, gap: Tensor) -> None:
         """Add a call to the curve.
@@ -127,7 +142,8 @@ class Pass:
             return
         try:
             masses = {} if self.reader is None else self.reader.masses
-            self.explanation.take(ask(), found, masses)
+            with self.session.aside():
+                self.explanation.take(ask(), found, masses)
         except Exception as error:
             self._unexplained(error)
 
@@ -142,15 +158,14 @@ class Pass:
         run.extra_rows += self.explanation.rows
         try:
             run.learn(curve=tuple(point for point in self._curve.points() if point[1] > 0))
-            found = self.explanation.words()
+            with self.session.aside():
+                found = self.explanation.words()
             run.learn(attribution=found)
             if found is not None and self._gap is not None:
                 self.maps = {"noise_gap": self._gap.float().pow(2).mean(1).cpu()}
                 if self.reader is not None and self.reader.tally is not None:
                     self.maps |= maps(self.reader.tally, found.spans)
                 run.learn(maps=tuple(self.maps))
-            if found is not None and self.reader is None:
-                run.learn(notes=(*run.report.notes, NOT_HERE))
         except Exception as error:
             self._unexplained(error)
         report = run.finish()
@@ -165,5 +180,5 @@ class Pass:
         return number * steps // total
 
     def _unexplained(self, error: Exception) -> None:
-        log.warning("%s: %s", type(error).__name__, error)
-        self.run.learn(notes=(*self.run.report.notes, f"no words or maps, because {error}"))
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        self.run.learn(notes=(*self.run.report.notes, f"no words or maps, because {in_words(error)}"))

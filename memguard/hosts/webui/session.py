@@ -1,6 +1,7 @@
 """One press of Generate: its sampling passes, one run of the guard each, and what is said of them.
 
-A batch is a pass, and so is the second pass of hires. The host's adapter turns its callbacks into ``StepEvidence``.
+A batch is a pass, and so are the second pass of hires and each pass that another extension samples inside of a
+generation (a detailer). The host's adapter turns its callbacks into ``StepEvidence``.
 
 Part of the WebUI hosts; may import: memguard's core.
 """
@@ -8,22 +9,29 @@ Part of the WebUI hosts; may import: memguard's core.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ...guard import Guard
-from ...records import VERDICTS, Report
-from ...wording import message
+from ...aside import aside
+from ...guard import Guard, MemorizationStop
+from ...passes import Pass as Past
+from ...passes import Passes
+from ...records import Report
+from ...troubles import careful, in_words
 from .explanation import When
-from .sampling import FAILED, Pass
+from .places import Place, gravity
+from .sampling import Pass
 
 log = logging.getLogger("memguard")
-GRAVITY = ("unknown", *VERDICTS)
 SKIPPED = "the WebUI skipped the prediction without the prompt (skip early CFG, or negative guidance minimum sigma)"
+SAME = "the prompt and what it is compared with are the same, so there is nothing to score"
+ENDED = "the run ended before the model's first prediction"
+NEVER = "a pass that never began"
 
 
 class Session:
@@ -38,13 +46,17 @@ class Session:
         enough: called when a pass has a verdict or a reason; a check before generating ends here.
         explain: which runs to explain.
         notes: for every report.
+        passes: of all jobs, so that a pass that has no verdict takes over that of an earlier one.
 
     Attributes:
         reports: of the passes that are over.
+        places: of these passes in the generation.
         maps: of each of these passes, by name, float32 [B, h, w].
         pictures: of each of these passes: captions and data URLs, to be shown beside its report.
         overlays: captions and pictures, to be shown in the gallery.
         stopped: the message of policy "stop"; empty where nothing was stopped.
+        trouble: why settings cannot be used, so that nothing is guarded; empty where they can.
+        aside: the block around every evaluation of ours.
 
     """
 
@@ -58,24 +70,30 @@ class Session:
         enough: Callable[[], None] = lambda: None,
         explain: When = "never",
         notes: tuple[str, ...] = (),
+        passes: Passes | None = None,
     ) -> None:
         self.guard, self.host, self.version, self._stop = guard, host, version, stop
         self.finished, self.enough, self.explain, self.notes = finished, enough, explain, notes
         self.reports: list[Report] = []
+        self.places: list[Place] = []
         self.maps: list[dict[str, Tensor]] = []
         self.pictures: list[list[tuple[str, str]]] = []
         self.overlays: list[tuple[str, Any]] = []
-        self.stopped = ""
+        self.stopped = self.trouble = ""
         self.told = 0  # how many reports saved pictures have been told of
         self.now: Pass | None = None
+        self.aside: Callable[[], AbstractContextManager[None]] = aside
+        self._passes, self._job = passes or Passes(), uuid.uuid4().hex
 
-    def begin(self, key: object, **facts: Any) -> Pass:
+    def begin(self, key: object, place: Place = Place(), **facts: Any) -> Pass:  # noqa: B008 it is frozen
         """Return the pass of a sampler; equal keys are one pass. Another one that was left open is closed."""
         if self.now is None or self.now.key != key:
             self.end()
-            facts["notes"] = (*self.notes, *facts.get("notes", ()))
+            facts["notes"] = (*self.notes, *place.notes, *facts.get("notes", ()))
             run = self.guard.begin(host=self.host, host_version=self.version, **facts)
-            self.now = Pass(self, key, run)
+            starts = () if place.first else (self._made(place),)
+            run.earlier = self._passes.before(self._job, place.prompt, starts, run.report.model)
+            self.now = Pass(self, key, run, place)
         return self.now
 
     def end(self) -> None:
@@ -83,50 +101,60 @@ class Session:
         if self.now is not None:
             finished, self.now = self.now, None
             if finished.calls == 0:
-                finished.run.unavailable(finished.missing)
+                finished.run.unavailable(finished.missing or ENDED)
             report = finished.finish()
+            place = finished.place
+            self._passes.add(Past.of(finished.run, self._job, place.prompt, (self._made(place),)))
             note = self.finished(report)
             self.reports.append(replace(report, notes=(*report.notes, note)) if note else report)
+            self.places.append(place)
             self.maps.append(finished.maps)
             self.pictures.append([])
 
+    @contextmanager
+    def careful(self) -> Iterator[None]:
+        """The guard around every hook of ours: an error costs no picture, except under policy "stop"."""
+        try:
+            with careful(self.broke, MemorizationStop):
+                yield
+        except MemorizationStop as ended:
+            self.stop(str(ended))
+
     def broke(self, error: Exception) -> None:
-        """Take an error of ours outside of a model call. The picture goes on, except under policy "stop"."""
-        log.warning("%s: %s", type(error).__name__, error)
-        now = self.now or self.begin("a pass that never began")  # the report must say why there is no score
-        with suppress(Exception):  # under policy "stop" the error comes back, and is said below
-            now.run.failed(error)
-        if self.guard.policy == "stop":
-            self.stop(FAILED.format(error))
+        """Take an error of ours.
+
+        Raises:
+            MemorizationStop: under policy "stop", unless the passes are over and have their scores.
+
+        """
+        if self.now is None and self.reports:
+            log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+            last = self.reports[-1]
+            self.reports[-1] = replace(last, notes=(*last.notes, in_words(error)))
+            return
+        (self.now or self.begin(NEVER)).run.failed(error)  # the report must say why there is no score
 
     def stop(self, text: str) -> None:
         """End the generation, by policy "stop"."""
-        self.stopped = text
+        self.stopped = self.stopped or text
         self._stop()
+
+    def refuse(self, why: str, **facts: Any) -> None:
+        """Say in a report why settings cannot be used; nothing is guarded."""
+        self.trouble = f"the settings cannot be used: {why}"
+        self.begin(NEVER, **facts).missing = self.trouble
+        self.end()
+
+    def _made(self, place: Place) -> str:
+        return f"{self._job}/{place.batch}"
 
     @property
     def gravest(self) -> Report | None:
         """The report to show first: that of the gravest verdict, of equal ones the first."""
-        return max(self.reports, key=lambda report: GRAVITY.index(report.verdict), default=None)
+        return max(self.reports, key=gravity, default=None)
 
     @property
     def gravity(self) -> int:
         """How grave the gravest verdict is, 0 for none."""
         report = self.gravest
-        return 0 if report is None else GRAVITY.index(report.verdict)
-
-
-def infotext(reports: Sequence[Report], images: int) -> dict[str, Any]:
-    """Return what a batch's pictures say of their own scores: the text of each image, or one of all.
-
-    Args:
-        reports: of the passes that made the batch, the first one decides.
-        images: in the batch.
-
-    """
-    if not reports:
-        return {}
-    report = reports[0]
-    scored = next((finding for finding in report.findings if len(finding.scores) == images), None)
-    told = {"MemGuard verdict": message(report).removeprefix("MemGuard: ")}
-    return told if scored is None else told | {"MemGuard score": [f"{score:.4g}" for score in scored.scores]}
+        return 0 if report is None else gravity(report)

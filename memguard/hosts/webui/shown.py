@@ -8,32 +8,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-
 from ...memory import PromptWarning
-from ...overlay import NAMES, colours, ink
+from ...overlay import NAMES
 from ...records import Attribution, Report
+from ...troubles import UNFORESEEN
 from ...wording import message
+from .places import gravity
 from .session import Session
 
-COLOURS = {"memorized": "#c2372e", "suspicious": "#b26a00", "ordinary": "#2e7d4f", "unknown": "inherit"}
+# of a verdict, on the light and the dark theme's page; letters need a contrast of 4.5 on either
+COLOURS = {
+    "memorized": ("#b3261e", "#ff8a80"),
+    "suspicious": ("#8a5100", "#ffb74d"),
+    "ordinary": ("#1f6b40", "#81c784"),
+}
+STYLE = "<style>{}</style>".format(
+    "".join(
+        f".memguard-{name}{{color:{light}}}.dark .memguard-{name}{{color:{dark}}}"
+        for name, (light, dark) in COLOURS.items()
+    )
+)
+INK = 30  # per cent of the letters' colour behind the heaviest word: the strongest ink in either theme
 MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
+FIRST = "first pass"
 WIDE, HIGH = 240, 60  # of the curve, in its own units
 
 
 def warning(session: Session) -> str:
-    """Return the toast's text: policy "warn" and "stop" warn of a run that looks memorized; "" for no toast."""
-    if session.stopped:
-        return session.stopped
+    """Return the toast's text, "" for no toast.
+
+    Policies "warn" and "stop" warn of a run that looks memorized, and all of settings that cannot be used.
+    """
+    if session.stopped or session.trouble:
+        return session.stopped or f"MemGuard: off, because {session.trouble}"
     report = session.gravest
     flagged = report is not None and report.flagged and session.guard.policy != "observe"
     return message(report) if flagged and report is not None else ""
 
 
 def html(session: Session) -> str:
-    """Return the panel: a block for each pass, with its scores, words, curve, maps and notes."""
-    pairs = zip(session.reports, session.pictures, strict=True)
-    blocks = "".join(_block(report, pictures) for report, pictures in pairs)
+    """Return the panel: a block for each pass, the gravest first, with its scores, words, curve, maps and notes."""
+    passes = list(zip(session.reports, session.places, session.pictures, strict=True))
+    passes.sort(key=lambda each: -gravity(each[0]))  # the gravest first, the others in their order
+    named = len(passes) > 1
+    blocks = "".join(
+        _block(report, pictures, (place.name or FIRST) if named else "") for report, place, pictures in passes
+    )
     stopped = f'<p style="color:{COLOURS["memorized"]}">{escape(session.stopped)}</p>' if session.stopped else ""
     return f'<div class="memguard-panel">{stopped}{blocks}</div>'
 
@@ -45,14 +65,14 @@ def known(warning: PromptWarning | None) -> str:
     what = "this prompt" if warning.kind == "prompt" else f"a prompt with {', '.join(warning.words)}"
     verdict = {"memorized": "looked memorized", "suspicious": "may be memorized"}.get(warning.verdict, warning.verdict)
     score = "" if warning.score is None else f" (score {warning.score:.3g})"
-    colour = COLOURS.get(warning.verdict, "inherit")
-    return f'<p class="memguard-known" style="color:{colour}">MemGuard: {escape(f"{what} {verdict}{score} before")}</p>'
+    line = escape(f"{what} {verdict}{score} before")
+    return f'{STYLE}<p class="memguard-known memguard-{escape(warning.verdict)}">MemGuard: {line}</p>'
 
 
-def _block(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
+def _block(report: Report, pictures: Sequence[tuple[str, str]], name: str) -> str:
     verdict = report.verdict if report.verdict_after == "unknown" else report.verdict_after
-    mark = f'<b style="color:{COLOURS[verdict]}" aria-hidden="true">{MARKS[verdict]}</b>'
-    lines = [f"<p>{mark} {escape(message(report).removeprefix('MemGuard: '))}</p>"]
+    mark = f'<b class="memguard-{verdict}" aria-hidden="true">{MARKS[verdict]}</b>'
+    lines = [f"<p>{mark} {escape(f'{name}: ' if name else '')}{escape(message(report).removeprefix('MemGuard: '))}</p>"]
     scored = next((finding for finding in report.findings if len(finding.scores) > 1), None)
     if scored is not None:
         lines.append(f"<p>by image: {', '.join(f'{score:.3g}' for score in scored.scores)}</p>")
@@ -62,22 +82,24 @@ def _block(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
         lines.append(_curve(report.curve))
     if pictures:
         lines.append(f'<div style="display:flex;flex-wrap:wrap;gap:.5em">{"".join(map(_figure, pictures))}</div>')
-    notes = (*report.notes, *(report.attribution.notes if report.attribution else ()), report.error or "")
+    notes = (*report.notes, *(report.attribution.notes if report.attribution else ()))
+    notes = (*notes, UNFORESEEN) if report.error and UNFORESEEN not in lines[0] else notes
     lines += [f"<p><small>{escape(note)}</small></p>" for note in notes if note]
     return "".join(lines)
 
 
 def _words(found: Attribution) -> str:
-    """Return the words, each on its colour and with its weight."""
+    """Return the words, each with its weight and the more ink the heavier it is."""
     if found.status != "ok":
         return f"<p>no words, because {escape(found.status)}</p>"
-    weights = np.array(found.weights)
-    backs = colours(weights, min(0.0, float(weights.min(initial=0))), float(weights.max(initial=0)))
+    top = max(found.weights, default=0.0)
     parts = [
         f'<span style="display:inline-block;text-align:center;margin:0 .15em"><b style="display:block;padding:0 .4em;'
-        f"border-radius:.3em;font-weight:500;background:rgb({','.join(map(str, back))});color:{ink(back)}"
-        f'">{escape(span.text or NAMES[span.group])}</b><small>{weight:.3g}</small></span>'
-        for span, weight, back in zip(found.spans, found.weights, backs, strict=True)
+        f"border-radius:.3em;font-weight:{500 + 200 * (share > 0.5)};border-bottom:{1 + 3 * share:.1f}px solid;"
+        f'background:color-mix(in srgb, currentColor {INK * share:.0f}%, transparent)">'
+        f"{escape(span.text or NAMES[span.group])}</b><small>{weight:.3g}</small></span>"
+        for span, weight in zip(found.spans, found.weights, strict=True)
+        for share in (max(weight, 0.0) / top if top > 0 else 0.0,)
     ]
     return f'<p class="memguard-words" title="{escape(found.unit)}">{"".join(parts)}</p>'
 
@@ -86,7 +108,8 @@ def _curve(points: Sequence[tuple[float, float]]) -> str:
     """Return the noise gap of every model call as a line, and in words."""
     values = [rms for _, rms in points]
     top, last = max(values), len(values) - 1
-    line = " ".join(f"{i / last * WIDE:.1f},{HIGH - value / top * (HIGH - 4):.1f}" for i, value in enumerate(values))
+    scale = (HIGH - 4) / top if top > 0 else 0.0  # all gaps are 0 where the prompt is the negative one
+    line = " ".join(f"{i / last * WIDE:.1f},{HIGH - value * scale:.1f}" for i, value in enumerate(values))
     highest = values.index(top)
     said = (
         f"noise gap over {len(values)} model calls, RMS: starts at {values[0]:.3g}, highest {top:.3g} at call"

@@ -6,20 +6,27 @@ Part of the WebUI hosts; may import: memguard's core, torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from torch import nn
 
+from ...aside import aside
 from ...mitigations.base import Treatment
+from ...mitigations.effect import Effect
+from ...passes import left_alone, takes_over
 from ...records import Attempt
+from ...troubles import careful, in_words
+from . import model
 from .edits import Editor
 from .first import Again
+from .places import Place
 from .reading import Reader
 from .sampling import Pass
-from .session import Session
+from .session import NEVER, Session
 
 log = logging.getLogger("memguard")
 
@@ -31,9 +38,12 @@ class Treated:
         session: of one press of Generate.
 
     Attributes:
+        owner: returns the host's StableDiffusionProcessing that the session belongs to, None where that is gone.
+        inner: that of the pass in progress, where it is another extension's inside of the generation.
         treatment: of the pass; None before its first step, and where nothing is changed.
+        effect: what the treatment has changed so far.
         restarts: whether the pass's sampler can be started once more with other noise.
-        reader: of attention, where somebody asks for it and the host tells that a sampler starts.
+        reader: of attention, where somebody asks for it.
 
     """
 
@@ -41,8 +51,12 @@ class Treated:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.owner: Callable[[], Any] = lambda: None
+        self.inner: Any = None
         self.treatment: Treatment | None = None
+        self.effect: Effect | None = None
         self.restarts = False
+        self._sampler: Any = None
         self._stack = ExitStack()
         self._editor: Editor | None = None
         self._marks: Sequence[bool] = ()
@@ -55,55 +69,104 @@ class Treated:
         assert self._editor is not None
         return self._editor
 
+    def own(self, p: Any) -> None:
+        """Take whose session it is."""
+        self.owner = ref(p)
+
+    def place(self, p: Any) -> Place:
+        """Return which pass of the generation is about to be sampled."""
+        owner = self.owner()
+        self.inner = None if owner is None or owner is p else p
+        return model.place(p, None if self.inner is None else owner)
+
     def edit(self, network: nn.Module) -> None:
         """Take the network whose attention may be edited."""
         self._editor = Editor(network, self.REPEATS)
 
-    def before_sampling(self, p: Any, network: nn.Module) -> None:
+    def before_sampling(self, network: nn.Module, sampler: Any, running: bool = False) -> None:
         """A pass is about to be sampled.
 
         Args:
-            p: the host's StableDiffusionProcessing.
             network: that will be asked first.
+            sampler: of the pass.
+            running: whether the sampler has started; then it cannot start once more.
 
         """
         self.leave()
-        self.reader = None
+        self._sampler, self.restarts, self.reader = sampler, not running, None
+        self.session.aside = partial(self.aside, network)
         if self.session.guard.attention or self.session.explain != "never":
             self.reader = Reader(network, partial(self._rows, who="read"), self.REPEATS)
-        self.restarts = True
+        if running:
+            if self.reader is not None:
+                self._stack.enter_context(self.reader.installed())
+            return
         for name in ("sample", "sample_img2img"):
-            if hasattr(p.sampler, name):
-                self._wrap(p.sampler, name)
+            if hasattr(sampler, name):
+                self._wrap(sampler, name)
+
+    def prepared(self, sampler: Any) -> bool:
+        """Whether ``before_sampling`` was called for a pass's sampler."""
+        return self._sampler is sampler
+
+    def aside(self, network: nn.Module) -> Any:
+        """Return the block around every evaluation of ours; hosts add generators that are their own."""
+        return aside(network)
 
     def carry(self, now: Pass, work: Callable[[], None]) -> None:
         """Treat a call. An error of ours costs the mitigation, not the picture."""
-        if now.run.guard.policy != "mitigate":
-            return
-        try:
-            work()
-        except Again:
-            raise
-        except Exception as error:
-            log.warning("%s: %s", type(error).__name__, error)
+        if now.run.guard.policy == "mitigate":
+            with self.treating(now), self.session.aside():
+                work()
+
+    @contextmanager
+    def treating(self, now: Pass) -> Iterator[None]:
+        """The guard around what a treatment does to the host's own calls: after an error it is over."""
+
+        def failed(error: Exception) -> None:
             now.run.failed(error)
-            self.leave()
+            if self.treatment is not None:
+                over = f"the mitigation ended at model call {now.calls}, because of this: {in_words(error)}"
+                now.run.learn(notes=(*now.run.report.notes, over))
+            self.drop()
+
+        with careful(failed):
+            yield
+
+    def drop(self) -> None:
+        """End the treatment in the midst of a call; what stands in the network goes when the sampler is done."""
+        self.treatment = None
+        if self._editor is not None:
+            self._editor.drop()
 
     def refuse(self, now: Pass, why: str) -> None:
         """Say why a flagged run cannot be mitigated."""
         now.run.learn(attempts=(Attempt("none", changes=(why,)),))
 
-    def adopt(self, treatment: Treatment, network: nn.Module) -> None:
-        """Take a treatment for the rest of the pass."""
-        self.treatment = treatment
+    def alone(self, now: Pass, why: str) -> None:
+        """Say why a run that took over a verdict goes on as it is."""
+        left_alone(now.run, why) if takes_over(now.run) else self.refuse(now, why)
+
+    def adopt(self, now: Pass, treatment: Treatment, made: Effect | None) -> None:
+        """Take a treatment for the rest of the pass.
+
+        Args:
+            now: the pass.
+            treatment: for it.
+            made: what it has changed in a first call that was made again, and is used now.
+
+        """
+        self.treatment, self.effect = treatment, now.run.carry(treatment)
+        if made is not None:
+            self.effect.join(made)
         if treatment.edits:
-            self.editor.edits = treatment.edits
-            self._stack.enter_context(self.editor.installed(self._rows))
+            self.editor.edits, self.editor.effect = treatment.edits, self.effect
+            self._stack.enter_context(self.editor.installed(self._rows, partial(self.treating, now)))
 
     def leave(self) -> None:
         """End the treatment; nothing of it stays in the network."""
         self._stack.close()
-        self.treatment, self._editor = None, None
+        self.treatment, self._editor, self.effect = None, None, None
 
     def expect(self, marks: Sequence[bool], sigma: float) -> None:
         """Say which rows of the call to come carry the prompt; the host may ask for them in slices, in this order."""
@@ -135,8 +198,8 @@ class Treated:
         def sampled(p: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
             with ExitStack() as stack:
                 stack.callback(self._stack.close)  # whatever ends the sampling, nothing stays in the network
-                if self.reader is not None:
-                    stack.enter_context(self.reader.installed())
+                with self.session.careful():
+                    self._stand(stack, sampler)
                 try:
                     return sample(p, x, *args, **kwargs)
                 except Again:
@@ -145,7 +208,36 @@ class Treated:
                     now.again()
                     noise, images = treatment.noise.to(x), treatment.images
                     moved = noise if images is None else x.index_copy(0, images, noise[images])
+                    if self.effect is not None:
+                        self.effect.changed("noise", x, moved)
                     return sample(p, moved, *args, **kwargs)
 
         sampled.memguard = self  # type: ignore[attr-defined]
         setattr(sampler, name, sampled)
+
+    def _stand(self, stack: ExitStack, sampler: Any) -> None:
+        """Put what reads and what bears witness into the network, for one sampling."""
+        if self.reader is not None:
+            stack.enter_context(self.reader.installed())
+        denoiser = getattr(sampler, "model_wrap_cfg", None)
+        if isinstance(denoiser, nn.Module):
+            stack.callback(denoiser.register_forward_hook(self._witness).remove)
+
+    def _witness(self, *_: Any) -> None:
+        """The sampler's denoiser was called; where none of our functions were, there is no score."""
+        with self.session.careful():
+            (self.session.now or self.session.begin(NEVER)).unseen()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End the sampling where policy "stop" has ended it; what an inner pass was to improve stays as it was."""
+        if not self.session.stopped:
+            return
+        latent = getattr(self.inner, "init_latent", None)
+        if latent is not None:
+            self._sampler.last_latent = latent
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the sampling at once, where the host was told to stop."""
+        raise NotImplementedError

@@ -75,7 +75,9 @@ class Server:
         for name in (checkpoint.name, "twin.safetensors"):
             self.add_checkpoint(checkpoint, name)
         self.links = []
-        for name, target in (("memguard", REPOSITORY), ("aa-neighbour", Path(__file__).parent / "neighbour")):
+        here = Path(__file__).parent
+        others = {"aa-neighbour": here / "neighbour", "detailer": here / "detailer"}
+        for name, target in {"memguard": REPOSITORY, **others}.items():
             self.links.append(self.folder / "extensions" / name)
             self.links[-1].parent.mkdir(exist_ok=True)
             self.links[-1].symlink_to(target)
@@ -160,11 +162,13 @@ class Server:
             except ValueError:
                 return error.code, text
 
-    def generate(self, guard: dict | None = None, kind: str = "txt2img", neighbour: str = "", **changes) -> "Made":
-        """Generate; ``guard`` ticks MemGuard's box with these settings, ``neighbour`` asks that extension."""
+    def generate(
+        self, guard: dict | None = None, kind: str = "txt2img", neighbour: str = "", detail: str = "", **changes
+    ) -> "Made":
+        """Generate; ``guard`` ticks MemGuard's box with these settings, ``neighbour`` and ``detail`` ask the others."""
         body = {"prompt": "a red fox on a roof", "seed": 3, "steps": 4, "width": 128, "height": 128, "cfg_scale": 7.5}
         body |= {"sampler_name": "Euler", "scheduler": "Automatic"} | changes
-        body["alwayson_scripts"] = {"Neighbour": {"args": [neighbour]}}
+        body["alwayson_scripts"] = {"Neighbour": {"args": [neighbour]}, "Detailer": {"args": [detail]}}
         if guard is not None:
             given = {"policy": "observe", "explain": "never"} | guard
             body["alwayson_scripts"]["MemGuard"] = {"args": [given]}

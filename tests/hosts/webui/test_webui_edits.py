@@ -1,7 +1,5 @@
 """Edits inside a network of the original code's layout, against attention that is written out; no host."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -231,9 +229,10 @@ def test_whatever_ends_the_sampling_nothing_stays_in_the_network(network, inputs
     treated = Treated(Session(Guard(), "a1111", "v1", lambda: None))
     treated.edit(network)
     sampler = Sampler(network, error)
-    treated.before_sampling(SimpleNamespace(sampler=sampler), network)
+    treated.before_sampling(network, sampler)
     treated.edit(network)
-    treated.adopt(Treatment(edits=(Mask({DOWN: (0,)}, 0.0),)), network)
+    now = treated.session.begin("pass")
+    treated.adopt(now, Treatment(edits=(Mask({DOWN: (0,)}, 0.0),)), None)
     assert [layer for layer in network.modules() if "forward" in vars(layer)]
     with pytest.raises(type(error)):
         sampler.sample(None, x, context)
@@ -246,8 +245,8 @@ def test_other_noise_starts_the_sampler_once_more(network, inputs):
     session = Session(Guard(), "a1111", "v1", lambda: None)
     treated, sampler = Treated(session), Sampler(network, Again())
     session.begin("pass")
-    treated.before_sampling(SimpleNamespace(sampler=sampler), network)
-    treated.before_sampling(SimpleNamespace(sampler=sampler), network)  # hires asks twice
+    treated.before_sampling(network, sampler)
+    treated.before_sampling(network, sampler)  # hires asks twice
     treated.treatment = Treatment(noise=torch.ones_like(x), images=torch.tensor([1, 3]))
     with pytest.raises(Again):  # and not a third time
         sampler.sample(None, x, context)

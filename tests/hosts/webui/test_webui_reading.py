@@ -186,11 +186,11 @@ def test_attention_stands_in_where_the_gradient_fails():
     explanation = Explanation("always")
     explanation.take(broken_told, evidence(told.predict(Encoded(encoded))), {"down": mass})
     found = explanation.words()
-    assert found.method == "attention" and "no derivative for quantised weights" in found.notes[0]
+    assert found.method == "attention" and "the gradient failed (the model cannot be differentiated" in found.notes[0]
     assert dict(found.words)["fox"] == pytest.approx(1 / 8)
     explanation = Explanation("always")
     explanation.take(broken_told, evidence(told.predict(Encoded(encoded))), {})
-    assert explanation.words().status.startswith("the gradient failed (no derivative")
+    assert explanation.words().status.startswith("the gradient failed (the model cannot be differentiated")
 
 
 def test_texts_and_their_rows():

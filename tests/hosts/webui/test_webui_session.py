@@ -9,7 +9,8 @@ import torch
 from memguard import Guard
 from memguard.calibration import Conditions, Distribution, Profile
 from memguard.hosts.webui import model
-from memguard.hosts.webui.session import Session, infotext
+from memguard.hosts.webui.places import infotext
+from memguard.hosts.webui.session import Session
 from memguard.hosts.webui.shown import MARKS, html, warning
 from memguard.records import Attempt, StepEvidence
 from memguard.troubles import UNFORESEEN
@@ -80,7 +81,8 @@ def test_an_error_outside_of_a_call_is_in_the_report(session, policy, stopped, b
     made, stops = session(policy=policy)
     if begun:
         made.begin(object(), model=MODEL)
-    made.broke(KeyError("inside"))
+    with made.careful():
+        raise KeyError("inside")
     made.end()
     assert bool(stops) == stopped and bool(made.stopped) == stopped
     assert [report.error for report in made.reports] == ["KeyError: 'inside'"]

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from memguard import Guard
 from memguard.hosts.webui.pictures import SHOWN, draw, full
 from memguard.hosts.webui.session import Session
-from memguard.hosts.webui.shown import html, known
+from memguard.hosts.webui.shown import COLOURS, INK, STYLE, html, known
 from memguard.memory import PromptWarning
 from memguard.records import Attribution, TokenSpan
 
@@ -55,17 +56,17 @@ def test_a_call_without_a_second_prediction_is_no_point_of_the_curve():
     assert [rms for _, rms in made.reports[0].curve] == pytest.approx([0.5, 0.2])
 
 
-def test_the_panel_shows_words_on_their_colours_the_curve_and_the_pictures(session):
+def test_the_panel_shows_words_with_their_ink_the_curve_and_the_pictures(session):
     draw(session, 0, torch.rand(2, 3, 64, 64))
     page = html(session)
-    words = re.findall(r"background:rgb\((\d+),(\d+),(\d+)\);color:(\w+)\">([^<]*)</b><small>([^<]*)", page)
-    assert [(word, weight) for *_, word, weight in words] == [
+    words = re.findall(r"currentColor (\d+)%, transparent\)\">([^<]*)</b><small>([^<]*)", page)
+    assert [(word, weight) for _, word, weight in words] == [
         ("[BOS]", "0.1"),
         ("a&lt;b&gt;", "0.2"),
         ("comet", "0.9"),
         ("[EOS]", "0.3"),
     ]
-    assert len({row[:3] for row in words}) == 4  # each weight has a colour of its own
+    assert [int(ink) for ink, *_ in words] == [3, 7, 30, 10]  # the heaviest word has the strongest ink
     assert 'aria-label="noise gap over 3 model calls, RMS: starts at 0.5, highest 0.8 at call 2, ends at 0.2"' in page
     assert "&lt;i&gt;" in page and "<i>" not in page
     assert re.findall(r'alt="([^"]*)"', page) == [
@@ -104,3 +105,39 @@ def test_why_there_are_no_words():
     now.explanation = SimpleNamespace(words=lambda: Attribution("gradient", status="the gradient failed"), rows=0)
     made.end()
     assert "no words, because the gradient failed" in html(made)
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("verdict", list(COLOURS))
+def test_letters_can_be_read_on_either_theme(verdict):
+    light, dark = COLOURS[verdict]
+    for page in ("#ffffff", "#f3f4f6"):
+        assert contrast(light, page) >= 4.5
+    for page in ("#0b0f19", "#1f2937"):
+        assert contrast(dark, page) >= 4.5
+    assert f".dark .memguard-{verdict}{{color:{dark}}}" in STYLE
+
+
+@pytest.mark.parametrize(("letters", "page"), [("#1f2937", "#ffffff"), ("#f3f4f6", "#0b0f19"), ("#f3f4f6", "#1f2937")])
+def test_words_can_be_read_on_the_strongest_ink(letters, page):
+    """The ink behind a word is mixed of the letters' own colour."""
+    mixed = [
+        round(int(a, 16) * INK / 100 + int(b, 16) * (1 - INK / 100))
+        for a, b in ((letters[i : i + 2], page[i : i + 2]) for i in (1, 3, 5))
+    ]
+    assert contrast(letters, "#" + "".join(f"{part:02x}" for part in mixed)) >= 4.5
+
+
+def test_a_curve_of_zeros_is_a_flat_line(session):
+    session.reports[0] = replace(session.reports[0], curve=((14.6, 0.0), (3.0, 0.0)))
+    assert 'points="0.0,60.0 240.0,60.0"' in html(session)

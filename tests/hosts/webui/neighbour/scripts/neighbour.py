@@ -2,9 +2,9 @@
 
 Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
 network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
-"job NAME" names the job, as jobs of one second have one name; "keep" lets MemGuard keep mitigations that hardly help
-the test bed's model, so that they act on every step. It counts the rows that the network is asked for, and what others
-have left in it.
+"job NAME" names the job, as jobs of one second have one name; "break NAME" lets a function of MemGuard fail; "keep"
+lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts the rows
+that the network is asked for, and what others have left in it.
 """
 
 import sys
@@ -20,6 +20,7 @@ _wishes: list[str] = []
 _fails = [False]
 _rows: list[int] = []
 _counting: list = []
+_broken_ones: list = []  # what stood there, the name, the function
 
 
 class Neighbour(scripts.Script):
@@ -34,9 +35,13 @@ class Neighbour(scripts.Script):
 
     def process(self, p, asked=""):
         _wishes[:], _fails[0] = asked.split("; "), False
+        while _broken_ones:
+            setattr(*_broken_ones.pop())
         for wish in _wishes:
             if wish.startswith("prompts "):
                 p.all_prompts = wish.removeprefix("prompts ").split("|")
+            if wish.startswith("break "):
+                _break(wish.removeprefix("break "))
             if wish.startswith("job "):
                 shared.state.job_timestamp = wish.removeprefix("job ")
         if LOOP in sys.modules:
@@ -65,6 +70,23 @@ class Neighbour(scripts.Script):
 
     def postprocess(self, p, processed, asked=""):
         _fail("postprocess")
+
+
+def _break(name):
+    """Let a function fail, by its dotted name below MemGuard's package: that of a module, or of a class in one."""
+    parts = name.split(".")
+    modules = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+    module = next(each for each in modules if f"memguard_webui_pack.{each}" in sys.modules)
+    place = sys.modules[f"memguard_webui_pack.{module}"]
+    for part in parts[len(module.split(".")) : -1]:
+        place = getattr(place, part)
+    kept = place.__dict__[parts[-1]]
+
+    def broken(*args, **kwargs):
+        raise KeyError(f"neighbour: {name} is broken")
+
+    _broken_ones.append((place, parts[-1], kept))
+    setattr(place, parts[-1], broken)
 
 
 def _fail(hook):
