@@ -96,8 +96,7 @@ class Watch(Treated):
                 found = now.look(lambda number: self._evidence(now, number, call, empty), total(p))
                 now.explain(found, lambda: words.asked(call))
                 now.scored()
-                if call.uncond is not None:
-                    self.carry(now, lambda: made.append(self._treat(now, call, empty)))
+                self.carry(now, lambda: made.append(self._treat(now, call, empty)))
             self.cancel()
             return made[0] if made else args["denoised"]
 
@@ -152,6 +151,8 @@ class Watch(Treated):
     def _treat(self, now: Pass, call: Call, empty: Encoded | None) -> Tensor:
         """Return the result of a call: the first one of a flagged run mitigated, each one of a treated run guided."""
         denoised = call.denoised
+        if call.uncond is None:
+            return denoised
         if now.run.to_mitigate:
             denoised = self._mitigate(now, call, empty)
         treatment = self.treatment

@@ -104,6 +104,7 @@ class Pass:
             if isinstance(found, str):
                 self.run.unavailable(found)
                 self.run.insist()
+                self.run.settle()
             else:
                 self.run.observe(found)
         return found if isinstance(found, StepEvidence) else None

@@ -26,7 +26,7 @@ from .first import Again
 from .places import Place
 from .reading import Reader
 from .sampling import Pass
-from .session import NEVER, Session
+from .session import ENDED, NEVER, Session
 
 log = logging.getLogger("memguard")
 
@@ -115,7 +115,9 @@ class Treated:
 
     def carry(self, now: Pass, work: Callable[[], None]) -> None:
         """Treat a call. An error of ours costs the mitigation, not the picture."""
-        if now.run.guard.policy == "mitigate":
+        if now.run.to_mitigate and not now.run.evidence:  # its verdict is that of an earlier pass
+            self.alone(now, now.run.reason or ENDED)
+        elif now.run.guard.policy == "mitigate":
             with self.treating(now), self.session.aside():
                 work()
 
