@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from .distance import gravest
 from .overlay import FONT, letters, written
 from .records import Report
+from .wording import mean
 
 GAP = 8  # pixels between the pictures
 LINE = FONT + 6
@@ -25,9 +26,8 @@ def table(report: Report) -> list[str]:
     which = "score before" if report.attempts else "score of the right picture"
     lines = [f"{which} {scored.score:.3g}, {scored.verdict}"]
     for number, attempt in enumerate(report.attempts, 1):
-        score = "not scored"
-        if attempt.scores:
-            score = f"{sum(attempt.scores) / len(attempt.scores):.3g}, {attempt.verdict}"
+        left = mean(attempt.scores)
+        score = "not scored" if left is None else f"{left:.3g}, {attempt.verdict}"
         lines.append(f"{number}. {attempt.mitigation}: {score}, {'kept' if attempt.kept else 'taken back'}")
     if report.attempts and not any(attempt.kept for attempt in report.attempts):
         lines.append("could not be mitigated, the picture is the unmitigated one")

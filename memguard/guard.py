@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from .calibration import Profile, Sensitivity, judge
+from .calibration import Profile, Sensitivity, judge, together
 from .detectors import get as get_detector
 from .detectors.attention_entropy_late import is_late
 from .detectors.text_noise_norm import gap_map
@@ -300,7 +300,7 @@ class Run:
                 status = in_words(error)
                 finding = Finding(detector.NAME, status=status, reference=self.guard.reference, threshold_source="")
             findings.append(finding)
-        return tuple(findings), broken
+        return together(findings), broken
 
     def _ask(self, detector: Any, evidence: Sequence[StepEvidence]) -> Finding:
         if not evidence:

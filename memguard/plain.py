@@ -12,7 +12,7 @@ from typing import Any
 
 from .records import SCHEMA, Attempt, Attribution, Finding, Report, TokenSpan
 from .texts import writable
-from .wording import message
+from .wording import message, odds, place
 
 LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
 
@@ -20,7 +20,9 @@ LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
 def report_dict(report: Report) -> dict[str, Any]:
     """Return a report as numbers, strings, lists and dicts. NaN and infinity become None."""
     values = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in LIVE}
-    values["findings"] = [asdict(finding) for finding in report.findings]
+    values["findings"] = [
+        asdict(finding) | {"place": place(finding), "odds": odds(finding)} for finding in report.findings
+    ]
     values["attempts"] = [asdict(attempt) for attempt in report.attempts]
     values["attribution"] = attribution_dict(report.attribution) if report.attribution else None
     more = {"verdict": report.verdict, "verdict_after": report.verdict_after, "message": message(report)}
@@ -39,7 +41,7 @@ def report_of(values: dict[str, Any]) -> Report:
         raise ValueError(f"report has schema {schema!r}, this memguard reads {SCHEMA}; update memguard")
     known = {f.name for f in fields(Report) if f.name not in LIVE}
     kept = {k: _frozen(v) for k, v in values.items() if k in known}
-    kept["findings"] = tuple(Finding(**{k: _frozen(v) for k, v in f.items()}) for f in values.get("findings", ()))
+    kept["findings"] = tuple(_finding(each) for each in values.get("findings", ()))
     tried = values.get("attempts", ())
     kept["attempts"] = tuple(Attempt(**{k: _frozen(v) for k, v in each.items()}) for each in tried)
     kept["attribution"] = _attribution(values.get("attribution"))
@@ -51,6 +53,14 @@ def attribution_dict(attribution: Attribution) -> dict[str, Any]:
     kept = [f.name for f in fields(attribution) if f.name not in ("maps", "images")]
     values = {name: getattr(attribution, name) for name in kept}
     return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
+
+
+def _finding(values: dict[str, Any]) -> Finding:
+    known = {f.name for f in fields(Finding)}
+    kept = {k: _frozen(v) for k, v in values.items() if k in known}
+    for name in ("scores", "rms"):  # of an image without a score
+        kept[name] = tuple(math.nan if value is None else value for value in kept.get(name, ()))
+    return Finding(**kept)
 
 
 def _attribution(values: dict[str, Any] | None) -> Attribution | None:

@@ -101,7 +101,7 @@ class Finding:
 
     Attributes:
         detector: its name.
-        scores: one number per image, mean over the scored steps.
+        scores: one number per image, mean over the scored steps; NaN for an image without one.
         rms: the same scores per latent element, which is what thresholds use.
         per_step: one list per scored step, each with one number per image.
         unit: what the scores measure.
@@ -109,14 +109,23 @@ class Finding:
         reference: "negative" or "empty"; what the prompt was compared with.
         sigma: noise level of the first scored step.
         timestep: the same on the training schedule.
-        zscore: distance from ordinary prompts, in standard deviations of the log score; None without a profile.
-        percentile: share of ordinary prompts that score lower, 0..100; None without a profile.
-        threshold: RMS from which the verdict is at least "suspicious".
+        zscore: distance from ordinary prompts, in standard deviations of the log score by a log-normal fit, for
+            drawings and comparisons; None without a profile.
+        percentile: 100 (1 - p_value), so never more than n of n + 1; None without a profile.
+        threshold: RMS above which the verdict is at least "suspicious".
         typical: RMS of the median ordinary prompt; None where it is not known.
         threshold_source: where the threshold comes from, or why there is none.
         verdict: "ordinary", "suspicious", "memorized" or "unknown"; of several prompts in a batch, the gravest one's.
         prompts: number of the prompt of each image, where a batch holds several prompts; empty for one prompt.
         carried: run whose finding this is, where a pass without a verdict took it over; empty for the run's own.
+        p_value: (1 + ordinary prompts that score at least as high) / (n + 1); None without a profile.
+        below: ordinary prompts that score lower.
+        count: ordinary prompts in the profile, the n above.
+        rate: share of ordinary prompts, 0..1, that get this verdict or a graver one by mistake; for "ordinary", that
+            are flagged.
+        rate_bound: for this very profile it is at most this, with 95 % confidence.
+        flag_rate: share of ordinary prompts that are flagged by mistake, by this detector looking at one prompt.
+        caveat: what limits the verdict or the score, in words; "" where nothing does.
 
     """
 
@@ -137,6 +146,13 @@ class Finding:
     verdict: Verdict = "unknown"
     prompts: tuple[int, ...] = ()
     carried: str = ""
+    p_value: float | None = None
+    below: int | None = None
+    count: int | None = None
+    rate: float | None = None
+    rate_bound: float | None = None
+    flag_rate: float | None = None
+    caveat: str = ""
 
     @property
     def score(self) -> float | None:
@@ -151,7 +167,8 @@ class Finding:
     def _highest(self, values: tuple[float, ...]) -> float | None:
         images: dict[int, list[float]] = {}
         for number, value in zip(self.prompts or (0,) * len(values), values, strict=True):
-            images.setdefault(number, []).append(value)
+            if not math.isnan(value):
+                images.setdefault(number, []).append(value)
         return max((math.fsum(each) / len(each) for each in images.values()), default=None)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .overlay import NAMES, colours, ink
 from .records import Attribution, Report
-from .wording import percent
+from .wording import odds, place
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881;--memorized:#c2372e;--suspicious:#b26a00;--ordinary:#2e7d4f}
@@ -105,9 +105,8 @@ def _card(card: Card) -> str:
     if finding is None or finding.score is None:
         says = html.escape(finding.status if finding else report.error or "no score")
     else:
-        says = f"score {finding.score:.3g}"
-        if finding.percentile is not None:
-            says += f", higher than {percent(finding.percentile)} of ordinary prompts"
+        told = (f"score {finding.score:.3g}, {place(finding)}", odds(finding), finding.caveat)
+        says = html.escape("; ".join(part for part in told if part))
     pictures = "".join(_figure(caption, picture) for caption, picture in card.pictures)
     badge = f"{MARKS[verdict]} {WORDS.get(verdict, 'no verdict')}"
     note = f'<p class="note">{html.escape(card.note)}</p>' if card.note else ""

@@ -6,9 +6,10 @@ May import: memguard.records, memguard.distance.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .distance import gravest
-from .records import Attempt, Report
+from .records import Finding, Report
 
 AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memorized": "looks memorized"}
 
@@ -28,11 +29,8 @@ def message(report: Report) -> str:
         "ordinary": "looks ordinary",
         "unknown": "no verdict",
     }
-    text = f"MemGuard: {words[finding.verdict]} (score {finding.score:.3g}"
-    if finding.percentile is not None:
-        text += f", higher than {percent(finding.percentile)} of ordinary prompts)"
-    else:
-        text += f", {finding.threshold_source})"
+    text = f"MemGuard: {words[finding.verdict]} (score {finding.score:.3g}, {place(finding)}"
+    text += f"; {finding.caveat})" if finding.caveat else ")"
     if finding.carried:
         text += "; that is the verdict of an earlier pass, this one has none of its own"
     return text + mitigated(report)
@@ -44,19 +42,44 @@ def mitigated(report: Report) -> str:
         return ""
     kept = [attempt for attempt in report.attempts if attempt.kept]
     if not kept:
-        scored = [attempt for attempt in report.attempts if attempt.scores]
-        best = min(scored, key=_mean, default=None)
-        reached = "" if best is None else f" (the lowest score reached was {_mean(best):.3g})"
+        scored = [mean(attempt.scores) for attempt in report.attempts]
+        best = min((score for score in scored if score is not None), default=None)
+        reached = "" if best is None else f" (the lowest score reached was {best:.3g})"
         return f"; could not be mitigated{reached}, the picture is the unmitigated one"
     done = f"; mitigated by {', then '.join(attempt.mitigation for attempt in kept)}"
-    if not kept[-1].scores:
+    score = mean(kept[-1].scores)
+    if score is None:
         return f"{done}, not scored again"
     verdict = AFTER.get(kept[-1].verdict, "without a verdict")
-    return f"{done}: now {verdict} (score {_mean(kept[-1]):.3g})"
+    return f"{done}: now {verdict} (score {score:.3g})"
 
 
-def _mean(attempt: Attempt) -> float:
-    return math.fsum(attempt.scores) / len(attempt.scores)
+def place(finding: Finding) -> str:
+    """Return where a score stands among ordinary prompts, by rank; why that is not known where it is not."""
+    if finding.below is not None and finding.count is not None:
+        if finding.below == finding.count:
+            return f"higher than all {finding.count} ordinary prompts"
+        return f"higher than {finding.below} of {finding.count} ordinary prompts"
+    if finding.percentile is not None:  # a report of an earlier version
+        return f"higher than {percent(finding.percentile)} of ordinary prompts"
+    return finding.threshold_source
+
+
+def odds(finding: Finding) -> str:
+    """Return how often an ordinary prompt gets such a verdict by mistake; "" where no rate is known."""
+    if finding.rate is None or finding.rate_bound is None:
+        return ""
+    what = "looks memorized" if finding.verdict == "memorized" else "flagged"
+    return (
+        f"{what} by mistake: {100 * finding.rate:.2g} % of ordinary prompts, "
+        f"at most {100 * finding.rate_bound:.2g} % (95 % confidence)"
+    )
+
+
+def mean(scores: Sequence[float]) -> float | None:
+    """Return the mean of the scores that there are."""
+    known = [score for score in scores if not math.isnan(score)]
+    return math.fsum(known) / len(known) if known else None
 
 
 def percent(value: float) -> str:

@@ -3,15 +3,17 @@
 May import: memguard.records, memguard.detectors, torch, numpy.
 """
 
+from .conditions import Conditions, Have, negative_of
 from .fingerprint import fingerprint
-from .judge import judge, ordinary
-from .profile import Conditions, Distribution, Profile, ProfileError, Sensitivity, fit
+from .judge import judge, ordinary, together
+from .profile import Distribution, Profile, ProfileError, Sensitivity, fit
 from .prompts import ordinary_prompts
 from .store import find, folders, save
 
 __all__ = [
     "Conditions",
     "Distribution",
+    "Have",
     "Profile",
     "ProfileError",
     "Sensitivity",
@@ -20,7 +22,9 @@ __all__ = [
     "fit",
     "folders",
     "judge",
+    "negative_of",
     "ordinary",
     "ordinary_prompts",
     "save",
+    "together",
 ]

@@ -1,6 +1,6 @@
-"""A Profile: the distribution of a detector's score over ordinary prompts, and the conditions it holds for.
+"""A Profile: what ordinary prompts score by a detector, and the conditions that this holds for.
 
-May import: memguard.troubles and the standard library.
+May import: memguard.troubles, memguard.calibration.conditions, memguard.calibration.rates and the standard library.
 """
 
 from __future__ import annotations
@@ -8,26 +8,31 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..troubles import Told
+from .conditions import Conditions, Have
 
-SCHEMA = 1
+SCHEMA = 2  # 1 held a fit instead of the scores
 MINIMUM = 50  # prompts; fewer say nothing about the upper tail
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-SIGMA_RATIO = 1.25  # a profile is used for runs whose first sigma is within this ratio of its own
+GRAVER = 3  # "looks memorized" is said at a rate this many times smaller than "may be memorized"
 
 
 class ProfileError(Told, ValueError):
     """A profile that cannot be read, or that was made for something else."""
 
 
+class OldProfile(ProfileError):
+    """A profile of an earlier version, which does not hold what a verdict needs now."""
+
+
 @dataclass(frozen=True)
 class Sensitivity:
-    """How high above ordinary prompts a score must be.
+    """How rarely an ordinary prompt may be flagged.
 
     Attributes:
         percentile: of ordinary prompts above which a prompt is suspicious, 50..99.99.
@@ -42,77 +47,70 @@ class Sensitivity:
 
     @property
     def suspicious(self) -> float:
-        """Z-score from which a prompt is suspicious."""
-        return statistics.NormalDist().inv_cdf(self.percentile / 100)
+        """Share of ordinary prompts, 0..1, of which "may be memorized" is said at most."""
+        return 1 - self.percentile / 100
 
     @property
     def memorized(self) -> float:
-        """Z-score from which a prompt looks memorized: one standard deviation further."""
-        return self.suspicious + 1
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a profile was measured under.
-
-    Attributes:
-        model: fingerprint of the checkpoint.
-        family: its architecture.
-        latent: height and width of the latents.
-        sigma: noise level of the first scored step.
-        timestep: the same on the training schedule.
-        steps_scored: number of model calls that a score is the mean of.
-        num_steps: sampling steps of the run.
-        scheduler: class of the sampler.
-        reference: what prompts were compared with.
-        dtype: of the model's weights.
-        guidance_scale: of the run.
-
-    """
-
-    model: str
-    family: str
-    latent: tuple[int, int]
-    sigma: float
-    timestep: float | None
-    steps_scored: int
-    num_steps: int
-    scheduler: str
-    reference: str
-    dtype: str
-    guidance_scale: float
+        """Share of ordinary prompts of which "looks memorized" is said at most: a third of that."""
+        return self.suspicious / GRAVER
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """RMS scores of ordinary prompts, one per prompt, fitted log-normally to their upper half.
+    """RMS scores of ordinary prompts, one per prompt.
 
-    Only the upper tail decides, and it is often longer than the lower one; a fit to both would flag too many.
+    Verdicts go by rank alone. The log-normal curve is for drawings and for distances (``zscore``): it is fitted to the
+    upper half, because the upper tail is often longer than the lower one.
 
     Attributes:
-        count: number of prompts.
-        log_median: median of the logarithms.
-        log_spread: root mean square distance from it of the logarithms above it.
-        quantiles: of the scores themselves.
+        scores: finite, positive, from low to high.
 
     """
 
-    count: int
-    log_median: float
-    log_spread: float
-    quantiles: dict[str, float]
+    scores: tuple[float, ...]
 
-    def zscore(self, rms: float) -> float:
-        """Return the distance from ordinary prompts in standard deviations of the log score."""
-        return (math.log(max(rms, 1e-12)) - self.log_median) / self.log_spread
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return len(self.scores)
+
+    @cached_property
+    def median(self) -> float:
+        """RMS of the median prompt."""
+        return statistics.median(self.scores)
+
+    @cached_property
+    def log_median(self) -> float:
+        """Median of the logarithms."""
+        return statistics.median(map(math.log, self.scores))
+
+    @cached_property
+    def log_spread(self) -> float:
+        """Root mean square distance from the median of the logarithms above it; 0 where none is above it."""
+        logs = [math.log(score) for score in self.scores]
+        above = [(value - self.log_median) ** 2 for value in logs if value > self.log_median]
+        return math.sqrt(statistics.fmean(above)) if above else 0.0
+
+    def below(self, rms: float) -> int:
+        """Return how many prompts score lower."""
+        return bisect_left(self.scores, rms)
+
+    def p_value(self, rms: float) -> float:
+        """Return (1 + prompts that score at least as high) / (n + 1), the conformal p-value."""
+        return (1 + self.count - self.below(rms)) / (self.count + 1)
 
     def percentile(self, rms: float) -> float:
-        """Return the share of ordinary prompts that score lower, 0..100, by the log-normal fit."""
-        return 100 * statistics.NormalDist().cdf(self.zscore(rms))
+        """Return 100 (1 - p): the share of prompts that score lower, never beyond what their number supports."""
+        return 100 * self.below(rms) / (self.count + 1)
 
-    def threshold(self, zscore: float) -> float:
-        """Return the RMS at a z-score."""
-        return math.exp(self.log_median + zscore * self.log_spread)
+    def limit(self, allowed: int) -> float:
+        """Return the RMS above which ``allowed`` prompts lie (fewer where scores are equal)."""
+        return self.scores[-1 - allowed]
+
+    def zscore(self, rms: float) -> float:
+        """Return the distance from ordinary prompts in standard deviations of the log score, by the fit."""
+        return (math.log(max(rms, 1e-12)) - self.log_median) / self.log_spread
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Profile:
         """Return the profile as JSON text with its schema version."""
         values = asdict(self)
         del values["source"]
-        return json.dumps({"schema": SCHEMA, **values}, indent=2, allow_nan=False)
+        return json.dumps({"schema": SCHEMA, **values}, indent=1, allow_nan=False)
 
     @classmethod
     def read(cls, path: str | Path) -> Profile:
@@ -141,70 +139,69 @@ class Profile:
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if values["schema"] == 1:
+                raise OldProfile(f"{path}: made by an older version of MemGuard; calibrate again")
             if values["schema"] != SCHEMA:
-                raise ProfileError(f"{path}: profile schema {values['schema']}, this memguard reads {SCHEMA}")
+                raise ProfileError(f"{path}: profile schema {values['schema']!r:.40}, this memguard reads {SCHEMA}")
             conditions = {f.name: values["conditions"][f.name] for f in fields(Conditions)}
             conditions["latent"] = tuple(conditions["latent"])
-            distributions = {name: Distribution(**d) for name, d in values["distributions"].items()}
+            distributions = {
+                str(name): Distribution(tuple(float(score) for score in d["scores"]))
+                for name, d in values["distributions"].items()
+            }
             profile = cls(Conditions(**conditions), distributions, values.get("note", ""), str(path))
-            profile._check()
-            return profile
+            wrong = profile._wrong()
         except ProfileError:
             raise
         except OSError as error:
             raise ProfileError(f"{path}: cannot be read ({error.strerror}); run memguard calibrate") from None
-        except (OverflowError, RecursionError):
-            raise ProfileError(f"{path}: not a memguard profile (a number or a nest is too large)") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:  # also JSONDecodeError, UnicodeDecodeError
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ProfileError(f"{path}: not a memguard profile ({what}); run memguard calibrate again") from None
+        except KeyError as error:
+            wrong = f"{error} is missing"
+        except RecursionError:
+            wrong = "nested too deeply"
+        except ValueError:  # JSON, UTF-8, a number
+            wrong = "no JSON, or a text where a number belongs"
+        except (TypeError, AttributeError, OverflowError):
+            wrong = "a value is of another kind than profiles hold"
+        if wrong is not None:
+            raise ProfileError(f"{path}: not a memguard profile ({wrong}); run memguard calibrate again")
+        return profile
 
-    def _check(self) -> None:
-        """Raise ValueError for numbers that no calibration writes and that would fail only when a run is judged."""
-        c = self.conditions
-        if not (c.sigma > 0 and c.steps_scored >= 1 and len(c.latent) == 2 and min(c.latent) > 0):
-            raise ValueError("sigma, steps_scored and latent must be positive")
-        if not all(isinstance(text, str) for text in (c.model, c.family, c.scheduler, c.reference, c.dtype, self.note)):
-            raise ValueError("model, family, scheduler, reference, dtype and note must be texts")
-        if not all(map(math.isfinite, (c.sigma, c.steps_scored, *c.latent))):
-            raise ValueError("sigma, steps_scored and latent must be finite")
+    def _wrong(self) -> str | None:
+        """Return what no calibration writes and what would fail only when a run is judged."""
+        wrong = self.conditions.wrong() if isinstance(self.note, str) else "note is no text"
         for name, d in self.distributions.items():
-            if not (d.log_spread > 0 and math.isfinite(d.log_median) and math.isfinite(d.log_spread)):
-                raise ValueError(f"the distribution of {name} is not finite")
+            if not all(math.isfinite(score) and score > 0 for score in d.scores):
+                wrong = f"a score of {name} is not finite and positive"
+            elif list(d.scores) != sorted(d.scores):
+                wrong = f"the scores of {name} are not sorted"
+            else:
+                wrong = wrong or unfit(d.scores)
+        return wrong
 
-    def mismatch(self, have: dict[str, Any]) -> str | None:
-        """Return why this profile does not hold for a run, or None if it does.
+    def mismatch(self, have: Have) -> str | None:
+        """Return why this profile does not hold for a run, or None if it does."""
+        return next(iter(self.conditions.differences(have)), None)
 
-        Args:
-            have: model, sigma, steps_scored and reference of the run.
 
-        """
-        want = self.conditions
-        if have["model"] and want.model != have["model"]:
-            return f"the profile is for model {want.model}, this is {have['model']}; run memguard calibrate"
-        if want.reference != have["reference"]:
-            return f"the profile compares with the {want.reference} prompt, this run with the {have['reference']} one"
-        if want.steps_scored != have["steps_scored"]:
-            return f"the profile scores {want.steps_scored} step(s), this run {have['steps_scored']}"
-        if have["sigma"] is not None and abs(math.log(have["sigma"] / want.sigma)) > math.log(SIGMA_RATIO):
-            return f"the profile is for sigma {want.sigma:.3g}, this run starts at {have['sigma']:.3g}"
-        return None
+def unfit(scores: Sequence[float]) -> str | None:
+    """Return why scores, from low to high, make no distribution."""
+    if len(scores) < MINIMUM:
+        return f"{len(scores)} prompts with a score; a profile needs at least {MINIMUM}"
+    if scores[-1] <= statistics.median(scores):
+        return "half of the prompts or more score the same, and none scores higher: nothing can stand out"
+    return None
 
 
 def fit(rms: Sequence[float]) -> Distribution:
-    """Fit the RMS scores of ordinary prompts, one per prompt.
+    """Return the distribution of the RMS scores of ordinary prompts, one per prompt.
 
     Raises:
-        ProfileError: for fewer than 50 finite positive scores.
+        ProfileError: for fewer than 50 finite positive scores, and for scores that are all equal.
 
     """
-    usable = [value for value in rms if math.isfinite(value) and value > 0]
-    if len(usable) < MINIMUM:
-        raise ProfileError(f"{len(usable)} prompts with a score; a profile needs at least {MINIMUM}")
-    logs = [math.log(value) for value in usable]
-    percentiles = statistics.quantiles(usable, n=100, method="inclusive")  # linear between ranks, as numpy does
-    quantiles = {f"{q:g}": percentiles[round(100 * q) - 1] for q in QUANTILES}
-    median = statistics.median(logs)
-    above = [(value - median) ** 2 for value in logs if value > median]
-    spread = max(math.sqrt(statistics.fmean(above)) if above else 0.0, 1e-6)
-    return Distribution(len(usable), median, spread, quantiles)
+    usable = tuple(sorted(float(value) for value in rms if math.isfinite(value) and value > 0))
+    wrong = unfit(usable)
+    if wrong is not None:
+        raise ProfileError(wrong)
+    return Distribution(usable)

@@ -1,19 +1,18 @@
 """Where profiles lie, and how one is found for a run.
 
-May import: memguard.calibration.profile.
+May import: memguard.calibration.profile, memguard.calibration.conditions.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from .profile import Profile, ProfileError
+from .conditions import Have
+from .profile import OldProfile, Profile, ProfileError
 
 log = logging.getLogger("memguard")
 
@@ -40,45 +39,63 @@ def folders() -> list[Path]:
 
 def save(profile: Profile, folder: str | Path | None = None) -> Path:
     """Write a profile under a name made of its conditions and return the path."""
-    c = profile.conditions
     target = Path(folder) if folder else home() / "profiles"
     target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{c.model}-{c.latent[0]}x{c.latent[1]}-{c.reference}-s{c.steps_scored}-{c.sigma:.3g}.json"
-    part = path.with_suffix(".part")
+    path = target / f"{profile.conditions.stem}.json"
+    part = target / f"{profile.conditions.stem}.part"
     part.write_text(profile.to_json() + "\n", encoding="utf-8")
     part.replace(path)
     return path
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, _modified: float) -> Profile | None:
+def _read(path: Path, _modified: float) -> Profile | ProfileError:
     try:
         return Profile.read(path)
     except ProfileError as error:
         log.warning("%s", error)  # once per version of the file
-        return None
+        return error
 
 
-def find(have: dict[str, Any], latent: tuple[int, int], detector: str) -> Profile | None:
-    """Return the profile that holds for a run, or None.
+def find(have: Have, detector: str) -> Profile | None:
+    """Return the profile that holds for a run, or None; of several the nearest, of equal ones the first.
 
     Args:
-        have: model fingerprint, sigma, steps_scored, reference.
-        latent: height and width; of several profiles the nearest in area wins.
+        have: what is known of the run.
         detector: that the profile must know.
 
     """
-    fitting = []
-    for order, profile in enumerate(of_model(have["model"])):
-        if detector in profile.distributions and profile.mismatch(have) is None:
-            height, width = profile.conditions.latent
-            distance = abs(math.log(height * width / (latent[0] * latent[1])))
-            fitting.append((distance, order, profile))
-    return min(fitting, key=lambda row: row[:2])[2] if fitting else None
+    fitting = [each for each in of_model(have.model) if detector in each.distributions and not each.mismatch(have)]
+    return min(fitting, key=lambda profile: profile.conditions.distance(have), default=None)
+
+
+def why_not(have: Have, detector: str) -> str:
+    """Return the one difference of the nearest profile; one of the same reference is nearer than any other."""
+    near = [each.conditions for each in of_model(have.model) if detector in each.distributions]
+    if near:
+        nearest = min(near, key=lambda c: (c.reference != have.reference, len(c.differences(have)), c.distance(have)))
+        return nearest.differences(have)[0]
+    if of_model(have.model):
+        return f"the profile has no {detector}"
+    if not have.model:
+        return "the model's weights cannot be read, so no profile is known to be of them; choose one by its file"
+    if any(isinstance(each, OldProfile) for each in _all(have.model)):
+        return "this model's profile was made by an older version of MemGuard; calibrate again"
+    return "no profile for this model; run memguard calibrate"
 
 
 def of_model(model: str) -> list[Profile]:
     """Return every readable profile of a checkpoint, in the order of the folders; none for an unknown model."""
+    return [profile for profile in _all(model) if isinstance(profile, Profile)]
+
+
+def _all(model: str) -> list[Profile | ProfileError]:
     paths = [path for folder in folders() for path in sorted(folder.glob(f"{model}-*.json"))] if model else []
-    profiles = (_read(path, path.stat().st_mtime) for path in paths)
-    return [profile for profile in profiles if profile is not None]
+    return [_read(path, _modified(path)) for path in paths]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # a link to nowhere: reading it says so

@@ -32,8 +32,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate; return 0."""
-    from ..calibration import ordinary_prompts, save
+    from ..calibration import Sensitivity, ordinary_prompts, save
     from ..calibration.profile import MINIMUM
+    from ..calibration.rates import at, cut
     from ..calibration.store import home
     from ..guard import Guard
     from ..hosts.diffusers import calibrate
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     c = profile.conditions
     print(f"{path}: {c.family} model {c.model}, {c.latent[1]} x {c.latent[0]} latents, sigma {c.sigma:.3g}")
     for name, d in profile.distributions.items():
-        median, high = d.quantiles["0.5"], d.threshold(2.326)
-        print(f"{name}: {d.count} prompts, median RMS {median:.4g}, 99th percentile of the fit {high:.4g}")
+        flagging = cut(Sensitivity().suspicious, d.count) or at(0, d.count)
+        rate, most = 100 * flagging.rate, 100 * flagging.bound
+        print(f"{name}: {d.count} prompts, median RMS {d.median:.4g}; flagged above {d.limit(flagging.allowed):.4g},")
+        print(f"which is {rate:.2g} % of ordinary prompts, at most {most:.2g} % (95 % confidence)")
     return 0

@@ -16,7 +16,7 @@ from typing import Any
 from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
 from ..texts import json_line, shown
-from ..wording import message, percent
+from ..wording import message
 from . import common, models
 
 KEPT = (
@@ -169,11 +169,11 @@ def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
 
 
 def line(report: Report) -> str:
-    """Return one row of the table on stdout: verdict, score, percentile, prompt."""
+    """Return one row of the table on stdout: verdict, score, rank, prompt."""
     finding = report.findings[0]
     prompt = shown(" ".join((report.prompt or "").split()))
     short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
     if finding.score is None:
         return f"{'no score':<12}{'':>8}  {'':>18}  {short}  ({shown(message(report))})"
-    rank = "" if finding.percentile is None else percent(finding.percentile)
+    rank = "" if finding.count is None else f"above {finding.below} of {finding.count}"
     return f"{report.verdict:<12}{finding.score:>8.3f}  {rank:>18}  {short}"

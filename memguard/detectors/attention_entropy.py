@@ -10,6 +10,7 @@ May import: memguard.records, memguard.attributions, torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,20 +60,27 @@ def unreadable(evidence: Sequence[StepEvidence]) -> str | None:
     for step in evidence:
         if not step.attention:
             return step.unread or f"the attention of step {step.step} was not read"
-        if not all(bool(torch.isfinite(mass).all()) for mass in step.attention.values()):
-            return f"the attention of step {step.step} holds NaN or infinity"
-    return None
+    return f"the attention of step {evidence[0].step} holds NaN or infinity" if bool(lost(evidence).all()) else None
+
+
+def lost(evidence: Sequence[StepEvidence]) -> Tensor:
+    """Return which images have NaN or infinity in their attention, bool [B]; they have no score."""
+    masses = [mass for step in evidence for mass in (step.attention or {}).values()]
+    return torch.stack([~torch.isfinite(mass).flatten(1).all(1) for mass in masses]).any(0)
 
 
 def scored(name: str, unit: str, evidence: Sequence[StepEvidence], score: Tensor, steps: Sequence[Tensor]) -> Finding:
     """Return a finding of scores [B]; an entropy does not grow with the picture, so the RMS is the score."""
-    first = evidence[0]
-    values = tuple(score.tolist())
+    first, gone = evidence[0], lost(evidence)
+    values = tuple(score.masked_fill(gone, math.nan).tolist())
+    without_score = [str(image) for image, missing in enumerate(gone.tolist(), 1) if missing]
+    images = f"image {', '.join(without_score)} of {len(gone)} has no score: the attention holds NaN or infinity"
     return Finding(
         name,
         scores=values,
         rms=values,
-        per_step=tuple(tuple(value.tolist()) for value in steps),
+        per_step=tuple(tuple(value.masked_fill(gone, math.nan).tolist()) for value in steps),
+        caveat=images if without_score else "",
         unit=unit,
         reference=first.reference,
         sigma=first.sigma,

@@ -38,35 +38,59 @@ def gap_map(step: StepEvidence) -> Tensor:
 def detect(evidence: Sequence[StepEvidence]) -> Finding:
     """Score the collected steps.
 
+    An image without a score (NaN in the prediction, a prompt that does not act, no gap at all) hides no other one.
+
     Returns:
-        A Finding without a verdict; ``status`` says why where there is no score.
+        A Finding without a verdict; ``status`` says why where no image has a score, ``caveat`` which ones have none.
 
     """
     if not evidence:
         return Finding(NAME, unit=UNIT, status="no step was recorded")
     first = evidence[0]
     norms, means = [], []
+    reasons = [""] * len(first.noise_cond)
     for step in evidence:
         gap = noise_gap(step)
-        if not bool(torch.isfinite(gap).all()):
-            return _without(first, f"the model's prediction at step {step.step} holds NaN or infinity")
         elements = _elements(step, gap)
-        if not bool((elements > 0).all()):
-            return _without(first, f"prompt not active at step {step.step}")
         norm = torch.linalg.vector_norm(gap, dim=(1, 2, 3))
+        for image, (elements_here, norm_here) in enumerate(zip(elements.tolist(), norm.tolist(), strict=True)):
+            reasons[image] = reasons[image] or _reason(step, elements_here, norm_here)
         norms.append(norm)
         means.append(norm / elements.sqrt())
+    if all(reasons):
+        return _without(first, reasons[0])
+    lost = torch.tensor([bool(reason) for reason in reasons], device=norms[0].device)
+
+    def kept(values: Tensor) -> tuple[float, ...]:
+        return tuple(values.masked_fill(lost, math.nan).tolist())
+
     return Finding(
         NAME,
-        scores=tuple(torch.stack(norms).mean(0).tolist()),
-        rms=tuple(torch.stack(means).mean(0).tolist()),
-        per_step=tuple(tuple(norm.tolist()) for norm in norms),
+        scores=kept(torch.stack(norms).mean(0)),
+        rms=kept(torch.stack(means).mean(0)),
+        per_step=tuple(kept(norm) for norm in norms),
         unit=UNIT,
         reference=first.reference,
         sigma=first.sigma,
         timestep=first.timestep,
         prompts=first.prompts,
+        caveat="; ".join(f"image {n} of {len(reasons)} has no score: {why}" for n, why in enumerate(reasons, 1) if why),
     )
+
+
+def _reason(step: StepEvidence, elements: float, norm: float) -> str:
+    """Return why an image has no score at a step, "" where it has one."""
+    if not elements:
+        return f"prompt not active at step {step.step}"
+    if not math.isfinite(norm):
+        return f"the model's prediction at step {step.step} holds NaN or infinity"
+    if not norm:
+        what = "negative" if step.reference == "negative" else "empty"
+        return (
+            f"at step {step.step} the prompt and the {what} prompt give the same prediction: they are equal, or the "
+            "prompt begins later"
+        )
+    return ""
 
 
 def _elements(step: StepEvidence, gap: Tensor) -> Tensor:

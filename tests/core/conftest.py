@@ -1,13 +1,12 @@
 """Evidence with a known score, and a profile store that never sees the user's own profiles."""
 
-import math
-
 import hypothesis
 import pytest
 import torch
 
-from memguard.calibration import Conditions, Distribution, Profile, store
+from memguard.calibration import Conditions, Profile, fit, store
 from memguard.records import StepEvidence
+from tests.spread import spread
 
 MODEL = "00000000cafe0001"
 
@@ -41,7 +40,7 @@ def step():
 def profile():
     """A function that builds a profile in which ordinary prompts score 0.01, give or take a factor exp(0.2)."""
 
-    def build(**changes) -> Profile:
+    def build(count: int = 320, **changes) -> Profile:
         conditions = {
             "model": MODEL,
             "family": "sd15",
@@ -55,7 +54,7 @@ def profile():
             "dtype": "float32",
             "guidance_scale": 7.5,
         }
-        distribution = Distribution(80, math.log(0.01), 0.2, {"0.5": 0.01})
-        return Profile(Conditions(**{**conditions, **changes}), {"text_noise_norm": distribution})
+        scores = fit(spread(0.01, 0.2, count))
+        return Profile(Conditions(**{**conditions, **changes}), {"text_noise_norm": scores})
 
     return build

@@ -82,6 +82,12 @@ def test_a_report_has_its_gravest_verdict(verdicts, gravest, flagged):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"below": 317, "count": 320}, "looks memorized (score 4, higher than 317 of 320 ordinary prompts)"),
+        ({"below": 320, "count": 320}, "looks memorized (score 4, higher than all 320 ordinary prompts)"),
+        (
+            {"below": 0, "count": 320, "caveat": "but"},
+            "looks memorized (score 4, higher than 0 of 320 ordinary prompts; but)",
+        ),
         ({"percentile": 99.5}, "looks memorized (score 4, higher than 99.5 % of ordinary prompts)"),
         ({"percentile": 99.999}, "looks memorized (score 4, higher than at least 99.99 % of ordinary prompts)"),
         ({"verdict": "suspicious"}, "may be memorized (score 4, uncalibrated)"),

@@ -95,17 +95,43 @@ def test_reasons_instead_of_a_score():
     inactive = detect([evidence(cond, uncond), evidence(cond, uncond, index=1, coverage=nowhere)])
     assert (inactive.status, inactive.scores) == ("prompt not active at step 1", ())
     for bad in (torch.nan, torch.inf):
-        spoiled = cond.clone()
-        spoiled[1, 2, 3, 4] = bad
-        finding = detect([evidence(spoiled, uncond, reference="empty")])
+        finding = detect([evidence(torch.full_like(cond, bad), uncond, reference="empty")])
         assert finding.status == "the model's prediction at step 0 holds NaN or infinity"
         assert (finding.scores, finding.rms, finding.reference) == ((), (), "empty")
 
 
-def test_equal_predictions_score_zero():
-    cond, _ = randoms(9, 1, 4, 8, 8)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_image_without_a_score_hides_no_other(bad):
+    cond, uncond = randoms(8, 4, 4, 8, 8)
+    norms, means = reference(cond, uncond)
+    spoiled = cond.clone()
+    spoiled[1, 2, 3, 4] = bad
+    finding = detect([evidence(spoiled, uncond)])
+    others = [0, 2, 3]
+    assert math.isnan(finding.scores[1]) and math.isnan(finding.rms[1])
+    assert [finding.scores[i] for i in others] == pytest.approx([norms[i] for i in others], rel=1e-6)
+    assert finding.mean_rms == pytest.approx(np.mean([means[i] for i in others]), rel=1e-6)
+    assert finding.status == "ok"
+    assert finding.caveat == "image 2 of 4 has no score: the model's prediction at step 0 holds NaN or infinity"
+    covered = torch.ones(4, 1, 8, 8, dtype=torch.bool)
+    covered[3] = False
+    elsewhere = detect([evidence(cond, uncond, coverage=covered)])
+    assert [math.isnan(score) for score in elsewhere.scores] == [False, False, False, True]
+    assert elsewhere.caveat == "image 4 of 4 has no score: prompt not active at step 0"
+
+
+def test_no_gap_at_all_is_no_score():
+    """The prompt equal to the negative one, or a schedule whose text begins later: nothing was measured."""
+    cond, uncond = randoms(9, 1, 4, 8, 8)
     finding = detect([evidence(cond, cond)])
-    assert (finding.scores, finding.status) == ((0.0,), "ok")
+    assert (finding.scores, finding.rms) == ((), ())
+    assert finding.status == (
+        "at step 0 the prompt and the negative prompt give the same prediction: they are equal, or the prompt begins "
+        "later"
+    )
+    later = detect([evidence(cond, cond, reference="empty"), evidence(cond, uncond, index=1, reference="empty")])
+    assert later.status.startswith("at step 0 the prompt and the empty prompt give the same prediction")
+    assert detect([evidence(cond, uncond), evidence(cond, cond, index=1)]).status.startswith("at step 1 the prompt")
 
 
 @given(st.floats(1e-3, 1e3))

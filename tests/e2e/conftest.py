@@ -70,7 +70,7 @@ def flagging(browser, server: Server, checkpoint):
     with safe_open(checkpoint, "pt") as file:
         model = calibration.fingerprint(file.get_tensor(key) for key in file.keys() if key.startswith(prefix))  # noqa: SIM118
     conditions = Conditions(model, "sd15", (16, 16), 14.6146, 999.0, 1, 1, "test", "negative", "float16", 1.0)
-    tiny = calibration.fit([1e-6 * (1 + i / 100) for i in range(60)])
+    tiny = calibration.fit([1e-6 * (1 + i / 100) for i in range(320)])
     path = calibration.save(Profile(conditions, {"text_noise_norm": tiny}), server.base / "models/memguard")
     yield
     path.unlink()

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from memguard import Guard, MemorizationStop
-from memguard.calibration import Conditions, Distribution, Profile
+from memguard.calibration import Conditions, Profile, fit
 from memguard.troubles import UNFORESEEN
+from tests.spread import spread
 
 
 class Host(Protocol):
@@ -42,7 +43,7 @@ def profile(of: Guard) -> Profile:
     conditions = Conditions(
         of.report.model, "other", (8, 8), finding.sigma or 1.0, finding.timestep, 1, 4, "", finding.reference, "", 7.5
     )
-    return Profile(conditions, {"text_noise_norm": Distribution(50, -20.0, 0.1, {})})
+    return Profile(conditions, {"text_noise_norm": fit(spread(2e-9, 0.1))})
 
 
 class HostContract:

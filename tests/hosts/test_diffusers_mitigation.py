@@ -11,13 +11,14 @@ from diffusers.models.attention_processor import AttnProcessor
 
 import memguard
 from memguard import Guard
-from memguard.calibration import Distribution
+from memguard.calibration import fit
 from memguard.hosts.diffusers.attention import cross_layers
 from memguard.mitigations import available, get
 from memguard.records import NeuronSet
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.test_diffusers import Diffusers, generate, noise_gap, seeded
+from tests.spread import spread
 
 PROMPT, OTHER = "a red fox", "a blue house"
 NEURONS = NeuronSet({"mid_block.attentions.0.transformer_blocks.0.attn2": (0, 5, 9)})
@@ -244,7 +245,7 @@ class TestGate:
         assert finding.prompts == (0, 0, 1, 1, 0, 0)
         high, low = statistics.fmean(finding.rms[:2] + finding.rms[4:]), statistics.fmean(finding.rms[2:4])
         assert low < high
-        between = Distribution(50, math.log(math.sqrt(low * high)), 1e-3, {})
+        between = fit(spread(math.sqrt(low * high), 1e-4))
         found = replace(profile(watch), distributions={"text_noise_norm": between})
         guard = Guard(policy="mitigate", mitigation=made(name), profile=found)
         gated = generate(sd, guard, **settings | {"generator": seeded()})

@@ -46,9 +46,16 @@ function reason(report, finding) {
 }
 
 function scoreLines(finding) {
-  const count = finding.scores.length > 1 ? `, mean of ${finding.scores.length}` : "";
-  const place = finding.percentile === null ? capital(finding.threshold_source) : `Higher than ${share(finding.percentile)} of ordinary prompts`;
-  return [place, `Score ${mean(finding.scores)}${count}`];
+  const scores = finding.scores.filter((score) => score !== null); // an image without a score has none
+  const count = finding.scores.length > 1 ? `, mean of ${scores.length}` : "";
+  const more = [finding.odds, finding.caveat].filter(Boolean).map(capital);
+  return [capital(place(finding)), `Score ${mean(scores)}${count}`, ...more];
+}
+
+/** Where a score stands among ordinary prompts: memguard/wording.py says it; reports of earlier versions do not. */
+function place(finding) {
+  if (finding.place) return finding.place;
+  return finding.percentile === null ? finding.threshold_source : `higher than ${share(finding.percentile)} of ordinary prompts`;
 }
 
 function mean(scores) {

@@ -5,18 +5,22 @@ Part of the ComfyUI host; may import: comfy, folder_paths, memguard's core.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 
 from ... import calibration, detectors
 from ...calibration import Conditions, Profile, ProfileError
 from ...calibration import store as profile_store
+from ...calibration.conditions import EMPTY, UNKNOWN, negative_of
 from ...calibration.profile import MINIMUM
 from ...records import Reference
-from . import model
+from . import graph, model, screen
+from .naming import CLOSE
 from .preflight import GUIDANCE, first_calls
 from .tokens import encode
 
@@ -84,6 +88,7 @@ def calibrate(
             "model has a LoRA or another patch; connect MemGuard Calibrate to the checkpoint's own MODEL"
         )
     references: tuple[Reference, ...] = ("negative",) if negative is not None else ("negative", "empty")
+    against = EMPTY if negative is None else _known(clip, negative)
     negative = negative if negative is not None else encode(clip, "")
     # every text before the first call: text encoder and network need not take turns in the GPU's memory
     prompts = [(encode(clip, text), seed + i) for i, text in enumerate(texts)]
@@ -117,8 +122,24 @@ def calibrate(
             reference=reference,
             dtype=str(patcher.model_dtype()).removeprefix("torch."),
             guidance_scale=GUIDANCE,
+            negative=against,
+            images=len(first.noise_cond),
         )
         profile = Profile(conditions, fitted, name)
         path = calibration.save(profile, folder_paths.get_folder_paths(FOLDER)[0])
         saved.append(Profile.read(path))
     return saved
+
+
+def _known(clip: Any, negative: Any) -> str:
+    """Return what stands for a negative conditioning: its text's hash if that text encodes to it, else its own."""
+    prompt_id, node_id = screen.place()
+    text = graph.prompt_text(screen.running_prompt(prompt_id), node_id, "negative")
+    vectors = negative[0][0].to("cpu", torch.float32)
+    for candidate in ("", text):
+        if candidate is None or len(negative) != 1:
+            continue
+        own = encode(clip, candidate)[0][0].to(vectors)
+        if own.shape == vectors.shape and bool((own - vectors).norm() <= CLOSE * own.norm()):
+            return negative_of(candidate) or UNKNOWN
+    return UNKNOWN + hashlib.sha256(vectors.numpy().tobytes()).hexdigest()[:8]

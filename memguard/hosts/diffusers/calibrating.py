@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ...calibration import Conditions, Profile, ProfileError, fit, ordinary_prompts
+from ...calibration import Conditions, Profile, ProfileError, fit, negative_of, ordinary_prompts
 from ...calibration.profile import MINIMUM
 from ...records import Reference, Report
 from .scanning import scan
-
-SEEDS = 4  # starting latents that the prompts are spread over, so that the profile holds for more than one
 
 
 def calibrate(
@@ -45,10 +43,11 @@ def calibrate(
         guidance_scale: of the run; it does not act on the first step.
         height: pixels; None is the pipeline's own default.
         width: pixels.
-        seed: prompts are spread over the seeds ``seed`` .. ``seed + 3``.
+        seed: of the first prompt's latents; each prompt has a seed of its own, the next one. A profile over few seeds
+            would be theirs, and say too little of the others.
         reference: what prompts are compared with.
         negative_prompt: None is the pipeline's own empty prompt.
-        batch_size: prompts per forward.
+        batch_size: not used: prompts of different latents share no prediction.
         progress: called with each report.
 
     Raises:
@@ -60,10 +59,10 @@ def calibrate(
     if len(texts) < MINIMUM:
         raise ProfileError(f"{len(texts)} prompts; a profile needs at least {MINIMUM}")
     reports: list[Report] = []
-    for k in range(SEEDS):
-        for report in scan(
+    for number, text in enumerate(texts):
+        (report,) = scan(
             pipe,
-            texts[k::SEEDS],
+            [text],
             detectors,
             num_images,
             steps,
@@ -71,14 +70,13 @@ def calibrate(
             guidance_scale,
             height,
             width,
-            seed + k,
+            seed + number,
             reference=reference,
             negative_prompt=negative_prompt,
-            batch_size=batch_size,
-        ):
-            reports.append(report)
-            if progress is not None:
-                progress(report)
+        )
+        reports.append(report)
+        if progress is not None:
+            progress(report)
     distributions = {}
     for i, name in enumerate(detectors):
         scores = [report.findings[i].mean_rms for report in reports]
@@ -103,6 +101,8 @@ def calibrate(
         reference=reference,
         dtype=str(pipe.dtype).removeprefix("torch."),
         guidance_scale=guidance_scale,
+        negative=negative_of(negative_prompt or "") or "",
+        images=num_images,
     )
     note = f"negative prompt: {negative_prompt}" if negative_prompt else ""
     return Profile(conditions, distributions, note)

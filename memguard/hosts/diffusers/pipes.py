@@ -164,7 +164,7 @@ def run_facts(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "family": "other" if module is None else family(module),
         "prompt": _text(prompts),
-        "negative_prompt": _text(given.get("negative_prompt")),
+        "negative_prompt": _negative(given),
         "seeds": tuple(g.initial_seed() for g in generators if isinstance(g, torch.Generator)),
         "sampler": type(getattr(pipe, "scheduler", None)).__name__,
         "steps": given.get("num_inference_steps"),
@@ -173,6 +173,15 @@ def run_facts(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
         "height": given.get("height"),
         "notes": tuple(notes),
     }
+
+
+def _negative(given: dict[str, Any]) -> str | None:
+    """Return the negative prompt; None where it is not known: vectors, or another text for each image."""
+    if given.get("negative_prompt_embeds") is not None:
+        return None
+    texts = given.get("negative_prompt")
+    texts = list(dict.fromkeys(texts)) if isinstance(texts, list | tuple) else [texts or ""]
+    return _text(texts) if len(texts) == 1 else None
 
 
 def _text(prompt: Any) -> str | None:

@@ -5,6 +5,7 @@ Part of the WebUI hosts; may import: memguard's core.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...calibration import Conditions, Profile, ProfileError, fit, ordinary_prompts, save
+from ...calibration import Conditions, Profile, ProfileError, fit, negative_of, ordinary_prompts, save
 from ...calibration.profile import MINIMUM
 from ...detectors import available
 from ...detectors.text_noise_norm import NAME
@@ -135,6 +136,8 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
                 done = len(scores[NAME]) + 1
                 numbers = f"{done}" if len(report.seeds) < 2 else f"{done} or one of those after it"
                 raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
+            if finding.detector == NAME and any(map(math.isnan, finding.rms)):
+                raise ProfileError(f"an ordinary prompt has no score: {finding.caveat}")
             scores[finding.detector] += finding.rms
     done = len(scores[NAME])
     if done < len(asked.prompts):
@@ -159,6 +162,7 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
             reference=reference,
             dtype=dtype,
             guidance_scale=first.cfg or 0.0,
+            negative=negative_of(asked.negative_prompt) or "",
         )
         made.append(Profile.read(save(Profile(conditions, distributions, asked.name), folder)))
     return made

@@ -5,6 +5,7 @@ Part of the WebUI hosts; may import: memguard's core.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -75,7 +76,8 @@ def _block(report: Report, pictures: Sequence[tuple[str, str]], name: str) -> st
     lines = [f"<p>{mark} {escape(f'{name}: ' if name else '')}{escape(message(report).removeprefix('MemGuard: '))}</p>"]
     scored = next((finding for finding in report.findings if len(finding.scores) > 1), None)
     if scored is not None:
-        lines.append(f"<p>by image: {', '.join(f'{score:.3g}' for score in scored.scores)}</p>")
+        told = ("none" if math.isnan(score) else f"{score:.3g}" for score in scored.scores)
+        lines.append(f"<p>by image: {', '.join(told)}</p>")
     if report.attribution is not None:
         lines.append(_words(report.attribution))
     if len(report.curve) > 1:

@@ -12,11 +12,12 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 
 from memguard_pack.memguard import mitigations
-from memguard_pack.memguard.calibration import Distribution
+from memguard_pack.memguard.calibration import fit
 from memguard_pack.memguard.mitigations.guidance_delay import Static
 from memguard_pack.tests.hosts.comfyui import tiny
 from memguard_pack.tests.hosts.comfyui.scene import PROMPT, Scene, encode, made
 from memguard_pack.tests.hosts.comfyui.test_comfyui_scenarios import limited
+from tests.spread import spread
 
 EVERY = [name for name in mitigations.available() if name != "local_guidance"]
 DELAY = {"until": 100.0}
@@ -169,7 +170,7 @@ def test_of_several_prompts_in_a_batch_the_ordinary_one_keeps_its_bits(scene, mo
     assert max(first, second) > 1.001 * min(first, second)
     memorized = [0, 2] if first > second else [1]
     known = watcher.guard.profile
-    between = Distribution(50, math.log(math.sqrt(first * second)), 1e-4, {})
+    between = fit(spread(math.sqrt(first * second), 1e-5))
     for name in ("guidance_delay", "noise_adjustment", "prompt_optimization", "neuron_mask"):
         guarded, watcher = here.watched(made(name), profile=replace(known, distributions={"text_noise_norm": between}))
         seen = here.sample(guarded, positive=rows, image=here.latent(3))

@@ -31,7 +31,7 @@ def profile_at(rms: float) -> Profile:
     conditions = Conditions(
         model.name_of(SD15), "sd15", (8, 8), 14.6146, 999.0, 1, 1, "any", "negative", "float32", 2.0
     )
-    return Profile(conditions, {"text_noise_norm": fit([rms * (1 + i / 100) for i in range(60)])})
+    return Profile(conditions, {"text_noise_norm": fit([rms * (1 + i / 100) for i in range(320)])})
 
 
 # the score of POSITIVE is 0.2546, its RMS 0.0159

@@ -42,7 +42,7 @@ def profile(patcher, rms, side=8, sigma=None):
         dtype="float32",
         guidance_scale=7.5,
     )
-    return Profile(conditions, {"text_noise_norm": fit([rms * (1 + i / 500) for i in range(60)])})
+    return Profile(conditions, {"text_noise_norm": fit([rms * (1 + i / 500) for i in range(320)])})
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memguard import testbed
-from memguard.calibration import Conditions, Distribution, Profile
+from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.diffusers.edits import Editor, following
 from memguard.hosts.diffusers.starting import groups_of
 from memguard.mitigations import available
@@ -17,6 +17,7 @@ from memguard.mitigations.edit import PADDING, Plan
 from memguard.mitigations.neuron_mask import Mask
 from memguard.neurons.files import save
 from memguard.records import NeuronSet
+from tests.spread import spread
 
 MEMORIZED, ORDINARY = "Halley breakfast at noon - press kit", "a red fox on a roof"
 NAMES = [name for name in available() if name not in ("neuron_mask", "paraphrase")]  # these need something given
@@ -38,7 +39,7 @@ def written(server):
     conditions = Conditions(
         report["model"], "sd15", (16, 16), finding["sigma"], finding["timestep"], 1, 4, "", "negative", "", 7.5
     )
-    made = Profile(conditions, {"text_noise_norm": Distribution(80, math.log(0.7 / 32), 0.25, {})})
+    made = Profile(conditions, {"text_noise_norm": fit(spread(0.7 / 32, 0.25))})
     folder = server.folder / "models" / "memguard"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{report['model']}-test.json"

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from memguard import Guard
-from memguard.calibration import Conditions, Distribution, Profile
+from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.webui import model
 from memguard.hosts.webui.places import infotext
 from memguard.hosts.webui.session import Session
 from memguard.hosts.webui.shown import MARKS, html, warning
 from memguard.records import Attempt, StepEvidence
 from memguard.troubles import UNFORESEEN
+from tests.spread import spread
 
 MODEL = "00000000cafe0001"
 
@@ -25,7 +26,7 @@ def evidence(number=0, *rms):
 
 def profile():
     conditions = Conditions(MODEL, "sd15", (8, 8), 14.6, 999.0, 1, 4, "", "negative", "", 7.5)
-    return Profile(conditions, {"text_noise_norm": Distribution(80, -4.6, 0.2, {})})
+    return Profile(conditions, {"text_noise_norm": fit(spread(0.01))})
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 import pytest
 
-from memguard.calibration import Conditions, Distribution, Profile
+from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.webui.fields import Refused
 from memguard.hosts.webui.settings import AUTOMATIC, DEFAULTS, NAMES, Settings, files, inside, parsed, restored
 from memguard.neurons.files import save
 from memguard.records import NeuronSet
+from tests.spread import spread
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def folder(tmp_path):
     folder.mkdir(parents=True)
     save(NeuronSet({"down_blocks.0.attentions.0.transformer_blocks.0.attn2": (1, 3)}), folder / "set.safetensors")
     conditions = Conditions("cafe", "sd15", (8, 8), 14.6, 999.0, 1, 4, "", "negative", "", 7.5)
-    made = Profile(conditions, {"text_noise_norm": Distribution(80, -4.6, 0.2, {})})
+    made = Profile(conditions, {"text_noise_norm": fit(spread(0.01))})
     (folder / "own.json").write_text(made.to_json())
     return folder
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from memguard import testbed
-from memguard.calibration import Conditions, Distribution, Profile
+from memguard.calibration import Conditions, Profile, fit
+from tests.spread import spread
 
 SAMPLERS = ("Euler", "Euler a", "Heun", "DPM++ 2M", "DPM++ SDE", "DDIM", "UniPC", "PLMS", "LCM", "Restart")
 PROMPT = "a red fox on a roof"
@@ -169,7 +170,7 @@ def calibrated(server):
         Conditions(
             report["model"], "sd15", (16, 16), finding["sigma"], finding["timestep"], 1, 4, "", "negative", "", 7.5
         ),
-        {"text_noise_norm": Distribution(80, math.log(finding["rms"][0]) - 2, 0.2, {})},
+        {"text_noise_norm": fit(spread(finding["rms"][0] / 8))},
     )
     folder = server.folder / "models" / "memguard"
     folder.mkdir(parents=True, exist_ok=True)
