@@ -154,12 +154,13 @@ def test_calibrate_gives_verdicts_and_fail_on_an_exit_code(capsys, model, prompt
     code, said, _ = run(capsys, "calibrate", "--model", model, "--json")
     assert code == 0
     profile = json.loads(said)
-    assert profile["profile"]["distributions"]["text_noise_norm"]["count"] == 80
+    assert profile["profile"]["distributions"]["text_noise_norm"]["scores"][319] > 0
     code, table, err = run(capsys, "scan", prompts, "--model", model, "--fail-on", "suspicious")
     assert (code, err) == (0, "")  # found by the model's fingerprint, in MEMGUARD_HOME
     assert all(line.startswith("ordinary") for line in table.splitlines())
     values = profile["profile"]
-    values["distributions"]["text_noise_norm"]["log_median"] -= 10
+    scores = values["distributions"]["text_noise_norm"]["scores"]
+    values["distributions"]["text_noise_norm"]["scores"] = [score / 1000 for score in scores]
     low = tmp_path / "low.json"
     low.write_text(json.dumps(values))
     assert run(capsys, "scan", prompts, "--model", model, "--profile", low, "--fail-on", "memorized")[0] == 1

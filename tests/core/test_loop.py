@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memguard.attributions.moment import Encoded
+from memguard.calibration import fit
 from memguard.guard import Guard
 from memguard.loop import mitigate
 from memguard.mitigations import get
@@ -15,6 +16,7 @@ from memguard.mitigations.edit import Edit
 from memguard.records import NeuronSet, Report
 from memguard.troubles import UNFORESEEN, NotFinite, Refused
 from memguard.wording import message
+from tests.spread import spread
 
 TYPICAL = 0.01  # of the profile
 LIMIT = TYPICAL * math.exp(0.2 * 2.3263)  # from which its verdict is "suspicious"
@@ -304,7 +306,7 @@ NORM, ENTROPY = "text_noise_norm", "attention_entropy"
 ASKED = {"norm": (NORM,), "entropy": (ENTROPY,), "both": (NORM, ENTROPY)}
 
 
-def spread(score: float) -> dict[str, torch.Tensor]:
+def attention_of(score: float) -> dict[str, torch.Tensor]:
     """Attention whose entropy is a score between 0 and ln 2."""
     low, high = 1e-9, 0.5
     for _ in range(60):
@@ -322,12 +324,12 @@ class TestEveryDetector:
         def run(asked, before, after, guides=False):
             """Each of before and after: the norm, and the entropy or why there is none."""
             known = profile()
-            known.distributions[ENTROPY] = replace(known.distributions[NORM], log_median=math.log(0.3), log_spread=0.1)
+            known.distributions[ENTROPY] = fit(spread(0.3, 0.1))
             guard = Guard(detectors=ASKED[asked], policy="mitigate", mitigation=Falling(guides=guides), profile=known)
             run = guard.begin(model="00000000cafe0001", family="sd15", host="test")
 
             def evidence(norm, entropy):
-                read = {"unread": entropy} if isinstance(entropy, str) else {"attention": spread(entropy)}
+                read = {"unread": entropy} if isinstance(entropy, str) else {"attention": attention_of(entropy)}
                 return step(norm, **read)
 
             run.observe(evidence(*before))

@@ -163,8 +163,8 @@ SEVERAL = {"steps_scored": 3}
     ("made", "change", "why"),
     [
         ({}, {}, None),
-        ({}, {"sigma": 14.6 * 1.24}, None),
-        ({}, {"sigma": 14.6 / 1.26}, "the profile is for sigma 14.6, this run starts at 11.6"),
+        ({}, {"sigma": 14.6 * 1.14}, None),
+        ({}, {"sigma": 14.6 / 1.16}, "the profile is for sigma 14.6, this run starts at 12.6"),
         ({}, {"model": "ffff"}, "the profile is for model 00000000cafe0001, this is ffff; run memguard calibrate"),
         ({}, {"model": ""}, None),  # a host that cannot name the model is believed
         ({}, {"reference": "empty"}, "the profile compares with the negative prompt, this run with the empty one"),

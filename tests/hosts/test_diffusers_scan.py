@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memguard
-from memguard.calibration import ProfileError, ordinary_prompts
+from memguard.calibration import ProfileError, negative_of, ordinary_prompts
 from tests.hosts import tiny
 
 PROMPTS = ["a red fox", "a blue house by the sea", "a cat on the roof", "lamp " * 90]
@@ -248,25 +248,38 @@ def test_a_pipeline_that_needs_a_picture_cannot_be_scanned(cls, reason):
         memguard.scan(tiny.sd(cls=cls), PROMPTS)
 
 
-def test_calibrate_fits_the_scores_of_the_scan(pipe):
-    profile = memguard.calibrate(pipe, num_inference_steps=STEPS)
-    texts = ordinary_prompts()
+def test_calibrate_keeps_the_scores_of_the_scan_each_prompt_with_a_seed_of_its_own(pipe):
+    texts = ordinary_prompts()[:60]
+    profile = memguard.calibrate(pipe, texts, num_inference_steps=STEPS, seed=7)
     scores = [
         report.findings[0].mean_rms
-        for k in range(4)
-        for report in memguard.scan(pipe, texts[k::4], seed=k, num_inference_steps=STEPS)
+        for number, text in enumerate(texts)
+        for report in memguard.scan(pipe, [text], seed=7 + number, num_inference_steps=STEPS)
     ]
-    logs = torch.tensor(scores, dtype=torch.float64).log()
-    fitted = profile.distributions["text_noise_norm"]
-    assert fitted.count == len(texts) == 80
-    assert fitted.log_median == pytest.approx(float(logs.quantile(0.5)), rel=1e-5)
-    above = logs[logs > logs.quantile(0.5)] - logs.quantile(0.5)
-    assert fitted.log_spread == pytest.approx(float(above.pow(2).mean().sqrt()), rel=1e-4)
+    assert profile.distributions["text_noise_norm"].scores == pytest.approx(sorted(scores), rel=1e-5)
+    same = [report.findings[0].mean_rms for report in memguard.scan(pipe, texts, seed=7, num_inference_steps=STEPS)]
+    assert profile.distributions["text_noise_norm"].scores != pytest.approx(sorted(same), rel=1e-3)
     c = profile.conditions
     assert (c.latent, c.scheduler, c.dtype, c.num_steps) == ((8, 8), "DDIMScheduler", "float32", STEPS)
     (report,) = memguard.scan(pipe, texts[:1], num_inference_steps=STEPS, profile=profile)
     assert report.verdict in ("ordinary", "suspicious")
-    assert 0 <= report.findings[0].percentile <= 100
+    assert report.findings[0].count == 60
+    assert (c.negative, c.images, profile.note) == ("empty", 1, "")
+
+
+def test_a_profile_holds_for_its_negative_prompt_and_number_of_images(pipe):
+    texts = ordinary_prompts()[:50]
+    settings = {"num_inference_steps": STEPS, "negative_prompt": "blurry"}
+    profile = memguard.calibrate(pipe, texts, num_images=2, **settings)
+    assert (profile.conditions.negative, profile.conditions.images) == (negative_of("blurry"), 2)
+
+    def source(**changes):
+        (report,) = memguard.scan(pipe, texts[:1], profile=profile, **{**settings, "num_images": 2, **changes})
+        return report.findings[0].threshold_source
+
+    assert source() == "profile of 50 ordinary prompts"
+    assert source(negative_prompt=None).startswith("uncalibrated: the profile is for another negative prompt than this")
+    assert source(num_images=1) == "uncalibrated: the profile is of means over 2 images, this run has 1"
 
 
 def test_calibrate_needs_fifty_prompts(pipe):

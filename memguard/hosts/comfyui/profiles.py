@@ -20,7 +20,7 @@ from ...calibration.conditions import EMPTY, UNKNOWN, negative_of
 from ...calibration.profile import MINIMUM
 from ...records import Reference
 from . import graph, model, screen
-from .naming import CLOSE
+from .naming import confirmed
 from .preflight import GUIDANCE, first_calls
 from .tokens import encode
 
@@ -134,12 +134,9 @@ def calibrate(
 def _known(clip: Any, negative: Any) -> str:
     """Return what stands for a negative conditioning: its text's hash if that text encodes to it, else its own."""
     prompt_id, node_id = screen.place()
-    text = graph.prompt_text(screen.running_prompt(prompt_id), node_id, "negative")
-    vectors = negative[0][0].to("cpu", torch.float32)
-    for candidate in ("", text):
-        if candidate is None or len(negative) != 1:
-            continue
-        own = encode(clip, candidate)[0][0].to(vectors)
-        if own.shape == vectors.shape and bool((own - vectors).norm() <= CLOSE * own.norm()):
-            return negative_of(candidate) or UNKNOWN
+    texts = graph.prompt_texts(screen.running_prompt(prompt_id), node_id, "negative", screen.index())
+    text = confirmed(clip, ["", *texts], [each[0] for each in negative])
+    if text is not None:
+        return negative_of(text) or UNKNOWN
+    vectors = torch.cat([each[0].flatten().to("cpu", torch.float32) for each in negative])
     return UNKNOWN + hashlib.sha256(vectors.numpy().tobytes()).hexdigest()[:8]

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 import urllib.error
-from statistics import fmean
+from statistics import median
 
 import numpy as np
 import pytest
@@ -14,11 +14,13 @@ from diffusers import DDIMScheduler
 
 import memguard
 from memguard import testbed
-from memguard.calibration import fit, ordinary_prompts
+from memguard.calibration import ordinary_prompts
 from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, ORDINARY
 
 SIZE = {"width": 128, "height": 128}
-FEW = 56  # prompts
+FEW = 56  # prompts: too few for 99, so what is above all of them is flagged, and none looks memorized
+# that read alike in diffusers, which knows no weights and one chunk only
+TEXTS = [text for text in ordinary_prompts() if not set("()[]") & set(text) and len(text) < 150][:FEW]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def before(server):
 @pytest.fixture(scope="module")
 def made(server, before):
     """The answer of a calibration; its files are gone afterwards."""
-    prompts = ordinary_prompts()[:FEW]
+    prompts = TEXTS
     answer = server.post("/memguard/v1/profiles", {**SIZE, "prompts": prompts, "name": "test bed"})
     yield answer
     for profile in answer["profiles"]:
@@ -46,7 +48,7 @@ def made(server, before):
 
 
 def scores(profile):
-    return profile["distributions"]["text_noise_norm"]
+    return profile["distributions"]["text_noise_norm"]["scores"]
 
 
 def test_a_profile_for_each_reference(server, made):
@@ -57,7 +59,7 @@ def test_a_profile_for_each_reference(server, made):
         assert conditions["sigma"] == pytest.approx(14.6146, rel=1e-4)
         assert (conditions["num_steps"], conditions["scheduler"], conditions["guidance_scale"]) == (20, "Euler", 7.0)
         assert conditions["family"] == "sd15" and conditions["dtype"] in ("float32", "float16")
-        assert scores(profile)["count"] == FEW and profile["note"] == "test bed"
+        assert len(scores(profile)) == FEW and profile["note"] == "test bed"
     known = server.get("/memguard/v1/profiles")
     assert known["model"] == made["model"]
     assert [each["note"] for each in known["profiles"]].count("test bed") == 2
@@ -67,33 +69,28 @@ def test_the_scores_are_those_of_diffusers_on_the_same_noise(made, pipe):
     rms = []
     last = pipe.scheduler.alphas_cumprod[-1]
     sigma = float(((1 - last) / last).sqrt())
-    for seed, prompt in enumerate(ordinary_prompts()[:FEW]):
+    for seed, prompt in enumerate(TEXTS):
         torch.manual_seed(seed)
         x = torch.randn(4, 16, 16)[None] * sigma / math.sqrt(sigma**2 + 1)
         with torch.no_grad():
             cond, uncond = pipe.encode_prompt([prompt], "cpu", 1, True, [""])
             gap = [pipe.unet(x, 999, encoder_hidden_states=each).sample for each in (cond, uncond)]
         rms.append(float((gap[0] - gap[1]).pow(2).mean().sqrt()))
-    expected, found = fit(rms), scores(made["profiles"][0])
-    assert found["log_median"] == pytest.approx(expected.log_median, abs=1e-3)
-    assert found["log_spread"] == pytest.approx(expected.log_spread, rel=5e-3)
-    assert found["quantiles"] == pytest.approx(expected.quantiles, rel=2e-3)
+    assert scores(made["profiles"][0]) == pytest.approx(sorted(rms), rel=3e-3)
 
 
 def test_diffusers_calibration_agrees(made, pipe):
-    """On noise of other seeds. It takes four, which decide much for so small a picture, so in the mean of four runs.
-
-    Its spread is smaller, as four seeds are; that of the same noise is compared above.
-    """
-    theirs = [memguard.calibrate(pipe, ordinary_prompts()[:FEW], **SIZE, seed=seed) for seed in (100, 104, 108, 112)]
-    for each in theirs:
-        assert each.conditions.sigma == pytest.approx(made["profiles"][0]["conditions"]["sigma"], rel=1e-3)
-    known = fmean(each.distributions["text_noise_norm"].log_median for each in theirs)
-    assert scores(made["profiles"][0])["log_median"] == pytest.approx(known, rel=0.02)
+    """On noise of other seeds."""
+    theirs = memguard.calibrate(pipe, TEXTS, **SIZE, seed=100)
+    ours = made["profiles"][0]["conditions"]
+    assert theirs.conditions.sigma == pytest.approx(ours["sigma"], rel=1e-3)
+    assert (theirs.conditions.negative, theirs.conditions.images) == (ours["negative"], ours["images"]) == ("empty", 1)
+    known = theirs.distributions["text_noise_norm"].log_median
+    assert math.log(median(scores(made["profiles"][0]))) == pytest.approx(known, rel=0.02)
 
 
 def test_verdicts_follow(server, made):
-    for prompt, verdict in ((MEMORIZED, "memorized"), (ORDINARY, "ordinary")):
+    for prompt, verdict in ((MEMORIZED, "suspicious"), (ORDINARY, "ordinary")):
         watched = server.generate({}, prompt=prompt)
         assert watched.finding["verdict"] == verdict, watched.finding
         assert watched.finding["threshold_source"] == f"profile of {FEW} ordinary prompts"
@@ -102,7 +99,7 @@ def test_verdicts_follow(server, made):
 def test_attention_is_calibrated_too(server, made):
     for profile in made["profiles"]:
         assert list(profile["distributions"]) == ["text_noise_norm", "attention_entropy"]
-        assert profile["distributions"]["attention_entropy"]["count"] == FEW
+        assert len(profile["distributions"]["attention_entropy"]["scores"]) == FEW
     watched = server.generate({"detector": "attention_entropy"}, prompt=ORDINARY)
     assert watched.finding["verdict"] == "ordinary", watched.finding
     assert watched.finding["threshold_source"] == f"profile of {FEW} ordinary prompts"
@@ -133,7 +130,9 @@ def test_interrupt_saves_nothing_and_the_next_generation_is_as_ever(server, befo
     thread.join()
     ((code, line),) = answers
     done = int(line.split()[2])
-    assert code == 400 and line == f"interrupted after {done} of 80 prompts; no profile was saved"
+    assert (
+        code == 400 and line == f"interrupted after {done} of {len(ordinary_prompts())} prompts; no profile was saved"
+    )
     assert 8 <= done < 80 and done % 8 == 0
     assert not list((server.folder / "models" / "memguard").glob("*-16x8-*"))
     assert np.array_equal(server.generate(prompt=ORDINARY).pictures[0], before[ORDINARY])
