@@ -12,6 +12,8 @@ HALF = re.compile("[\ud800-\udfff]")  # lone surrogates: halves of characters, w
 # what a terminal obeys instead of showing it: control characters, line separators, reversals of the reading direction
 OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+UNREAD = "not scored: the text encoder reads"  # in the note of every prompt that an encoder cuts
+
 
 def unfit(value: Any) -> str:
     """Return why a value of a list cannot be a prompt; "" where it can."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, files, read_prompts
+from ..records import Report
 from . import common, models
 
 
@@ -44,17 +45,23 @@ def run(args: argparse.Namespace) -> int:
     if len(prompts) < MINIMUM:
         raise BadInput(f"{args.prompts}: {len(prompts)} prompts; a profile needs at least {MINIMUM}")
     files.folder(args.out or home() / "profiles")
-    bar = common.progress((), len(prompts), " prompts")
+    bar, cut = common.progress((), len(prompts), " prompts"), common.Cut()
+
+    def told(report: Report) -> None:
+        cut.add(report.notes)
+        bar.update()
+
     try:
         Guard(common.detectors(args))  # what it refuses costs no loading
         pipe = models.load_model(args)
         with bar:
-            profile = calibrate(pipe, prompts, progress=lambda _: bar.update(), **common.settings(args))
+            profile = calibrate(pipe, prompts, progress=told, **common.settings(args))
         path = save(profile, args.out)
     except ValueError as error:  # also ProfileError
         raise BadInput(str(error)) from None
     except OSError as error:
         raise files.unwritable(args.out or error.filename, error) from None
+    cut.tell("calibrate", len(prompts))
     if args.json:
         import json
 

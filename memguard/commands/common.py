@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, Results
-from ..texts import json_line, shown, writable
+from ..texts import UNREAD, json_line, shown, writable
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 # what no machine can do is refused before a model is loaded: lowest and highest value of a whole number
@@ -144,6 +144,24 @@ def progress(items: Iterable[Any], total: int | None, what: str, start: int = 0)
     from tqdm import tqdm
 
     return tqdm(items, total=total, initial=start, unit=what, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+
+class Cut:
+    """Counts the prompts whose end the text encoders do not read, and says so at the end."""
+
+    def __init__(self) -> None:
+        self.count, self.example = 0, ""
+
+    def add(self, notes: Iterable[str]) -> None:
+        """Take the notes of one prompt."""
+        for note in notes:
+            if UNREAD in note:
+                self.count, self.example = self.count + 1, note
+
+    def tell(self, command: str, number: int) -> None:
+        """Print a line if there were some among a number of prompts."""
+        if self.count:
+            print(f"memguard {command}: {self.count} of {number} prompts were cut: {self.example}", file=sys.stderr)
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -110,15 +110,17 @@ def _run(args: argparse.Namespace, prompts: Sequence[Any], results: Results) -> 
         if start == len(prompts):
             print(f"{args.out}: {start} prompts were done before")
             return 0
-    grave, failed, reason = False, 0, ""
+    grave, failed, reason, cut = False, 0, "", common.Cut()
     for report, names in _generate(args, list(rest), results):
         grave = grave or _grave(report, args.fail_on)
+        cut.add(report.notes)
         if names is None:
             failed, reason = failed + 1, report.findings[0].status
         if args.json:
             common.print_json(report.to_dict() | {"files": names or []})
         else:
             print(f"{_shown(report)}: {shown(message(report))}", flush=True)
+    cut.tell("generate", len(prompts))
     if failed == len(prompts):
         raise BadInput(f"no prompt could be generated: {reason}")
     return int(grave)

@@ -136,9 +136,11 @@ class _Tally:
         self.count = self.failed = 0
         self.reason = ""
         self.uncalibrated = ""
+        self.cut = common.Cut()
 
     def add(self, report: Report) -> None:
         finding = report.findings[0]
+        self.cut.add(report.notes)
         self.count += 1
         self.verdicts[report.verdict] += 1
         if not finding.scores:
@@ -160,6 +162,7 @@ def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
             print(f"{args.out}: {tally.count} prompts scanned{skipped}{': ' + found if found else ''}")
     if tally.failed:
         print(f"memguard scan: {tally.failed} without a score, for example because {tally.reason}", file=sys.stderr)
+    tally.cut.tell("scan", tally.count)
     if tally.uncalibrated:
         idle = ", so --fail-on has nothing to go by" if args.fail_on else ""
         print(f"memguard scan: no verdict{idle}: {tally.uncalibrated}", file=sys.stderr)

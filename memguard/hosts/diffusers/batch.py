@@ -23,6 +23,7 @@ class Seen:
     reason: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     extra_rows: int = 0
+    columns: int = 0  # of the encoded prompts
 
     def wants(self, step: int) -> bool:
         """Whether this step is among those asked for."""

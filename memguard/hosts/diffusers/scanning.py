@@ -32,6 +32,7 @@ from .hooks import listening
 from .methods import encoding, methods
 from .reader import Reader, Shared
 from .rows import Enough, Prompts
+from .tokens import unread
 
 log = logging.getLogger("memguard")
 
@@ -170,7 +171,9 @@ class _Scan:
             return
         seconds = (time.perf_counter() - started) / len(texts)
         for i, text in enumerate(texts):
-            run = self.guard.begin(**self.facts | seen.facts | {"prompt": text})
+            cut = unread(self.pipe, text, seen.columns)
+            notes = (*(self.facts | seen.facts)["notes"], *([cut] if cut else ()))
+            run = self.guard.begin(**self.facts | seen.facts | {"prompt": text, "notes": notes})
             run.started = time.perf_counter() - seconds
             run.extra_rows = seen.extra_rows if i == 0 else 0
             if seen.reason is not None:
@@ -202,6 +205,7 @@ class _Scan:
         finally:
             self.pipe.set_progress_bar_config(**before)
         self.shared = reader.shared
+        seen.columns = 0 if prompts.cond is None else prompts.cond.text.shape[1]
         return seen
 
     def _pairs(self) -> bool:

@@ -5,7 +5,9 @@ Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 
 from __future__ import annotations
 
+import logging
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ...attributions.words import Token
+from ...texts import UNREAD
 
+log = logging.getLogger("memguard")
 COPY = re.compile(r"_\d+$")  # of a textual inversion of several vectors: <cat>, <cat>_1, <cat>_2
 
 
@@ -33,6 +37,50 @@ def columns(pipe: Any, text: str, count: int) -> tuple[list[list[Token]], str]:
         ids = tokenizer(said, padding="max_length", max_length=length, truncation=True).input_ids
         parts.append(_tokens(tokenizer, [int(i) for i in ids], start))
     return parts, text
+
+
+def unread(pipe: Any, text: str, count: int) -> str:
+    """Return the note that the end of a prompt is beyond what the model's text encoders read; "" where it is not.
+
+    Args:
+        pipe: the pipeline.
+        text: the prompt.
+        count: number of columns of the encoded prompt.
+
+    """
+    try:
+        notes = [_beyond(pipe, tokenizer, text, length) for tokenizer, _, length in _reading(pipe, count)]
+    except Exception as error:  # tokenizers of other packages; a note is not worth a score
+        log.debug("the length of the prompt is not known: %s", error)
+        return ""
+    return min(notes, default=(0, ""))[1]
+
+
+def _reading(pipe: Any, count: int) -> list[tuple[Any, int, int]]:
+    """Return the encoders that are there; SD3's T5 may be left out, and its columns are zeros then."""
+    parts = [part for part in _encoders(pipe, count) if part[0] is not None]
+    return parts[:1] if getattr(pipe, "text_encoder_3", parts) is None else parts
+
+
+def _beyond(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[int, str]:
+    """Return how many characters an encoder leaves out, and the note about it."""
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+
+    def fits(part: str) -> bool:
+        said = convert(part, tokenizer) if convert is not None else part
+        return len(tokenizer(said, truncation=True, max_length=length + 1).input_ids) <= length
+
+    if fits(text):
+        return 0, ""
+    words = text.split()
+    read = bisect_left(range(1, len(words)), True, key=lambda k: not fits(" ".join(words[:k])))
+    left, what = len(words) - read, "word"
+    if read == 0:  # one long word, or a script without spaces
+        read = bisect_left(range(1, len(text)), True, key=lambda k: not fits(text[:k]))
+        left, what = len(text) - read, "character"
+    room = length - tokenizer.num_special_tokens_to_add()
+    end = f"last {what} was" if left == 1 else f"last {left} {what}s were"
+    return left, f"the {end} {UNREAD} {room} tokens"
 
 
 def summary(pipe: Any, texts: Sequence[str], count: int, rows: int) -> Tensor | None:

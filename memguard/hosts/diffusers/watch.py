@@ -25,6 +25,7 @@ from .mitigating import Mitigating
 from .reader import Reader
 from .rows import SWAPPED, Prompts
 from .steering import Steering, keeping_latents
+from .tokens import unread
 
 UNSEEN = "the pipeline did not call its {}, so nothing could be seen"
 
@@ -56,6 +57,7 @@ class _Watch:
         self.guard = guard
         self._models: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._prompts: Prompts | None = None
+        self._now: tuple[Any, Run] | None = None
         self.steering: Steering | None = None
         self.trouble: Trouble | None = None  # of the run in progress
 
@@ -77,13 +79,21 @@ class _Watch:
         finally:
             if self.steering is not None:
                 SWAPPED.set(None)
-            self._prompts = self.steering = self.trouble = None
+            self._prompts = self._now = self.steering = self.trouble = None
             run.finish()
 
     def encoded(self, *what: Any) -> None:
         """Take what the pipeline encodes."""
-        if self._prompts is not None:
-            self._prompts.learn(*what)
+        if self._prompts is None or self._now is None:
+            return
+        self._prompts.learn(*what)
+        (pipe, run), texts = self._now, self._prompts.texts
+        columns = 0 if self._prompts.cond is None else self._prompts.cond.text.shape[1]
+        for number, text in enumerate(texts, 1):
+            cut = unread(pipe, text, columns)
+            note = f"prompt {number}: {cut}" if len(texts) > 1 else cut
+            if cut and note not in run.report.notes:
+                run.learn(notes=(*run.report.notes, note))
 
     def _prepare(
         self,
@@ -118,5 +128,5 @@ class _Watch:
             self.steering = hook.steering
         else:
             stack.enter_context(listening(module, reader, first=True, trouble=self.trouble))
-        self._prompts = prompts
+        self._prompts, self._now = prompts, (pipe, run)
         seen.append(reader)
