@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if len(prompts) < MINIMUM:
         raise BadInput(f"{args.prompts}: {len(prompts)} prompts; a profile needs at least {MINIMUM}")
     files.folder(args.out or home() / "profiles")
-    bar, cut = common.progress((), len(prompts), " prompts"), common.Cut()
+    bar, unread = common.progress((), len(prompts), " prompts"), common.Cut()
 
     def told(report: Report) -> None:
-        cut.add(report.notes)
+        unread.add(report.notes)
         bar.update()
 
     try:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(str(error)) from None
     except OSError as error:
         raise files.unwritable(args.out or error.filename, error) from None
-    cut.tell("calibrate", len(prompts))
+    unread.tell("calibrate", len(prompts))
     if args.json:
         import json
 
