@@ -152,10 +152,12 @@ def as_given(module: nn.Module, arguments: dict[str, Any], positional: int) -> t
 def _names(module: nn.Module) -> list[str]:
     """Return the names of a denoiser's arguments, in order; a wrapper of its forward may not tell them."""
     plain = getattr(module, "_orig_mod", module)
-    known = inspect.signature(plain.forward).parameters
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values()):
-        return list(inspect.signature(type(plain).forward).parameters)[1:]
-    return list(known)
+    classes = [vars(cls)["forward"] for cls in type(plain).__mro__ if "forward" in vars(cls)]
+    for forward, start in ((plain.forward, 0), *((each, 1) for each in classes)):
+        known = inspect.signature(forward).parameters
+        if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in known.values()):
+            return list(known)[start:]
+    return []
 
 
 def with_prompt(arguments: dict[str, Any], prompt: Encoded) -> dict[str, Any]:
