@@ -33,7 +33,7 @@ def auc(positives: np.ndarray, negatives: np.ndarray) -> float:
 
 def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, rate: float = 0.01) -> float:
     """Return the share of positives above the threshold that at most ``rate`` of the negatives exceed."""
-    allowed = int(np.floor(rate * len(negatives)))
+    allowed = int(np.floor(rate * len(negatives) + 1e-9))  # 0.29 * 100 is a little less than 29
     threshold = np.sort(negatives)[::-1][allowed]
     return float((positives > threshold).mean())
 

@@ -57,14 +57,14 @@ def needed(rate: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def bound(above: int, count: int) -> float:
-    """Return the rate at which no more than ``above`` of ``count`` are seen in 1 - CONFIDENCE of all cases."""
+def bound(above: int, count: int, confidence: float = CONFIDENCE) -> float:
+    """Return the rate at which no more than ``above`` of ``count`` are seen in 1 - confidence of all cases."""
     if above >= count:
         return 1.0
     low, high = above / count, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _no_more(above, count, middle) > 1 - CONFIDENCE else (low, middle)
+        low, high = (middle, high) if _no_more(above, count, middle) > 1 - confidence else (low, middle)
     return high
 
 

@@ -1,5 +1,6 @@
 """The page's scripts: they parse, they load nothing from elsewhere, and their words are right."""
 
+import math
 import re
 import subprocess
 
@@ -41,9 +42,9 @@ def ask(expression: str, report: Report):
     return javascript.ask("words", expression, report=report.to_dict())
 
 
-def scored(verdict="memorized", percentile=99.2, policy="warn", source="profile of 60 ordinary prompts"):
+def scored(verdict="memorized", percentile=99.2, policy="warn", source="profile of 60 ordinary prompts", **more):
     scores = (5.0, 6.0)
-    finding = Finding("x", scores, scores, verdict=verdict, percentile=percentile, threshold_source=source)
+    finding = Finding("x", scores, scores, verdict=verdict, percentile=percentile, threshold_source=source, **more)
     return Report(run="r", policy=policy, findings=(finding,))
 
 
@@ -72,6 +73,26 @@ def test_a_verdict_has_words_and_a_mark_and_a_percentile():
 
 
 @needs_node
+@needs_node
+def test_a_verdict_says_its_rank_its_rate_and_what_limits_it():
+    known = {"below": 320, "count": 320, "rate": 1 / 321, "rate_bound": 0.0093, "caveat": "this run's is not known"}
+    assert ask("words.describe(report)", scored(**known))["lines"] == [
+        "Higher than all 320 ordinary prompts",
+        "Score 5.5, mean of 2",
+        "Looks memorized by mistake: 0.31 % of ordinary prompts, at most 0.93 % (95 % confidence)",
+        "This run's is not known",
+    ]
+    near = ask("words.describe(report)", scored("suspicious", **(known | {"below": 318})))["lines"]
+    assert near[0] == "Higher than 318 of 320 ordinary prompts" and near[2].startswith("Flagged by mistake: 0.31 %")
+
+
+@needs_node
+def test_an_image_without_a_score_is_not_counted_as_zero():
+    scores = (math.nan, 5.0, 6.0)
+    report = Report(run="r", findings=(Finding("x", scores, scores, verdict="memorized", percentile=99.2),))
+    assert ask("words.describe(report)", report)["lines"][1] == "Score 5.5, mean of 2"
+
+
 @pytest.mark.parametrize(("percentile", "words"), [(99.9999, "at least 99.99 %"), (99.989, "99.98 %"), (0.0, "0 %")])
 def test_no_percentile_is_rounded_up_to_certainty(percentile, words):
     first = ask("words.describe(report)", scored(percentile=percentile))["lines"][0]

@@ -28,7 +28,7 @@ export const settings = [
     id: "MemGuard.Sensitivity",
     category: ["MemGuard", "New nodes", "Sensitivity"],
     name: "Sensitivity of new MemGuard nodes (percentile of ordinary prompts)",
-    tooltip: "A prompt is flagged above it. 97.7 is a z-score of 2, 99 of 2.33, 99.87 of 3.",
+    tooltip: "A prompt is flagged above it: at 99, about 1 ordinary prompt in 100 is.",
     type: "number",
     attrs: { min: 50, max: 99.99, step: 0.01, maxFractionDigits: 2 },
     defaultValue: SENSITIVITY,
