@@ -103,7 +103,8 @@ def sensitivity_input() -> io.Input:
         max=99.99,
         step=0.01,
         tooltip="Percentile of ordinary prompts above which a prompt is flagged: at 99, about 1 ordinary prompt in 100 "
-        "is. 99 takes a profile of at least 99 prompts, 99.9 one of 999. Needs a profile of the checkpoint (MemGuard Calibrate).",
+        "is. 99 takes a profile of at least 99 prompts, 99.9 one of 999. Needs a profile of the checkpoint (MemGuard "
+        "Calibrate).",
     )
 
 
@@ -125,7 +126,8 @@ def report_outputs() -> list[io.Output]:
         ),
         io.Float.Output(
             display_name="percentile",
-            tooltip="Share of ordinary prompts that score lower, 0 to 100, never beyond n of n + 1. -1 without a profile or a score.",
+            tooltip="Share of ordinary prompts that score lower, 0 to 100, never beyond n of n + 1. -1 without a "
+            "profile or a score.",
         ),
         io.Boolean.Output(
             display_name="memorized",
