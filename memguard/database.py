@@ -9,12 +9,15 @@ May import: the standard library.
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+log = logging.getLogger("memguard")
 
 OK = "ok"
 PATIENCE = 0.25  # seconds to wait for another program that is writing
@@ -110,6 +113,7 @@ class Database:
 
     def _reason(self, error: Exception) -> str:
         said = str(error)
+        log.info("%s: %s: %s", self.path, type(error).__name__, said)
         if isinstance(error, _Unusable):
             return f"{self.path} {said}"
         if isinstance(error, OSError):
@@ -119,9 +123,9 @@ class Database:
         if full:
             return f"no room for {self.path}; free some space on that disk"
         if barred:
-            return f"{self.path} cannot be opened for writing ({said}); allow this program to write to its folder"
+            return f"{self.path} cannot be opened for writing; allow this program to write to its folder"
         if "locked" in said:
             return f"{self.path} is in use by another program; the next run tries again"
         if not isinstance(error, sqlite3.OperationalError) or "malformed" in said or "decode" in said:
-            return f"{self.path} is damaged ({said}); rename or delete it, and a new one is begun"
-        return f"{self.path} cannot be used: {said}"
+            return f"{self.path} is damaged; rename or delete it, and a new one is begun"
+        return f"{self.path} cannot be used; the host's log tells why"

@@ -3,7 +3,7 @@
 Per run with a verdict: fingerprint and file name of the checkpoint, a hash of the prompt, the words that drive a
 flagged one, scores, verdict, seed, time. No prompt, no picture. Nothing here raises for the state of the file.
 
-May import: memguard.database, memguard.matching, memguard.records.
+May import: memguard.database, memguard.matching, memguard.records, memguard.troubles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from .database import OK, Database
 from .matching import clue, digest, driving_words, normal
 from .records import FLAGGED, VERDICTS, Report, Verdict
+from .troubles import in_words
 
 log = logging.getLogger("memguard")
 
@@ -88,7 +89,8 @@ def remembered(memory: Callable[[], PromptMemory], report: Report, checkpoint: C
     try:
         reason = memory().remember(report, checkpoint())
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        log.warning("memory of known prompts: %s", error, exc_info=error)
+        reason = in_words(error)
     if reason == OK:
         return None
     log.warning("memory of known prompts is off: %s", reason)

@@ -113,9 +113,14 @@ def coloured_prompt(attribution: Attribution, width: int = 768) -> np.ndarray:
 
 
 def ink(back: np.ndarray) -> str:
-    """Return the colour of letters that can be read on a background, black or white."""
-    linear = (back / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
-    return "black" if linear > 0.18 else "white"
+    """Return the colour of letters that can be read on a background: black or white, of which the contrast is larger.
+
+    At least 4.5, as WCAG 2 defines it.
+    """
+    share = np.asarray(back) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    light = float(linear @ np.array([0.2126, 0.7152, 0.0722])) + 0.05
+    return "black" if light / 0.05 >= 1.05 / light else "white"
 
 
 def _legend(width: int, low: float, high: float, title: str) -> np.ndarray:

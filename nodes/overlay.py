@@ -5,6 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..memguard.attributions.maps import normalize, smooth
+from ..memguard.hosts.comfyui.latents import NOT_WATCHED
 from ..memguard.hosts.comfyui.maps import chosen
 from ..memguard.overlay import overlay
 from .types import CATEGORY, Handle
@@ -23,7 +24,12 @@ class MemGuardOverlay(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The decoded picture."),
                 io.Latent.Input("latent", tooltip="The sampler's latent: it tells which run made the picture."),
-                Handle.Input("memguard", tooltip="The handle of the MemGuard node that watched the sampler's model."),
+                Handle.Input(
+                    "memguard",
+                    optional=True,
+                    tooltip="The handle of the MemGuard node that watched the sampler's model. Not connected, as when "
+                    "that node is bypassed: the picture passes through, and the mask is empty.",
+                ),
                 io.Float.Input(
                     "opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="Of the map where it is highest."
                 ),
@@ -48,7 +54,9 @@ class MemGuardOverlay(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, latent, memguard, opacity, smooth, show="noise_gap", word=""):
+    def execute(cls, image, latent, opacity, smooth, memguard=None, show="noise_gap", word=""):
+        if memguard is None:
+            return io.NodeOutput(image, torch.zeros(image.shape[:3]), ui={"text": [f"MemGuard: {NOT_WATCHED}"]})
         found, label = chosen(memguard.report_of(latent["samples"]), show, word)
         heat = _fitting(found, len(image), smooth)
         pictures = (image * 255).round().to(torch.uint8).cpu().numpy()

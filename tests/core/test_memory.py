@@ -264,7 +264,7 @@ def test_a_damaged_file_is_left_alone_and_named_until_it_is_gone(memory, path):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database at all, but somebody's file" * 40)
     before = path.read_bytes()
-    reason = f"{path} is damaged (file is not a database); rename or delete it, and a new one is begun"
+    reason = f"{path} is damaged; rename or delete it, and a new one is begun"
     assert memory.remember(report()) == memory.clear() == memory.enable(False) == reason
     assert memory.look([PROMPT]) == (reason, [None])
     assert memory.facts() == Facts(True, reason, 0, len(before))
@@ -281,7 +281,7 @@ def test_damage_in_the_middle_of_the_file(memory, path):
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
     for status in (memory.remember(report()), memory.look(["zanzibar1"])[0], memory.facts().status):
-        assert status.startswith(f"{path} is damaged (") and "rename or delete it" in status
+        assert status.startswith(f"{path} is damaged; ") and "rename or delete it" in status
 
 
 def test_values_that_nobody_wrote(memory, path):
@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "user").write_text("a file where a folder should be")
     memory = PromptMemory(tmp_path / "user" / "memguard" / "prompts.sqlite3")
     status = memory.remember(report())
-    assert status.startswith(str(tmp_path)) and "cannot be opened for writing (" in status
+    assert status.startswith(str(tmp_path)) and "cannot be opened for writing; " in status
     assert "allow this program to write to its folder" in status
     assert memory.look([PROMPT]) == ("ok", [None])
     assert memory.facts().status == status
@@ -372,7 +372,7 @@ def test_a_read_only_folder_still_flags_what_is_known():
             if root:
                 os.seteuid(0)
             Path(folder).chmod(0o755)
-    assert status.startswith(f"{path} cannot be opened for writing (attempt to write a readonly database)")
+    assert status.startswith(f"{path} cannot be opened for writing; ")
     assert (known, facts.status, facts.rows) == (["prompt"], status, 1)
 
 

@@ -149,3 +149,35 @@ def test_buttons_only_for_maps_that_are_kept():
     report = {"maps": ["word 0", "noise_gap", "bright_ending"]}
     assert ask("maps", "maps.buttonsOf(report).map(maps.titleOf)", report=report) == ["Where it copies", "Noise gap"]
     assert ask("maps", "maps.buttonsOf(report)", report={}) == []
+
+
+def contrast(background, letters):
+    """Return the contrast of letters on a background as WCAG 2 defines it."""
+
+    def luminance(colour):
+        share = [value / 255 for value in colour]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in share]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(background), luminance(letters)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("palette", ["colour", "grey"])
+def test_every_chip_can_be_read(palette):
+    code = f"[...Array(256).keys()].map((i) => colours.ramp(i / 255, '{palette}')).map((c) => [c, colours.ink(c)])"
+    worst = min(contrast(c, (0, 0, 0) if name == "black" else (255, 255, 255)) for c, name in ask("colours", code))
+    assert worst >= 4.5
+
+
+@pytest.mark.parametrize("palette", ["colour", "grey"])
+@pytest.mark.parametrize("light", [True, False])
+def test_the_heaviest_word_stands_out_most_from_the_ground(palette, light):
+    weights = (0.0, 1.0, 2.0, 4.0)
+    spans = tuple(TokenSpan(f"w{i}", (i,)) for i in range(4))
+    values = attribution_dict(Attribution("gradient", spans, weights))
+    code = f"chips.chips(values, '{palette}', {str(light).lower()}).map((chip) => chip.background)"
+    grounds = [tuple(map(int, each[4:-1].split(","))) for each in ask("chips", code, values=values)]
+    page = (255, 255, 255) if light else (34, 34, 34)
+    found = [contrast(ground, page) for ground in grounds]
+    assert found == sorted(found) and found[-1] > 9

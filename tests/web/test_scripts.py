@@ -38,8 +38,8 @@ def test_words_of_others_cannot_become_markup(script):
 
 
 def ask(expression: str, report: Report):
-    """Return what words.js answers about a report."""
-    return javascript.ask("words", expression, report=report.to_dict())
+    """Return what a module answers about a report; the expression begins with its name."""
+    return javascript.ask(expression.partition(".")[0], expression, report=report.to_dict())
 
 
 def scored(verdict="memorized", percentile=99.2, policy="warn", source="profile of 60 ordinary prompts", **more):
@@ -53,13 +53,13 @@ def scored(verdict="memorized", percentile=99.2, policy="warn", source="profile 
 @pytest.mark.parametrize("verdict", ["ordinary", "suspicious", "memorized", "unknown"])
 def test_it_warns_exactly_when_asked_and_flagged(policy, verdict):
     report = scored(verdict, policy=policy)
-    assert ask("words.warns(report)", report) == (policy != "observe" and report.flagged)
+    assert ask("toasts.warns(report)", report) == (policy != "observe" and report.flagged)
 
 
 @needs_node
 def test_the_toast_says_the_sentence_of_the_report():
     report = scored()
-    toast = ask("words.toast(report)", report)
+    toast = ask("toasts.toast([report])", report)
     assert toast["severity"] == "warn"
     assert toast["detail"] == report.to_dict()["message"]
 

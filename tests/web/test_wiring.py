@@ -186,3 +186,10 @@ def test_texts_are_found_through_conditioning_and_strings_and_not_through_pictur
         ("16", "value", "a cup"),
         ("17", "text", "a tree"),
     ]
+
+
+def test_a_sampler_of_a_missing_pack_ends_nothing():
+    prompt = plain()
+    prompt["9"] = {"inputs": dict(prompt["7"]["inputs"])}  # ComfyUI knows no class of it
+    found = ask("wiring", "wiring.samplersOf(prompt, '3').map(({ id }) => id)", prompt=prompt)
+    assert found == ["7", "9"]

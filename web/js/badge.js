@@ -7,6 +7,7 @@ import { button, part } from "./dom.js";
 import { buttonsOf, titleOf } from "./maps.js";
 import { MapView } from "./mapview.js";
 import { addPanel } from "./panel.js";
+import { otherLines } from "./passes.js";
 import { mapsOf } from "./server.js";
 import { setting } from "./settings.js";
 import { wordRows } from "./wordrows.js";
@@ -26,6 +27,7 @@ export class Badge {
   #selected = null; // name of the map that is open
   #atlas = null; // maps of the shown run, fetched on first use
   #verdict = part("div", "memguard-section");
+  #others = part("div", "memguard-section");
   #known = part("div", "memguard-section");
   #details = part("div", "memguard-section");
   #map = part("div", "memguard-section");
@@ -39,7 +41,7 @@ export class Badge {
     const actions = part("div", "memguard-actions");
     if (check) actions.append(button("Check prompt", check));
     actions.append(this.#copy);
-    this.#panel.element.firstChild.append(this.#verdict, this.#known, this.#details, this.#map, actions, this.#said);
+    this.#panel.element.firstChild.append(this.#verdict, this.#others, this.#known, this.#details, this.#map, actions, this.#said);
     this.repaint();
   }
 
@@ -47,7 +49,7 @@ export class Badge {
     return this.#entry;
   }
 
-  /** Show an entry {report, prompt, check, saved}. */
+  /** Show an entry {report, runs, prompt, check, saved}. */
   show(entry) {
     if (entry.report.run !== this.#entry?.report.run || !entry.report.maps?.includes(this.#selected)) {
       this.#selected = null;
@@ -72,6 +74,7 @@ export class Badge {
   repaint() {
     const { report } = this.#entry ?? {};
     this.#paintVerdict(report ? describe(report) : IDLE);
+    this.#others.replaceChildren(...(report ? this.#paintOthers() : []));
     this.#copy.hidden = !report;
     this.#details.replaceChildren(...(report ? this.#paintDetails(report) : []));
     this.#paintMap();
@@ -91,6 +94,15 @@ export class Badge {
       ...origins.map((line) => part("div", "memguard-origin", line)),
       ...lines.map((line) => part("div", "memguard-line", line)),
     );
+  }
+
+  #paintOthers() {
+    const lines = otherLines(this.#entry).map(({ text, sentence }) => {
+      const line = part("div", "memguard-line", text);
+      line.title = sentence;
+      return line;
+    });
+    return lines.length > 0 ? [part("div", "memguard-part", "Other passes of this run:"), ...lines] : [];
   }
 
   #paintDetails(report) {

@@ -10,13 +10,17 @@ export function wordOf(span) {
   return span.text || NAMES[span.group];
 }
 
-/** One chip per span: its word, its weight as text, its colours, and a title that says everything. */
-export function chips(attribution, palette) {
+/**
+ * One chip per span: its word, its weight as text, its colours, and a title that says everything. The heaviest word
+ * stands out most: on a `light` ground it is the darkest, on a dark one the brightest.
+ */
+export function chips(attribution, palette, light = false) {
   const { spans, weights } = attribution;
   const low = Math.min(0, ...weights);
   const range = Math.max(...weights) - low || 1;
   return spans.map((span, index) => {
-    const background = ramp((weights[index] - low) / range, palette);
+    const height = (weights[index] - low) / range;
+    const background = ramp(light ? 1 - height : height, palette);
     const weight = String(Number(weights[index].toPrecision(3)));
     const share = shareOf(attribution, index);
     return {
@@ -33,9 +37,9 @@ export function chips(attribution, palette) {
 }
 
 /** The chips in rows, one per part of a combined prompt. */
-export function rows(attribution, palette) {
+export function rows(attribution, palette, light = false) {
   const found = new Map();
-  for (const chip of chips(attribution, palette)) {
+  for (const chip of chips(attribution, palette, light)) {
     if (!found.has(chip.part)) found.set(chip.part, []);
     found.get(chip.part).push(chip);
   }

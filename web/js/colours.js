@@ -26,10 +26,19 @@ export function ramp(share, palette = "colour") {
   ].map(encode);
 }
 
-/** The colour of letters that can be read on a background. */
-export function ink([r, g, b]) {
-  const linear = [r, g, b].map((value) => (value / 255) ** 2.2);
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.18 ? "black" : "white";
+/** The colour of letters that can be read on a background: the one with the larger contrast, 4.5 at least. */
+export function ink(background) {
+  const light = luminance(background) + 0.05;
+  return light / 0.05 >= 1.05 / light ? "black" : "white";
+}
+
+/** The relative luminance of a colour, as WCAG defines it. */
+export function luminance(colour) {
+  const [r, g, b] = colour.map((value) => {
+    const share = value / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
 /** The ramp as a CSS background, low on the left. */

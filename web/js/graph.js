@@ -34,7 +34,7 @@ function read(place, node) {
     const source = sourceOf(place, node, slot, input.type, new Set());
     if (source) inputs[input.name] = "value" in source ? source.value : source.link;
   });
-  return { class_type: node.comfyClass, inputs, types, boxes };
+  return { class_type: node.comfyClass ?? String(node.type ?? ""), inputs, types, boxes };
 }
 
 // {link} or {value} for an input; undefined where nothing is connected

@@ -7,6 +7,7 @@ import { check, listenToChecks } from "./checking.js";
 import { plainPrompt } from "./graph.js";
 import { compact, replaces, restored } from "./kept.js";
 import { loadStyle } from "./panel.js";
+import { gathered } from "./passes.js";
 import { Pictures, picturesIn } from "./pictures.js";
 import { everyNode, nodeAt } from "./places.js";
 import { guardOf } from "./precheck.js";
@@ -14,7 +15,8 @@ import { addressOf, outputsOf, reportsOf } from "./server.js";
 import { onChange, setting, settings } from "./settings.js";
 import { watchTyping } from "./typing.js";
 import { guardsOf } from "./wiring.js";
-import { toast, warns } from "./words.js";
+import { onTheme } from "./theme.js";
+import { Toasts, warns } from "./toasts.js";
 
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
 const badges = new WeakMap(); // node -> Badge; gone with the node
@@ -22,6 +24,7 @@ const words = new WeakMap(); // node -> Words
 const remembered = new Map(); // place -> entry; a workflow tab rebuilds its nodes whenever it is opened
 const warned = new Set(); // runs; the server reports a run when it is judged and again when it has ended
 const pictures = new Pictures();
+let toasts = null;
 let lookAgain = () => {};
 
 app.registerExtension({
@@ -33,13 +36,14 @@ app.registerExtension({
     loadStyle();
     api.addEventListener("memguard.report", ({ detail }) => {
       receive(detail);
-      warnOnce(detail.report); // also where no node of the open workflow is its home
+      warnOnce(detail.report, detail.workflow ?? undefined); // also where no node of the open workflow is its home
     });
     api.addEventListener("executed", ({ detail }) => executed(detail));
     api.addEventListener("reconnected", catchUp);
     listenToChecks();
     lookAgain = watchTyping((node) => badges.get(node));
-    onChange(() => everyNode(root()).forEach((node) => (badges.get(node) ?? words.get(node))?.repaint()));
+    onChange(repaintAll);
+    onTheme(repaintAll);
   },
 
   nodeCreated(node) {
@@ -66,9 +70,14 @@ function addBadge(node) {
   const before = node.onConfigure;
   node.onConfigure = function (...values) {
     before?.apply(this, values);
-    const entry = restored(this.properties);
+    const entry = restored(this.properties, this.id);
     if (entry) badges.get(this)?.show(entry);
+    else delete this.properties?.memguard; // a copy of a node made no run
   };
+}
+
+function repaintAll() {
+  everyNode(root()).forEach((node) => (badges.get(node) ?? words.get(node))?.repaint());
 }
 
 // what arrived while the page was away; a report of now is never replaced by an older one
@@ -107,9 +116,10 @@ function showAt(executionId, entry, late = false) {
   const node = nodeAt(root(), executionId);
   const badge = badges.get(node); // the same id may be another node's in the workflow that is open now
   if (!badge || (late && !replaces(entry, badge.entry))) return;
-  remembered.set(place(node), entry);
-  node.properties.memguard = compact(entry);
-  badge.show(entry);
+  const all = gathered(badge.entry, entry);
+  remembered.set(place(node), all);
+  node.properties.memguard = compact(all, node.id);
+  badge.show(all);
   lookAgain();
 }
 
@@ -128,8 +138,9 @@ function place(node) {
   return `${node.graph.id}/${node.id}`;
 }
 
-function warnOnce(report) {
+function warnOnce(report, workflow = root().id) {
   if (!setting("Toast") || !warns(report) || warned.has(report.run)) return;
   warned.add(report.run);
-  app.extensionManager.toast.add(toast(report));
+  toasts ??= new Toasts(app.extensionManager.toast);
+  toasts.tell(workflow, report);
 }

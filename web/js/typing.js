@@ -6,6 +6,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { plainPrompt } from "./graph.js";
 import { flag, unflag } from "./flags.js";
+import { remindsOf } from "./passes.js";
 import { cause, sentence } from "./past.js";
 import { nodeAt } from "./places.js";
 import { known } from "./server.js";
@@ -66,7 +67,9 @@ class Watch {
       const whole = answers[which].slice(texts.length).find((warning) => warning);
       const found = texts.map(({ id }, index) => [id, answers[which][index] ?? whole]).filter(([, warning]) => warning);
       const badge = this.#badgeOf(nodeAt(root, guard));
-      badge?.warn([...new Set(found.map(([, warning]) => sentence(warning)))]);
+      // under the verdict of the very run that a warning reminds of it says nothing
+      const earlier = found.filter(([, warning]) => !remindsOf(warning, badge?.entry));
+      badge?.warn([...new Set(earlier.map(([, warning]) => sentence(warning)))]);
       if (badge && found.length > 0) warned.add(badge);
       for (const [id, warning] of found) if (nodeAt(root, id)) flags.set(nodeAt(root, id), warning);
     });

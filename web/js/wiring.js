@@ -67,7 +67,7 @@ export function samplerAt(prompt, id) {
   const seed = inputs.seed ?? inputs.noise_seed ?? noise.seed ?? noise.noise_seed;
   const drawsNoise = seed !== undefined || inputs.guider !== undefined;
   if (![latent, guider.model, positive].every((value) => isLink(prompt, value)) || !drawsNoise) return null;
-  if (prompt[id].class_type.startsWith("MemGuard")) return null; // Check Prompt has a sampler's inputs
+  if (String(prompt[id].class_type ?? "").startsWith("MemGuard")) return null; // Check Prompt has a sampler's inputs
   return {
     id,
     model: guider.model,

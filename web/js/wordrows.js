@@ -3,13 +3,14 @@
 import { lines, rows } from "./chips.js";
 import { part } from "./dom.js";
 import { wordMap } from "./maps.js";
+import { isLight } from "./theme.js";
 
 /**
  * The elements that show an attribution. Words that have a map are buttons: `open` gets the map's name.
  * `selected` is the name of the map that is open, `maps` the names that can be opened.
  */
 export function wordRows(attribution, palette, { maps = [], selected = null, open = null } = {}) {
-  const found = attribution.status === "ok" ? rows(attribution, palette) : [];
+  const found = attribution.status === "ok" ? rows(attribution, palette, isLight()) : [];
   const shown = found.map((row, index) => {
     const element = part("div", "memguard-chips");
     if (found.length > 1) element.append(part("span", "memguard-part", `Part ${index + 1}`));

@@ -9,20 +9,8 @@ const BADGES = {
   ordinary: { mark: "✓", text: "Looks ordinary" },
   unknown: { mark: "?", text: "No verdict" },
 };
-const MINUTE = 60000; // long enough for someone who looked away while it sampled
 const NO_SCORE = { tone: "none", mark: "–", text: "No score" };
 const GRAVITY = ["ordinary", "suspicious", "memorized"];
-
-/** Whether a person asked to be warned, and there is something to warn of. */
-export function warns(report) {
-  return (report.policy === "warn" || report.policy === "stop") && GRAVITY.indexOf(report.verdict) > 0;
-}
-
-/** The toast for a report that warns. */
-export function toast(report) {
-  const summary = report.policy === "stop" ? "MemGuard stopped this run" : "MemGuard warning";
-  return { severity: "warn", summary, detail: report.message, life: MINUTE };
-}
 
 /** What a badge shows: tone (for the colour), mark, text, lines of explanation, and the sentence for screen readers. */
 export function describe(report) {
@@ -48,7 +36,8 @@ function reason(report, finding) {
 function scoreLines(finding) {
   const scores = finding.scores.filter((score) => score !== null); // an image without a score has none
   const count = finding.scores.length > 1 ? `, mean of ${scores.length}` : "";
-  const more = [finding.odds, finding.caveat].filter(Boolean).map(capital);
+  const whose = finding.carried && "the verdict of an earlier pass; this one has none of its own";
+  const more = [finding.odds, finding.caveat, whose].filter(Boolean).map(capital);
   return [capital(place(finding)), `Score ${mean(scores)}${count}`, ...more];
 }
 

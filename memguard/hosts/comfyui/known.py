@@ -1,4 +1,4 @@
-"""ComfyUI's memory of known prompts: one file below its user folder, and the runs that go into it.
+"""ComfyUI's memory of known prompts: one file for each user below its user folder, and the runs that go into it.
 
 It lies beside the folders of the users and not in one of them, which the page could read and write. Part of the ComfyUI
 host; may import: folder_paths, memguard's core.
@@ -15,19 +15,19 @@ import folder_paths
 
 from ...memory import PromptMemory, remembered
 from ...records import Report
-from . import graph, screen
+from . import callers, graph, screen
 
 log = logging.getLogger("memguard")
 
 FOLDER, FILE = "memguard", "prompts.sqlite3"
 
 
-def memory() -> PromptMemory:
-    """Return the memory of this server."""
-    return _memory(Path(folder_paths.get_user_directory()) / FOLDER / FILE)
+def memory(user: str = callers.ONE) -> PromptMemory:
+    """Return the memory of a user of this server."""
+    return _memory(Path(folder_paths.get_user_directory()) / FOLDER / user / FILE)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=64)
 def _memory(path: Path) -> PromptMemory:
     return PromptMemory(path)
 
@@ -47,7 +47,10 @@ def remember(report: Report, checkpoint: str | None = None) -> str | None:
         prompt_id, node_id = screen.place()
         return graph.checkpoint(screen.running_prompt(prompt_id), node_id) or ""
 
-    return remembered(memory, report, name)
+    whose = screen.owner()
+    if whose == callers.NOBODY:
+        return None
+    return remembered(lambda: memory(whose), report, name)
 
 
 def noted(report: Report, home: str | None = None) -> Report:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .maps import KeptMaps
 
 KEPT = 128  # runs; a report is a few kilobytes and a small map
+NOT_WATCHED = "not watched: no MemGuard node is connected, or it is bypassed"
 KEPT_MAPS = 32  # runs; the page's maps of one are up to a megabyte
 
 

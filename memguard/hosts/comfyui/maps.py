@@ -34,6 +34,7 @@ class KeptMaps:
         latent: the samples that the run returned, [B, C, h, w] or [B, C, t, h, w]; None for no preview.
         latent_format: of the model, which knows the colours of its latents.
         ranges: name -> lowest and highest value of a packed map, which are its 0 and 255.
+        owner: the user whose run it is, in a ComfyUI that knows several.
 
     """
 
@@ -42,6 +43,7 @@ class KeptMaps:
     latent: Tensor | None = None
     latent_format: Any = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    owner: str = ""
 
     def packed(self) -> KeptMaps:
         """Return the same with maps of one byte per pixel and the first picture's latent in half precision, on the CPU.
@@ -68,10 +70,10 @@ class KeptMaps:
         return self.maps[name].float() * ((high - low) / 255) + low
 
 
-def answer(run: str) -> dict[str, Any] | None:
-    """Return the maps of a run's first image as plain values for JSON, or None where none are kept."""
+def answer(run: str, user: str = "") -> dict[str, Any] | None:
+    """Return the maps of a user's run as plain values for JSON, its first image's; None where none are kept."""
     kept = store.maps_of(run)
-    if kept is None:
+    if kept is None or kept.owner != user:
         return None
     rows = []
     for name, values in kept.maps.items():

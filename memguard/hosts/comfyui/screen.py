@@ -16,6 +16,7 @@ from comfy_execution.utils import get_executing_context
 
 from ...records import Report
 from ...wording import message
+from . import callers
 
 log = logging.getLogger("memguard")
 
@@ -45,7 +46,7 @@ def shown(node_id: str | None) -> str | None:
 
 def owner() -> str:
     """Return the user whose prompt is being executed; "" where the server knows one user only."""
-    return ""
+    return callers.owner_of(_running(place()[0]))
 
 
 def server() -> Any:
@@ -114,5 +115,7 @@ def show(report: Report, home: str | None = None, again: bool = False) -> None:
         "workflow": workflow_of(prompt_id),
         "report": report.to_dict(),
     }
-    payloads.append(payload)
-    instance.send_sync(EVENT, payload, instance.client_id)
+    whose = owner()
+    payloads.append(payload | ({"owner": whose} if whose else {}))
+    if instance.client_id is not None or whose == callers.ONE:  # without a client all pages are told
+        instance.send_sync(EVENT, payload, instance.client_id)

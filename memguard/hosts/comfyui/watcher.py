@@ -216,7 +216,8 @@ def _keep(sampling: Sampling, latent: Any, maps: dict[str, Tensor]) -> tuple[str
     colours = sampling.guider.model_patcher.model.latent_format
     kept: tuple[str, ...] = ()
     with careful(sampling.run.noted):  # a screen must not cost the picture
-        store.keep_maps(sampling.run.report.run, KeptMaps((height, width), maps, latent, colours))
+        own = KeptMaps((height, width), maps, latent, colours, owner=screen.owner())
+        store.keep_maps(sampling.run.report.run, own)
         kept = tuple(maps)
     return kept
 

@@ -132,7 +132,7 @@ def test_a_damaged_file_costs_the_memory_and_nothing_else(page, path):
     path.write_bytes(b"somebody's file" * 300)
     outcome = page.run(graph(seed=15))
     report = report_of(outcome)
-    reason = f"{path} is damaged (file is not a database); rename or delete it, and a new one is begun"
+    reason = f"{path} is damaged; rename or delete it, and a new one is begun"
     assert report["verdict"] == "memorized"
     assert report["notes"] == [f"memory of known prompts is off: {reason}"]
     assert outcome.of("memguard.report")[-1]["report"]["notes"] == report["notes"]

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.latent_formats
@@ -16,9 +17,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
-from memguard_pack.memguard.hosts.comfyui import graph, known, maps, routes, screen
+from memguard_pack.memguard.hosts.comfyui import callers, graph, known, maps, routes, screen
 from memguard_pack.memguard.hosts.comfyui.latents import KEPT_MAPS, store
 from memguard_pack.memguard.records import Finding, Report
+from memguard_pack.memguard.troubles import UNFORESEEN
 
 PROMPT, CHECKPOINT = "Halley breakfast at noon", "bed.safetensors"
 FLAGGED = Report(
@@ -68,13 +70,14 @@ def ask(served):
     """A function that asks the server: ask("GET", "/memory") -> status, answer."""
     instance = served()
 
-    def question(method, path, body=None):
+    def question(method, path, body=None, **headers):
         async def go():
             app = web.Application()
             app.add_routes(instance.routes)
             async with TestClient(TestServer(app)) as client:
                 data = body if isinstance(body, bytes | None) else json.dumps(body)
-                async with client.request(method, routes.BASE + path, data=data) as reply:
+                given = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+                async with client.request(method, routes.BASE + path, data=data, headers=given) as reply:
                     return reply.status, await reply.json()
 
         return asyncio.run(go())
@@ -111,9 +114,9 @@ def test_switched_off_it_remembers_nothing(ask):
 @pytest.mark.parametrize(
     ("path", "body", "error"),
     [
-        ("/known", b"{", "the body is no JSON: "),
-        ("/known", b"\xff\xfe\xfd", "the body is no JSON: "),
-        ("/known", b"[" * 100_000, "the body is no JSON: "),
+        ("/known", b"{", "the body is no JSON"),
+        ("/known", b"\xff\xfe\xfd", "the body is no JSON"),
+        ("/known", b"[" * 100_000, "the body is no JSON"),
         ("/known", [], "the body is no JSON object"),
         ("/known", {}, "texts is not a list of strings"),
         ("/known", {"texts": "one"}, "texts is not a list of strings"),
@@ -142,7 +145,7 @@ def test_a_damaged_file_is_said_everywhere_and_stays(ask, tmp_path):
     path = tmp_path / "user/memguard/prompts.sqlite3"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"somebody's file" * 300)
-    reason = f"{path} is damaged (file is not a database); rename or delete it, and a new one is begun"
+    reason = f"{path} is damaged; rename or delete it, and a new one is begun"
     assert known.remember(FLAGGED, CHECKPOINT) == f"memory of known prompts is off: {reason}"
     assert ask("POST", "/known", {"texts": [PROMPT]})[1] == {"status": reason, "warnings": [None]}
     for method, body in (("GET", None), ("POST", {"enabled": False}), ("DELETE", None)):
@@ -151,11 +154,11 @@ def test_a_damaged_file_is_said_everywhere_and_stays(ask, tmp_path):
 
 
 def test_an_unforeseen_error_is_a_note_and_no_exception(monkeypatch):
-    def broken():
+    def broken(user):
         raise RuntimeError("the folder went away")
 
     monkeypatch.setattr(known, "memory", broken)
-    assert known.remember(FLAGGED, "") == "memory of known prompts is off: RuntimeError: the folder went away"
+    assert known.remember(FLAGGED, "") == f"memory of known prompts is off: {UNFORESEEN}"
 
 
 def test_a_note_is_shown_again_with_the_report(served, tmp_path):
@@ -219,6 +222,142 @@ def test_no_checkpoint_no_name():
     assert graph.checkpoint({}, None) is None
     assert graph.checkpoint(nodes(s={"model": ["t", 0]}, t={"model": ["s", 0]}), "s") is None
     assert graph.checkpoint(nodes(s={"model": ["1", 0]}, **{"1": {"ckpt_name": 3, "model": 1.0}}), "s") is None
+
+
+# --- who asks ------------------------------------------------------------------------------------------------------
+
+ALL = [(method, path.replace("{run}", "r")) for method, path, _ in routes.HANDLERS]
+BODIES = {"/known": {"texts": ["a"]}, "/memory": {"enabled": True}}
+FOREIGN = [
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+]
+OWN = [
+    {},
+    {"Sec_Fetch_Site": "same-origin", "Origin": "https://behind.a.proxy"},
+    {"Origin": "https://behind.a.proxy", "X_Forwarded_Host": "behind.a.proxy"},
+    {"Origin": "http://here:8188", "Host": "here:8188"},
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ALL)
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_pages_of_other_sites_get_nothing(ask, method, path, headers):
+    known.remember(FLAGGED, CHECKPOINT)
+    body = BODIES.get(path) if method == "POST" else None
+    assert ask(method, path, body, **headers) == (403, {"error": "this question comes from a page of another site"})
+    assert ask("GET", "/memory")[1]["runs"] == 1
+
+
+@pytest.mark.parametrize(("method", "path"), ALL)
+@pytest.mark.parametrize("headers", OWN, ids=str)
+def test_the_own_page_is_answered_also_behind_a_proxy(ask, method, path, headers):
+    status, _ = ask(method, path, BODIES.get(path) if method == "POST" else None, **headers)
+    assert status == (404 if "maps" in path else 200)
+
+
+def test_other_sites_that_the_owner_has_let_in_are_answered(ask, monkeypatch):
+    monkeypatch.setattr(callers.args, "enable_cors_header", "*")
+    assert ask("GET", "/memory", Origin="http://friend.example")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/known", "/memory"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_body_that_a_form_could_send_is_refused(ask, path, kind):
+    status, said = ask("POST", path, BODIES[path], Content_Type=kind)
+    assert status == 415 and said == {"error": "send the question with Content-Type: application/json"}
+
+
+def test_a_body_of_no_told_length_ends_at_the_limit():
+    read = []
+
+    async def parts():
+        for _ in range(200):
+            read.append(1)
+            yield b" " * 100_000
+
+    request = SimpleNamespace(content_length=None, content=SimpleNamespace(iter_any=parts))
+    with pytest.raises(callers.Refusal, match="the question is longer than 5120000 bytes"):
+        asyncio.run(routes._asked(request))
+    assert len(read) == 52
+
+
+@pytest.fixture
+def users(served, monkeypatch):
+    """A server with several users."""
+    instance = served()
+    monkeypatch.setattr(callers.args, "multi_user", True)
+    return instance
+
+
+def test_each_user_has_a_memory_and_reports_of_their_own(users, tmp_path):
+    instance = users
+    handlers = []
+    instance.add_on_prompt_handler = handlers.append
+
+    class Users:
+        @staticmethod
+        def get_request_user_id(request):
+            user = request.headers.get("comfy-user", "default")
+            if user not in ("ann_1", "bob_2", ".."):
+                raise KeyError(user)
+            return user
+
+    instance.user_manager = Users()
+
+    async def go():
+        async def prompt(request):
+            asked = handlers[0](await request.json())
+            extra = asked["extra_data"]
+            instance.prompt_queue.item = (0, "p", {}, extra, [], {})
+            screen.show(replace(FLAGGED, run=extra["client_id"]), "5")
+            known.remember(FLAGGED, CHECKPOINT)
+            store.keep_maps(extra["client_id"], maps.KeptMaps((1, 1), {}, owner=screen.owner()))
+            return web.json_response({})
+
+        app = instance.app = web.Application()
+        callers.register(instance)
+        app.add_routes([*instance.routes, web.post("/prompt", prompt), web.post("/api/prompt", prompt)])
+
+        async with TestClient(TestServer(app)) as client:
+
+            async def say(method, path, user, body=None):
+                headers = {"comfy-user": user} if user else {}
+                async with client.request(method, path, json=body, headers=headers) as reply:
+                    return reply.status, await reply.json()
+
+            claims = {"extra_data": {"client_id": "by ann", callers.KEY: "bob_2"}}
+            await say("POST", "/prompt", "ann_1", claims)
+            await say("POST", "/api/prompt", "bob_2", {"extra_data": {"client_id": "by bob"}})
+            await say("POST", "/prompt", None, {"extra_data": {"client_id": "by nobody"}})
+            found = {}
+            for user in ("ann_1", "bob_2", "..", None, "eve"):
+                found[user] = await say("GET", routes.BASE + "/reports", user)
+            for user, run in (("ann_1", "by ann"), ("bob_2", "by ann"), ("ann_1", "by nobody")):
+                found[user, run] = (await say("GET", f"{routes.BASE}/maps/{run}", user))[0]
+            await say("DELETE", routes.BASE + "/memory", "bob_2")
+            found["rows"] = [
+                (await say("GET", routes.BASE + "/memory", user))[1]["runs"] for user in ("ann_1", "bob_2")
+            ]
+            return found
+
+    found = asyncio.run(go())
+    assert [[row["report"]["run"] for row in found[user][1]["reports"]] for user in ("ann_1", "bob_2")] == [
+        ["by ann"],
+        ["by bob"],
+    ]
+    assert [found[user][0] for user in ("..", None, "eve")] == [403] * 3
+    assert [found[key] for key in (("ann_1", "by ann"), ("bob_2", "by ann"), ("ann_1", "by nobody"))] == [200, 404, 404]
+    assert found["rows"] == [1, 0]
+    assert sorted(path.parent.name for path in (tmp_path / "user").rglob("*.sqlite3")) == ["ann_1", "bob_2"]
+
+
+def test_what_has_no_client_is_not_told_to_all_users(users):
+    users.client_id = None
+    screen.show(FLAGGED)
+    assert users.sent == [] and len(screen.payloads) == 1
 
 
 # --- reports -------------------------------------------------------------------------------------------------------

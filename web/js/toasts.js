@@ -1,0 +1,44 @@
+// One toast per workflow: what is flagged while it stands is told in the same one. No DOM, no ComfyUI.
+
+const MINUTE = 60000; // long enough for someone who looked away while it sampled
+const LISTED = 3; // sentences
+const GRAVITY = ["ordinary", "suspicious", "memorized"];
+
+/** Whether a person asked to be warned, and there is something to warn of. */
+export function warns(report) {
+  return (report.policy === "warn" || report.policy === "stop") && GRAVITY.indexOf(report.verdict) > 0;
+}
+
+/** The toast for the reports of one workflow that warn, the newest last. */
+export function toast(reports) {
+  const stopped = reports.some(({ policy }) => policy === "stop");
+  const title = stopped ? "MemGuard stopped this run" : "MemGuard warning";
+  const said = [...new Set(reports.map(({ message }) => message))];
+  const more = said.length - LISTED;
+  const lines = [...said.slice(-LISTED), ...(more > 0 ? [`and ${more} more`] : [])];
+  const summary = reports.length > 1 ? `${title}: ${reports.length} runs` : title;
+  return { severity: "warn", summary, detail: lines.join("\n"), life: MINUTE };
+}
+
+/** The toasts that stand. `shelf` is ComfyUI's own: {add, remove}; `now` the time in milliseconds. */
+export class Toasts {
+  #shelf;
+  #now;
+  #standing = new Map(); // workflow -> {reports, message, until}
+
+  constructor(shelf, now = Date.now) {
+    this.#shelf = shelf;
+    this.#now = now;
+  }
+
+  /** Tell of a report; the one that stands for its workflow is taken away. */
+  tell(workflow, report) {
+    const before = this.#standing.get(workflow);
+    const fresh = before && before.until > this.#now() ? before : null;
+    if (fresh) this.#shelf.remove?.(fresh.message);
+    const reports = [...(fresh?.reports ?? []), report];
+    const message = toast(reports);
+    this.#standing.set(workflow, { reports, message, until: this.#now() + message.life });
+    this.#shelf.add(message);
+  }
+}
