@@ -226,7 +226,7 @@ def test_the_page_is_told_the_node_that_it_shows(expanded, monkeypatch):
             said.append(node_id)
 
     monkeypatch.setattr(screen, "server", Server)
-    monkeypatch.setattr(screen, "workflow_of", lambda prompt_id: None)
+    monkeypatch.setattr(screen, "_running", lambda prompt_id: None)
     report = Guard().begin(host="comfyui").report
     with CurrentNodeContext("job", "loop.0.s", 0):
         screen.show(report, home="loop.0.pos")
