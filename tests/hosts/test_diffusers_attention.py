@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler
 
 import memguard
 from memguard import Guard
@@ -75,6 +76,36 @@ def test_e_and_d_equal_an_independent_computation_and_touch_nothing(pipe):
     assert late.scores == pytest.approx(expected.tolist(), rel=1e-4)
     assert (norm.status, len(norm.per_step), len(late.per_step)) == ("ok", 1, 2) and guard.report.extra_rows == 0
     assert not any(module._forward_hooks for module in pipe.unet.modules())
+
+
+# of ten steps: the schedulers whose model calls are not steps, and the calls that are the first of steps 8 and 9
+SAMPLERS = {
+    "plain": (DDIMScheduler, {}, (8, 9), 10),
+    "heun": (HeunDiscreteScheduler, {}, (15, 17), 19),
+    "half-way": (KDPM2DiscreteScheduler, {}, (16, 18), 19),
+    "pndm without prk": (PNDMScheduler, {"skip_prk_steps": True}, (9, 10), 11),
+    "pndm with prk": (PNDMScheduler, {"skip_prk_steps": False}, (17, 18), 19),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_late_steps_are_sampling_steps_where_model_calls_are_not(pipe, sampler):
+    kind, settings, late, count = SAMPLERS[sampler]
+    before = pipe.scheduler
+    try:
+        pipe.scheduler = kind.from_config(before.config, **settings)
+        with recording(pipe.unet) as calls:
+            plain = run(pipe, PROMPTS[:1])
+        guard = Guard(detectors=[E, D])
+        assert torch.equal(run(pipe, PROMPTS[:1], guard), plain)
+    finally:
+        pipe.scheduler = before
+    assert len(calls) == count
+    mean = torch.stack([torch.stack(list(call.values())).mean(0)[1] for call in calls])
+    summary = torch.arange(mean.shape[-1]) >= len(pipe.tokenizer(PROMPTS[0]).input_ids) - 1
+    part = (torch.special.entr(mean) * summary).sum(-1)
+    expected = h(mean[list(late)]).mean() + (part[list(late)] - part[0]).abs().mean()
+    assert guard.report.findings[1].scores == pytest.approx((float(expected),), rel=1e-4)
 
 
 def test_a_scan_scores_every_prompt_as_alone(pipe):

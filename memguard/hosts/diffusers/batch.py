@@ -24,6 +24,7 @@ class Seen:
     facts: dict[str, Any] = field(default_factory=dict)
     extra_rows: int = 0
     columns: int = 0  # of the encoded prompts
+    count: int | None = None
 
     def wants(self, step: int) -> bool:
         """Whether this step is among those asked for."""

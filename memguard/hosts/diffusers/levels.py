@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...records import Parameterization
+from ...steps import Steps
 from .rows import Unscored
 
 
@@ -88,6 +90,24 @@ def level(scheduler: Any, timestep: Tensor) -> Level:
     if not math.isfinite(sigma):
         raise Unscored("alpha_bar is 0 at this step (zero terminal SNR), where predictions cannot be told in epsilon")
     return Level(sigma, float(np.exp(logs[np.isfinite(logs)].max())), t, target, full_noise)
+
+
+def steps_of(scheduler: Any, calls: int) -> Steps:
+    """Return the counter of a run's sampling steps, by timestep.
+
+    Args:
+        scheduler: the pipeline's scheduler, its timesteps set.
+        calls: of the model that the pipeline makes, the last of the schedule.
+
+    """
+    levels = scheduler.timesteps[-calls:].tolist()
+    between = 0
+    if getattr(scheduler, "order", 1) > 1 and all(a != b for a, b in pairwise(levels)):
+        between = len(levels) // 2  # KDPM2 and SDE schedulers ask half-way to each next step
+    begins = getattr(scheduler, "prk_timesteps", None)
+    if begins is not None and len(begins):  # PNDM's first steps by Runge and Kutta, of four calls each
+        between = scheduler.pndm_order - 1
+    return Steps.of_calls(levels, between)
 
 
 def _nearest(schedule: Tensor, t: float) -> int | None:

@@ -16,9 +16,10 @@ from torch import Tensor, equal, nn, no_grad
 from ...attributions import attention
 from ...attributions.moment import Encoded
 from ...records import Reference, StepEvidence
+from ...steps import Steps
 from .attention import Reading
 from .calls import Call
-from .levels import level
+from .levels import level, steps_of
 from .pipes import family, latent_pixels, learns_variance, model_calls
 from .rows import OWN, SAME, Prompts, Unscored
 from .tokens import summary
@@ -28,6 +29,7 @@ class Listener(Protocol):
     """Who gets the evidence: a Run of a Guard, or a scan."""
 
     extra_rows: int
+    count: int | None  # of steps, where late ones are scored
 
     def wants(self, step: int) -> bool:
         """Whether this model call is to be scored."""
@@ -93,7 +95,7 @@ class Reader:
         self.step = 0
         self.calls = 0  # of the denoiser, seen so far
         self.variance = learns_variance(pipe)
-        self._passed: Tensor | None = None  # timestep of the last step that was not scored
+        self._steps: Steps | None = None  # of a run whose late steps are scored
         self._over = False
         self._batched = False  # both prompts were seen in one call
         self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
@@ -104,11 +106,11 @@ class Reader:
         if self._over or OWN.get():
             return
         self.calls += 1
-        if not self.run.wants(self.step):
-            if self.late:
-                self._pass(self.call(module, args, kwargs, output).timestep)
-            return
         try:
+            if self.late:
+                self.step = self._step(self.call(module, args, kwargs, output))
+            if not self.run.wants(self.step):
+                return
             evidence = self._read(self.call(module, args, kwargs, output))
         except Unscored as reason:
             self._over = True
@@ -116,7 +118,8 @@ class Reader:
             self.run.insist()
             return
         if evidence is not None:
-            self.step += 1
+            if not self.late:
+                self.step += 1
             self.run.observe(evidence)
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
@@ -129,11 +132,12 @@ class Reader:
             return "the pipeline did not call its unet or transformer, so nothing could be seen"
         return "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
 
-    def _pass(self, timestep: Tensor) -> None:
-        """Count a step that is not scored; a pair in two calls is one step."""
-        if self._passed is None or not equal(self._passed, timestep):
-            self._passed = timestep
-            self.step += 1
+    def _step(self, call: Call) -> int:
+        """Return the step that a call belongs to; the first call of a step stands for it."""
+        if self._steps is None:
+            self._steps = steps_of(self.pipe.scheduler, model_calls(self.pipe))
+            self.run.count = self._steps.count
+        return self._steps.of(level(self.pipe.scheduler, call.timestep).timestep)
 
     def _read(self, call: Call) -> StepEvidence | None:
         if self.step == 0:
@@ -235,7 +239,7 @@ class Reader:
         x = call.x[rows]
         return StepEvidence(
             step=self.step,
-            num_steps=model_calls(self.pipe),
+            num_steps=model_calls(self.pipe) if self._steps is None else self._steps.count,
             sigma=here.sigma,
             sigma_max=here.sigma_max,
             timestep=here.timestep,
