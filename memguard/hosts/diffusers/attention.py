@@ -29,7 +29,17 @@ class Reading:
         self.layers = layers
         self._q: dict[str, Tensor] = {}
         self._k: dict[str, Tensor] = {}
+        self._again = False  # whether a call of our own is read
         self.broken = ""
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Read the call that is made inside, although it is our own: the first one under a treatment."""
+        self._again, self._q, self._k = True, {}, {}
+        try:
+            yield
+        finally:
+            self._again = False
 
     def take(self, rows: slice) -> dict[str, Projected]:
         """Return rows of the last call, layer by layer in the order of execution, and forget the call.
@@ -51,7 +61,7 @@ class Reading:
         return found
 
     def _keep(self, where: str, name: str, output: Any) -> None:
-        if OWN.get() or self.broken:
+        if (OWN.get() and not self._again) or self.broken:
             return
         with careful(self._failed):
             self._take(where, name, output)

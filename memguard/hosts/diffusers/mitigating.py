@@ -25,6 +25,7 @@ from .rows import OWN, Unscored
 from .starting import start
 from .steering import TWO_CALLS, Again, Steering, suitable
 
+EDITED = "an edit of the attention itself is not scored by attention"
 UNDONE = "an error inside MemGuard ended the mitigation {}; the host's log tells more"
 
 
@@ -105,11 +106,15 @@ class Mitigating:
         )
 
         def redo(treatment: Treatment) -> StepEvidence:
-            again = steering.again(call, blocks, treatment)
+            with self.reader.reading_again():
+                again = steering.again(call, blocks, treatment)
             made.append(again)
             cond = blocks["cond"]
             reference = self.reader.compared(again.call, cond, blocks.get("uncond"))
-            return replace(self.reader.evidence(again.call, cond, reference), step=0)
+            evidence = replace(self.reader.evidence(again.call, cond, reference), step=0)
+            if treatment.edits and evidence.attention is not None:  # what was read are the projections before the edit
+                evidence = replace(evidence, attention=None, summary=None, unread=EDITED)
+            return evidence
 
         if self.reader.wish_differs() and prompts.wished is not None:
             began = replace(began, reference=prompts.wished.head(len(began.prompt.text)))

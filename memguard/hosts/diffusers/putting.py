@@ -65,7 +65,13 @@ class Plans:
         self._planned: Plan | None = None
 
     def plan(
-        self, arguments: dict[str, Any], blocks: dict[str, slice], edits: tuple[Edit, ...], effect: Effect, index: int
+        self,
+        arguments: dict[str, Any],
+        blocks: dict[str, slice],
+        edits: tuple[Edit, ...],
+        effect: Effect,
+        index: int,
+        under: Plan | None = None,
     ) -> Plan | None:
         """Return the plan of a call; None without edits.
 
@@ -75,6 +81,7 @@ class Plans:
             edits: of the treatment.
             effect: is told which edits act.
             index: of the call.
+            under: the plan that another mitigation has for the call already; its edits act first.
 
         """
         if not edits:
@@ -86,7 +93,7 @@ class Plans:
             self._plan_for, self._planned = key, self._new(edits, text, blocks)
         assert self._planned is not None
         self._planned.step, self._planned.sigma, self._planned.effect = index, sigma, effect
-        return self._planned
+        return self._planned if under is None else under.followed_by(self._planned)
 
     def table(self, text: Tensor, blocks: dict[str, slice]) -> Tensor | None:
         """Return what stands in each column of the prompt's rows; None where that is not known."""

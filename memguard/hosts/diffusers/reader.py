@@ -8,6 +8,7 @@ Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attribut
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -252,6 +253,10 @@ class Reader:
             prompts=numbers if any(numbers := Encoded(call.text[rows]).prompts()) else (),
             **self._attention(call, rows),
         )
+
+    def reading_again(self) -> AbstractContextManager[None]:
+        """Return the block in which a call of our own is read as the pipeline's are, where attention is asked for."""
+        return self.read.again() if isinstance(self.read, Reading) else nullcontext()
 
     def _attention(self, call: Call, rows: slice) -> dict[str, Any]:
         """Return what StepEvidence holds of the attention of these rows."""

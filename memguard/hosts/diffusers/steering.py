@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...mitigations.base import Treatment
+from ...mitigations.edit import Plan
 from ...mitigations.effect import Effect
 from .caches import ANSWERED
 from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
-from .edits import PLAN, Editor
+from .edits import PLAN, Editor, following
 from .hooks import Trouble
 from .levels import level
 from .pipes import learns_variance
@@ -71,7 +72,8 @@ class Steering:
         self.plans = Plans(pipe, prompts)
         self._seen: Tensor | None = None
         self._roles: list[str] = []
-        self._token: Any = None
+        self._planned = False  # whether layers follow a plan of this run's now
+        self._under: Plan | None = None  # that of another mitigation for the call in progress
 
     def blocks(self, text: Tensor) -> dict[str, slice]:
         """Return which rows of a call carry the prompt and which do not.
@@ -96,7 +98,7 @@ class Steering:
         """Return the arguments of a model call under the treatment; the signature is that of a forward pre-hook."""
         if OWN.get():
             return None
-        self._asked = None
+        self._asked, self._under = None, PLAN.get()
         arguments = by_name(module, args, kwargs)
         if self.calls == 0 and self.choose is not None:
             call = Call.of(module, args, kwargs, None)
@@ -107,7 +109,10 @@ class Steering:
             return None
         self._asked = args, kwargs
         blocks = self.blocks(arguments["encoder_hidden_states"])
-        self._token = PLAN.set(self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls))
+        plan = self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls, self._under)
+        if plan is not None:
+            PLAN.set(plan)
+            self._planned = True
         changed = exchanged(arguments, blocks, self.treatment, self.effect)
         if changed is not arguments:
             SWAPPED.set((changed["encoder_hidden_states"], self._roles))
@@ -145,9 +150,9 @@ class Steering:
         return True
 
     def _no_plan(self) -> None:
-        if self._token is not None:
-            PLAN.reset(self._token)
-            self._token = None
+        if self._planned:  # not by its token: hooks end in the order in which they began
+            PLAN.set(None)
+            self._planned = False
 
     def keep_latents(self, result: Any) -> Any:
         """Take what ``prepare_latents`` returned; return the same with a copy that may be written to."""
@@ -178,11 +183,10 @@ class Steering:
         effect = Effect(treatment)
         moved = with_latents(call.arguments, self._noise(call, treatment))
         arguments = exchanged(moved, blocks, treatment, effect)
-        token = PLAN.set(self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls))
-        try:
+        under = PLAN.get() if self._under is None else self._under
+        plan = self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls, under)
+        with following(under if plan is None else plan):
             output = call.made(arguments)
-        finally:
-            PLAN.reset(token)
         self.count(len(call.text))
         args, kwargs = as_given(self.module, arguments, call.positional)
         made = Call.of(self.module, args, kwargs, output, learns_variance(self.pipe))

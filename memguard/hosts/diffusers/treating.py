@@ -22,7 +22,7 @@ from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from ...troubles import Told, careful, in_words
 from . import pipes
 from .calls import Call
-from .edits import Editor
+from .edits import PLAN, Editor
 from .hooks import Trouble, eagerly, listening, set_eager
 from .methods import encoding, methods
 from .rows import OWN, SWAPPED, Enough, Prompts
@@ -77,6 +77,7 @@ class _Treating:
         finally:
             self.prompts = self.steering = self.trouble = None
             SWAPPED.set(None)
+            PLAN.set(None)  # a call that failed leaves its plan behind
 
     def encoded(self, *what: Any) -> None:
         """Take what the pipeline encodes."""

@@ -19,6 +19,7 @@ from torch import nn
 from ...guard import Guard, Run
 from . import pipes
 from .attention import attending
+from .edits import PLAN
 from .hooks import Trouble, listening
 from .methods import encoding, methods
 from .mitigating import Mitigating
@@ -79,6 +80,7 @@ class _Watch:
         finally:
             if self.steering is not None:
                 SWAPPED.set(None)
+                PLAN.set(None)  # a call that failed leaves its plan behind
             self._prompts = self._now = self.steering = self.trouble = None
             run.finish()
 
