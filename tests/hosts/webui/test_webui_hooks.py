@@ -59,18 +59,21 @@ def profile(server):
 
 @pytest.fixture(scope="module")
 def plain(server, profile):
-    """The pictures without MemGuard."""
-    return {prompt: server.generate(prompt=prompt, **SMALL).pictures[0] for prompt in (MEMORIZED, ORDINARY)}
-
-
-def broken(server, name, guard, prompt, more=""):
-    """Generate while a function of ours is broken; return what was made, and how many hooks were left over."""
+    """The pictures without MemGuard, and the number of hooks that others have in the network."""
     before = len(server.said())
-    wish = f"keep; {more}break {name.format(host=server.host)}"
+    pictures = {prompt: server.generate(prompt=prompt, **SMALL).pictures[0] for prompt in (MEMORIZED, ORDINARY)}
+    (left,) = set(hooks_left(server.said()[before:]))
+    yield pictures, left
+    for prompt, picture in pictures.items():  # after all that was broken
+        assert np.array_equal(server.generate(prompt=prompt, **SMALL).pictures[0], picture)
+
+
+def broken(server, name, guard, prompt):
+    """Generate while a function of ours is broken; return what was made, and how many hooks were there after it."""
+    before = len(server.said())
+    wish = f"keep; break {name.format(host=server.host)}"
     made = server.generate(guard, prompt=prompt, neighbour=wish, **SMALL)
-    after = server.generate(prompt=prompt, **SMALL)
-    left = hooks_left(server.said()[before:])
-    return made, after, left
+    return made, set(hooks_left(server.said()[before:]))
 
 
 @pytest.mark.parametrize("policy", ["observe", "warn", "mitigate"])
@@ -81,10 +84,9 @@ def test_a_broken_hook_costs_no_picture(server, plain, name, policy):
     guard = {"policy": policy, "explain": "always"}
     if policy == "mitigate":
         guard["mitigation"] = "padding"
-    made, after, left = broken(server, name, guard, ORDINARY)
-    assert np.array_equal(made.pictures[0], plain[ORDINARY])
-    assert np.array_equal(after.pictures[0], plain[ORDINARY])
-    assert len(set(left)) == 1, left
+    made, left = broken(server, name, guard, ORDINARY)
+    assert np.array_equal(made.pictures[0], plain[0][ORDINARY])
+    assert left == {plain[1]}
     assert "is broken" not in str(made.info) and "KeyError" not in str(made.info)
 
 
@@ -92,20 +94,19 @@ def test_a_broken_hook_costs_no_picture(server, plain, name, policy):
 def test_stop_lets_no_picture_out_without_a_score(server, plain, name):
     if name in OF_A1111 and server.host != "a1111":
         pytest.skip("Forge has no such hook")
-    made, after, left = broken(server, name, {"policy": "stop"}, ORDINARY)
-    assert not any(np.array_equal(each, plain[ORDINARY]) for each in made.pictures)
+    made, left = broken(server, name, {"policy": "stop"}, ORDINARY)
+    assert not any(np.array_equal(each, plain[0][ORDINARY]) for each in made.pictures)
     assert "because" in str(made.info) and "is broken" not in str(made.info)
-    assert np.array_equal(after.pictures[0], plain[ORDINARY])
+    assert left <= {plain[1]}
 
 
 @pytest.mark.parametrize("mitigation", ["attention_scaling", "guidance_delay"])
 @pytest.mark.parametrize("name", OF_MITIGATE)
 def test_a_mitigation_that_breaks_costs_no_picture(server, plain, name, mitigation):
-    made, after, left = broken(server, name, {"policy": "mitigate", "mitigation": mitigation}, MEMORIZED)
-    assert np.array_equal(after.pictures[0], plain[MEMORIZED])
-    assert len(set(left)) == 1, left
-    (report,) = made.reports
+    made, left = broken(server, name, {"policy": "mitigate", "mitigation": mitigation}, MEMORIZED)
+    assert left == {plain[1]}
+    report = made.reports[-1]
     ended = any(note.startswith("the mitigation ended at model call") for note in report["notes"])
     if report["error"] is not None and not ended:
-        assert np.array_equal(made.pictures[0], plain[MEMORIZED])
+        assert np.array_equal(made.pictures[0], plain[0][MEMORIZED])
         assert not report["actions"]
