@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +16,7 @@ from .places import Place
 FLAGS = {"is_sdxl": "sdxl", "is_sd2": "sd2", "is_sd3": "sd3", "is_sd1": "sd15"}  # attributes of the engine
 BACKUP = "network_weights_backup"  # of a layer that A1111 has put a LoRA into: weights, or weights and more
 
-_fingerprints: WeakKeyDictionary[torch.nn.Module, tuple[str, str]] = WeakKeyDictionary()
+_fingerprints: WeakKeyDictionary[torch.nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
 def name_of(network: torch.nn.Module, engine: Any = None) -> str:
@@ -26,11 +27,20 @@ def name_of(network: torch.nn.Module, engine: Any = None) -> str:
         engine: the WebUI's model around it; A1111 loads another checkpoint of the same kind into the same network.
 
     """
-    file = str(getattr(getattr(engine, "sd_checkpoint_info", None), "filename", ""))
+    file = _file(str(getattr(getattr(engine, "sd_checkpoint_info", None), "filename", "")))
     known = _fingerprints.get(network)
     if known is None or known[0] != file:
         known = _fingerprints[network] = file, fingerprint(_weights(network, _kept(engine)))
     return known[1]
+
+
+def _file(name: str) -> tuple[Any, ...]:
+    """Return what tells a checkpoint's file from another, and from what lay there before under its name."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return (name,)
+    return name, found.st_mtime_ns, found.st_size
 
 
 def _weights(network: torch.nn.Module, kept: Mapping[str, Tensor]) -> Iterator[Tensor]:

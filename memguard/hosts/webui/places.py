@@ -14,6 +14,7 @@ from ...wording import message
 
 Kind = Literal["", "hires", "inner"]
 NAMES: dict[Kind, str] = {"": "", "hires": "second pass of hires", "inner": "pass of another extension"}
+FIRST = "first pass"
 STARTS: dict[Kind, str] = {
     "": "",
     "hires": "the second pass of hires starts from a picture",
@@ -69,7 +70,9 @@ def infotext(reports: Sequence[Report], images: int, places: Sequence[Place] = (
     if not reports:
         return {}
     said = [message(reports[0]).removeprefix("MemGuard: ")]
-    said += [f"{NAMES[place.kind]}: {_short(report)}" for report, place in zip(reports[1:], places[1:], strict=True)]
+    said += [
+        f"{NAMES[place.kind] or FIRST}: {_short(report)}" for report, place in zip(reports[1:], places[1:], strict=True)
+    ]
     told = {VERDICT: "; ".join(said)}
     scored = next((finding for finding in reports[0].findings if len(finding.scores) == images), None)
     return told if scored is None else told | {SCORE: [f"{score:.4g}" for score in scored.scores]}

@@ -14,7 +14,7 @@ from ...overlay import NAMES
 from ...records import Attribution, Report
 from ...troubles import UNFORESEEN
 from ...wording import message
-from .places import gravity
+from .places import FIRST, gravity
 from .session import Session
 
 # of a verdict, on the light and the dark theme's page; letters need a contrast of 4.5 on either
@@ -31,7 +31,6 @@ STYLE = "<style>{}</style>".format(
 )
 INK = 30  # per cent of the letters' colour behind the heaviest word: the strongest ink in either theme
 MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
-FIRST = "first pass"
 WIDE, HIGH = 240, 60  # of the curve, in its own units
 
 

@@ -1,5 +1,7 @@
 """Edits inside a network of the original code's layout, against attention that is written out; no host."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from memguard import Guard
 from memguard.hosts.webui.edits import Editor
 from memguard.hosts.webui.first import Again
 from memguard.hosts.webui.layers import cross_layers
+from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
 from memguard.hosts.webui.treated import Treated
 from memguard.mitigations.attention_scaling import ScaleAndMask
@@ -15,6 +18,7 @@ from memguard.mitigations.base import Treatment
 from memguard.mitigations.edit import BOS, EOS, PADDING, WORD, Edit
 from memguard.mitigations.neuron_mask import Mask
 from memguard.mitigations.spike_attenuation import Attenuate
+from memguard.troubles import careful
 
 HEADS, WIDTH, TOKENS = 2, 8, 77
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -253,3 +257,52 @@ def test_other_noise_starts_the_sampler_once_more(network, inputs):
     first, second = sampler.starts
     assert torch.equal(first, x)
     assert torch.equal(second[[0, 2]], x[[0, 2]]) and torch.equal(second[[1, 3]], torch.ones_like(x)[[1, 3]])
+
+
+def test_a_sampler_whose_calls_nobody_tells_of_is_stopped():
+    """As in a WebUI that calls none of our functions."""
+
+    class Interrupted(BaseException):
+        pass
+
+    class Watch(Treated):
+        def interrupt(self):
+            raise Interrupted
+
+    class Silent:
+        def __init__(self):
+            self.model_wrap_cfg, self.calls = torch.nn.Identity(), 0
+
+        def sample(self, p, x):
+            for _ in range(4):
+                self.calls += 1
+                x = self.model_wrap_cfg(x)
+            return x
+
+    for policy, calls in (("observe", 4), ("stop", 1)):
+        session, sampler = Session(Guard(policy=policy), "a1111", "v1", lambda: None), Silent()
+        Watch(session).before_sampling(torch.nn.Identity(), sampler)
+        with nullcontext() if policy == "observe" else pytest.raises(Interrupted):
+            sampler.sample(None, torch.zeros(1))
+        session.end()
+        assert session.reports[0].findings[0].status == UNSEEN
+        assert sampler.calls == calls and bool(session.stopped) == (policy == "stop")
+        assert not sampler.model_wrap_cfg._forward_hooks
+
+
+def test_an_edit_that_breaks_leaves_the_call_as_it_was(network, inputs):
+    x, context = inputs
+    plain = network(x, context=context)
+    editor, errors = Editor(network), []
+
+    class Broken(Edit):
+        def __call__(self, q, k, v, site):
+            raise KeyError("inside")
+
+    editor.edits = (Broken(),)
+    with editor.installed(lambda rows, named: rows * [True], lambda: careful(errors.append)):
+        assert torch.equal(network(x, context=context), plain)
+    assert errors and isinstance(errors[0], KeyError)
+    with pytest.raises(KeyError), editor.following((Broken(),)):  # a call of our own: the loop is told
+        network(x, context=context)
+    assert torch.equal(network(x, context=context), plain)

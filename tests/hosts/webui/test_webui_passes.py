@@ -35,7 +35,9 @@ def test_hires_gets_the_treatment_of_the_flagged_first_pass(server, mitigation):
     made = hires(server, {"policy": "mitigate", "mitigation": mitigation}, prompt=MEMORIZED, neighbour="keep")
     first, second = made.reports
     assert first["verdict"] in FLAGGED and first["attempts"][0]["kept"]
-    assert second["findings"][0]["carried"] == first["run"]  # the verdict is said to be the first pass's
+    assert first["run"] in [
+        finding["carried"] for finding in second["findings"]
+    ]  # the verdict is said to be the first pass's
     (attempt,) = second["attempts"]
     assert attempt["mitigation"].endswith("as in the first pass"), attempt
     assert attempt["kept"] and second["actions"], second

@@ -9,7 +9,8 @@ import torch
 from memguard import Guard
 from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.webui import model
-from memguard.hosts.webui.places import infotext
+from memguard.hosts.webui.places import Place, infotext, of_all
+from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
 from memguard.hosts.webui.shown import MARKS, html, warning
 from memguard.records import Attempt, StepEvidence
@@ -169,6 +170,17 @@ def test_another_checkpoint_in_the_same_network_has_another_fingerprint():
     assert model.name_of(network, second) != name
 
 
+def test_a_file_that_was_overwritten_and_loaded_again_has_another_fingerprint(tmp_path):
+    network, file = torch.nn.Linear(4, 4), tmp_path / "a.safetensors"
+    engine = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename=str(file)))
+    file.write_bytes(b"one")
+    before = model.name_of(network, engine)
+    network.weight.data.add_(1)
+    assert model.name_of(network, engine) == before  # not computed again
+    file.write_bytes(b"another")
+    assert model.name_of(network, engine) != before
+
+
 def test_a_lora_leaves_the_fingerprint_as_it_is():
     torch.manual_seed(0)
     plain, changed = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
@@ -178,3 +190,62 @@ def test_a_lora_leaves_the_fingerprint_as_it_is():
     assert model.name_of(changed) == model.name_of(plain)
     changed.network_weights_backup = None
     assert model.name_of(torch.nn.Sequential(changed)) != model.name_of(plain)
+
+
+def test_stop_without_a_score_ends_the_generation_and_says_why(session):
+    made, stops = session(policy="stop")
+    made.begin(object(), model=MODEL).look(lambda number: "cfg is 1")
+    assert stops and made.stopped.startswith("MemGuard: no score, because cfg is 1")
+
+
+def test_model_calls_that_nobody_told_us_of_are_the_reason(session):
+    for policy, stopped in (("observe", False), ("stop", True)):
+        made, stops = session(policy=policy)
+        made.begin(object(), model=MODEL).unseen()
+        made.end()
+        assert made.reports[0].findings[0].status == UNSEEN
+        assert bool(stops) == stopped
+
+
+def test_a_second_pass_takes_over_the_verdict_and_says_whose_it_is(session):
+    made, _ = session()
+    first = made.begin("first", Place(prompt="a"), model=MODEL)
+    first.look(evidence)
+    second = made.begin("second", Place(kind="hires", prompt="b"), model=MODEL)
+    second.look(lambda number: "cfg is 1")
+    made.end()
+    assert [report.verdict for report in made.reports] == ["memorized", "memorized"]
+    assert [each.carried for each in made.reports[1].findings if each.verdict == "memorized"] == [made.reports[0].run]
+    assert "the second pass of hires starts from a picture" in made.reports[1].notes
+    told = infotext(made.reports, 1, made.places)["MemGuard verdict"]
+    assert "; second pass of hires: looks memorized" in told
+    page = html(made)
+    assert page.index("first pass: ") < page.index("second pass of hires: ")
+
+
+def test_an_error_after_the_last_pass_stops_nothing(session):
+    made, stops = session(policy="stop")
+    made.begin(object(), model=MODEL).look(lambda number: evidence(number, 0.01))
+    made.end()
+    with made.careful():
+        raise KeyError("inside")
+    assert not stops and made.reports[0].notes == (UNFORESEEN,) and made.reports[0].verdict == "ordinary"
+
+
+def test_the_verdict_of_all_batches_is_the_gravest_and_names_its_batch(session):
+    made, _ = session()
+    for number, rms in enumerate((0.01, 0.5)):
+        place = Place(batch=number, batches=2, prompt=str(number))
+        made.begin(object(), place, model=MODEL).look(lambda n, rms=rms: evidence(n, rms))
+    made.end()
+    assert of_all(made.reports, made.places).startswith("batch 2 of 2: looks memorized")
+    assert [report.notes[0] for report in made.reports] == ["batch 1 of 2", "batch 2 of 2"]
+
+
+def test_settings_that_cannot_be_used_are_a_report_a_toast_and_a_line(session):
+    made, _ = session()
+    made.refuse("steps is 2.7", prompt="a fox")
+    assert made.reports[0].prompt == "a fox"
+    assert made.reports[0].findings[0].status == "the settings cannot be used: steps is 2.7"
+    assert warning(made) == "MemGuard: off, because the settings cannot be used: steps is 2.7"
+    assert "the settings cannot be used: steps is 2.7" in html(made)

@@ -2,15 +2,19 @@
 
 Its one argument asks for more, in parts that "; " divides: "fail HOOK" lets that hook fail, too, "fail attention" the
 network in its third step; "prompts A|B" gives the images of a batch different prompts, which the hosts' API cannot;
-"job NAME" names the job, as jobs of one second have one name; "break NAME" lets a function of MemGuard fail; "keep"
-lets MemGuard keep mitigations that hardly help the test bed's model, so that they act on every step. It counts the rows
-that the network is asked for, and what others have left in it.
+"job NAME" names the job, as jobs of one second have one name; "break NAME" lets a function of MemGuard fail; "draw"
+lets the network draw random numbers in every call; "keep" lets MemGuard keep mitigations that hardly help the test
+bed's model, so that they act on every step. It counts the rows that the network is asked for, and what others have left
+in it.
 """
 
+import random
 import sys
 import types
 
 import gradio as gr
+import numpy as np
+import torch
 from modules import script_callbacks, scripts, shared
 
 for _name in ("nodes", "extension", "memguard"):  # whoever imports these by name gets an empty module
@@ -56,6 +60,8 @@ class Neighbour(scripts.Script):
                 layer.forward = _passed_on(layer.forward)
         _rows.clear()
         _counting.append(_network(p).register_forward_pre_hook(lambda network, args: _rows.append(len(args[0]))))
+        if "draw" in _wishes:
+            _counting.append(_network(p).register_forward_hook(_drawing))
         print("neighbour: attention is patched")
 
     def process_before_every_sampling(self, p, asked="", **kwargs):
@@ -70,6 +76,11 @@ class Neighbour(scripts.Script):
 
     def postprocess(self, p, processed, asked=""):
         _fail("postprocess")
+
+
+def _drawing(network, args, output):
+    """Move all generators, and let the picture tell whether somebody else has moved them, too."""
+    return output * (1 + 0.02 * (torch.rand(1) + random.random() + np.random.rand() - 1.5).to(output))
 
 
 def _break(name):
