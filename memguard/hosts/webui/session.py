@@ -132,7 +132,14 @@ class Session:
             last = self.reports[-1]
             self.reports[-1] = replace(last, notes=(*last.notes, in_words(error)))
             return
-        (self.now or self.begin(NEVER)).run.failed(error)  # the report must say why there is no score
+        try:
+            now = self.now or self.begin(NEVER)  # the report must say why there is no score
+        except Exception as worse:
+            log.warning("%s: %s", type(error).__name__, error, exc_info=worse)
+            if self.guard.policy == "stop":
+                self.stop(f"MemGuard: no score, because {in_words(error)}")
+            return
+        now.run.failed(error)
 
     def stop(self, text: str) -> None:
         """End the generation, by policy "stop"."""
