@@ -143,10 +143,13 @@ def _begun(session: Session) -> int:
 
 def _write(p: Any, session: Session, first: int) -> None:
     """Write down what a batch's pictures say of the passes that made them."""
-    if not session.trouble:
-        p.extra_generation_params.pop(SCORE, None)  # of the batch before, which may be the only one with a score
-        told = infotext(session.reports[first:], len(p.prompts), session.places[first:])
-        p.extra_generation_params.update(told)
+    if session.trouble:
+        return
+    p.extra_generation_params.pop(SCORE, None)  # of the batch before, which may be the only one with a score
+    told = infotext(session.reports[first:], len(p.prompts), session.places[first:])
+    if session.stopped and not told:
+        told = {VERDICT: session.stopped.removeprefix("MemGuard: ")}
+    p.extra_generation_params.update(told)
 
 
 def _write_all(p: Any, session: Session) -> None:
