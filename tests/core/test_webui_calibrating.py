@@ -150,3 +150,8 @@ def test_what_is_kept_is_listed_and_escaped(reports, tmp_path):
 def test_the_memory_says_what_hinders_it():
     assert listed.memory(Facts(True, "ok", 1, 0)) == "<p>1 run is remembered.</p>"
     assert listed.memory(Facts(True, "database is locked", 0, 0)) == "<p>0 runs are remembered. database is locked</p>"
+
+
+def test_the_table_names_its_checkpoint_and_one_that_is_not_loaded_yet():
+    assert listed.profiles(MODEL, [], "a", "a") == "<p>There is no profile for a.</p>"
+    assert listed.profiles(MODEL, [], "a", "b").startswith("<p>b is chosen and not loaded yet.")
