@@ -67,7 +67,7 @@ def serve(_: Any, app: Any) -> None:
         """Score a prompt without generating; the settings are those of extension/check.py."""
         with answering():
             session = check.check(body)
-        return {"reports": [report.to_dict() for report in session.reports]}
+            return {"reports": [report.to_dict() for report in session.reports]}
 
     def profiles() -> dict[str, Any]:
         """Return the profiles of the loaded checkpoint."""
