@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .base import Mitigation, Parity, Start, Treatment, Unsuitable
-from .edit import BOS, EOS, PADDING, AttentionSite, Edit, last_share, rows_of
+from .edit import BOS, EOS, NOWHERE, PADDING, AttentionSite, Edit, last_share, rows_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class AttentionScaling(Mitigation):
         if scale == 1 and not masks:
             return before
         if not start.widths:
-            raise Unsuitable("the model has no cross-attention layers: prompt and picture share their attention")
+            raise Unsuitable(NOWHERE)
         if start.groups is None:
             raise Unsuitable("the prompt's tokens are not known, so BOS and padding cannot be told from words")
         masked = ((PADDING,) if self.mask_padding else ()) + ((EOS,) if self.mask_eos else ())

@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# said of models whose prompt and picture share their attention, and of those whose layers have other names
+NOWHERE = "MemGuard knows no cross-attention layers of this model"
 CHUNK = 77  # columns of a CLIP prompt; longer prompts are chunks of it, each with its own BOS, EOS and padding
 OTHER, BOS, WORD, EOS, PADDING = range(5)  # what stands in a token column; OTHER: not text (pictures as prompts)
 CODES = {"bos": BOS, "word": WORD, "eos": EOS, "padding": PADDING}

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..records import NeuronSet
 from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
-from .edit import AttentionSite, Edit
+from .edit import NOWHERE, AttentionSite, Edit
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NeuronMask(Mitigation):
         if factor == 1:
             return before
         if not start.widths:
-            raise Unsuitable("the model has no cross-attention layers, so it has no value neurons")
+            raise Unsuitable(f"{NOWHERE}, so it knows no value neurons")
         from ..neurons.files import check  # only who has a set needs the room
 
         check(self.neurons, start.widths, start.model, self.force)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
-from .edit import BOS, CHUNK, AttentionSite, Edit, heads_last, rows_of
+from .edit import BOS, CHUNK, NOWHERE, AttentionSite, Edit, heads_last, rows_of
 
 EARLY = ("down_blocks", "mid_block")
 RULES = ("positive", "cap")
@@ -59,7 +59,7 @@ class SpikeAttenuation(Mitigation):
         if alpha == 1 and self.rule == "positive":
             return before
         if not start.widths:
-            raise Unsuitable("the model has no cross-attention layers: prompt and picture share their attention")
+            raise Unsuitable(NOWHERE)
         edit = Attenuate(alpha, self.tau, self.strength if self.rule == "cap" else None, self.parity == "official")
         how = "cut at mean + tau std" if self.rule == "cap" else f"x {alpha:g}"
         return replace(before, edits=(*before.edits, edit)).note(f"attention spikes (z above {self.tau:g}) {how}")

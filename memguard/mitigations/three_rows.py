@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .base import Guidance, Mitigation, Start, Step, Treatment, Unsuitable, View
-from .edit import Edit
+from .edit import NOWHERE, Edit
 from .spike_attenuation import Attenuate
 
 CLOSE, LARGEST = 0.9, 2.0
@@ -57,7 +57,7 @@ class ThreeRows(Mitigation):
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if not start.widths:
-            raise Unsuitable("the model has no cross-attention layers: prompt and picture share their attention")
+            raise Unsuitable(NOWHERE)
         official = self.parity == "official"
         alpha = 1 - (1 - self.alpha) * self.strength
         edit = Attenuate(alpha, self.tau, official=official)

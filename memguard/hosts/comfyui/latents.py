@@ -78,7 +78,10 @@ class ReportStore:
             return missing("another MemGuard node watched the run that made this latent; connect its handle")
         if here:
             return missing("the latent was changed after sampling, and several guarded runs could have made it")
-        return missing("no guarded run made this latent; put MemGuard between the model and the sampler")
+        return missing(
+            "no guarded run made this latent: the sampler made no step (denoise 0), or MemGuard does not stand "
+            "between the model and the sampler"
+        )
 
 
 def missing(reason: str) -> Report:

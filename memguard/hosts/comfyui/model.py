@@ -5,7 +5,7 @@ Part of the ComfyUI host; may import: comfy, torch, memguard.calibration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,9 +15,22 @@ from torch import Tensor
 
 from ...calibration import fingerprint
 from ...records import Parameterization
+from . import patches
 
-# by the class of comfy.supported_models; the refiner starts from a picture and knows its own kind of prompt
-FAMILIES = {"SDXLRefiner": "other", "SDXL": "sdxl", "SD20": "sd2", "SD15": "sd15", "SD3": "sd3", "Flux": "flux"}
+# by the very class of comfy.supported_models: newer ones inherit from these and have other latents and encoders
+FAMILIES = {
+    "SD15": "sd15",
+    "SD20": "sd2",
+    "SDXL": "sdxl",
+    "SSD1B": "sdxl",
+    "Segmind_Vega": "sdxl",
+    "KOALA_700M": "sdxl",
+    "KOALA_1B": "sdxl",
+    "SD3": "sd3",
+    "Flux": "flux",
+    "FluxInpaint": "flux",
+    "FluxSchnell": "flux",
+}
 NETWORK = "diffusion_model"
 
 _fingerprints: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
@@ -42,10 +55,7 @@ def _base_weights(patcher: Any) -> Iterator[Tensor]:
 
 def family(patcher: Any) -> str:
     """Return "sd15", "sd2", "sdxl", "sd3", "flux" or "other"."""
-    for cls in type(patcher.model.model_config).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
-    return "other"
+    return FAMILIES.get(type(patcher.model.model_config).__name__, "other")
 
 
 def parameterization(sampling: Any) -> Parameterization:
@@ -66,9 +76,21 @@ def pixels(patcher: Any, latent: Tensor) -> tuple[int, int]:
     return latent.shape[-1] * ratio, latent.shape[-2] * ratio
 
 
-def remarks(patcher: Any) -> tuple[str, ...]:
-    """Return what makes this model differ from its checkpoint."""
+def remarks(patcher: Any, conds: Iterable[Any] = ()) -> tuple[str, ...]:
+    """Return what makes this model differ from its checkpoint, for a run of some conditionings."""
+    found = []
     weights = sum(key.startswith(NETWORK) for key in patcher.patches)
-    if not weights:
-        return ()
-    return (f"a LoRA or another patch changes {weights} weights; the fingerprint is the checkpoint's",)
+    if weights:
+        found.append(f"a LoRA or another patch changes {weights} weights; the fingerprint is the checkpoint's")
+    hooked = patches.hooked(conds)
+    if hooked:
+        found.append(f"a LoRA on a prompt (a hook) changes {hooked} weights; the fingerprint is the checkpoint's")
+    changes = patches.changes(patcher)
+    if changes:
+        found.append(patches.REMARK.format("; ".join(changes)))
+    return tuple(found)
+
+
+def sampled(patcher: Any) -> str:
+    """Return the name of what samples: the checkpoint's fingerprint, or another where nodes change its predictions."""
+    return patches.named(name_of(patcher), patcher)

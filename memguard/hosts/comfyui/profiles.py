@@ -111,7 +111,7 @@ def calibrate(
     saved = []
     for reference in references:
         conditions = Conditions(
-            model=model.name_of(patcher),
+            model=model.sampled(patcher),
             family=model.family(patcher),
             latent=(first.noise_cond.shape[-2], first.noise_cond.shape[-1]),
             sigma=first.sigma,

@@ -132,6 +132,8 @@ class Watcher:
         # a MemGuard node from the cache may have another id than when it ran
         self.home = graph.guard(screen.running_prompt(prompt_id), node_id) or self.home
         sampling.run.learn(**_facts(sampling.guider, *args, **kwargs))
+        if self.guard.profile is None:  # whoever gives a profile says that it holds
+            sampling.run.learn(model=model.sampled(sampling.guider.model_patcher))
         sampling.seen.from_nothing = not bool(torch.count_nonzero(args[1]))
         if not self.silent:
             sampling.place = Place(sampling.run, sampling.guider, args[1])
@@ -244,7 +246,7 @@ def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *res
     denoise_mask = rest[0] if rest else named.get("denoise_mask")
     seed = rest[3] if len(rest) > 3 else named.get("seed")
     width, height = model.pixels(patcher, noise)
-    notes = model.remarks(patcher)
+    notes = model.remarks(patcher, [cond for part in guider.conds.values() for cond in part or ()])
     if denoise_mask is not None:
         notes += ("a noise mask is set: only a part of the picture is repainted; the score is of the whole",)
     if getattr(guider, "cfg2", None) is not None:

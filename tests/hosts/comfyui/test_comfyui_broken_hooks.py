@@ -1,6 +1,6 @@
 """Every hook of ours is broken on purpose: the picture is the plain one, a warning says so, nothing stays behind."""
 
-import logging
+from functools import cache
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch
 from memguard_pack.memguard import MemorizationStop
 from memguard_pack.memguard.guard import Guard
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher, _running
-from memguard_pack.memguard.mitigations.effect import NOTHING
 from memguard_pack.tests.hosts.comfyui.scene import Scene, made
 from memguard_pack.tests.hosts.comfyui.test_comfyui_mitigation_errors import state
 
@@ -52,7 +51,7 @@ MITIGATING = {
     "attention: layer": f"{HERE}.edits.Editor.layers",
     "attention: fit": "memguard_pack.memguard.mitigations.edit.Plan.fits",
 }
-NODES = [name for name in MITIGATING if name not in ("calc: first call", "first call")]
+NODES = [name for name in MITIGATING if name != "calc: first call"]
 
 
 class Broken(Exception):
@@ -76,7 +75,7 @@ def broken(monkeypatch):
     return put
 
 
-def watched(here, policy, rms=1e-7):
+def watched(here, policy, rms):
     known = here.watched(made("attention_scaling"), rms)[1].guard.profile
     guard = Guard(
         ("text_noise_norm", "attention_entropy"),
@@ -88,89 +87,80 @@ def watched(here, policy, rms=1e-7):
     return watcher.install(here.model), watcher
 
 
-def sampled(here, model, warned):
-    warned.clear()
-    with warned.at_level(logging.WARNING, "memguard_pack.memguard"):
-        return here.sample(model)
+def sampled(here, model):
+    return here.sample(model, steps=2)
 
 
-@pytest.mark.parametrize("policy", ["observe", "warn"])
+@cache
+def plain():
+    with pytest.MonkeyPatch.context() as patch:
+        here = Scene(patch)
+        return sampled(here, here.model)
+
+
 @pytest.mark.parametrize("name", WATCHING)
-def test_a_broken_hook_of_watching_costs_nothing(name, policy, broken, monkeypatch, caplog):
+def test_a_broken_hook_of_watching_costs_nothing(name, broken, monkeypatch, caplog):
+    """Under mitigate the prompt is an ordinary one: nothing of the treatment is to be seen in its picture."""
     here = Scene(monkeypatch)
-    plain = here.sample()
-    model, watcher = watched(here, policy)
-    before = state(here.model), state(model)
     reached = broken(WATCHING[name])
-    seen = sampled(here, model, caplog)
-    assert reached, "the hook was not reached, so nothing was tested"
-    assert torch.equal(plain, seen)
-    assert (state(here.model), state(model)) == before and _running.get() == ()
-    assert "on purpose" in caplog.text
-    assert watcher.guard.report is not None or name == "end: report"
-    notes = " ".join(watcher.guard.report.notes) + " ".join(f.status for f in watcher.guard.report.findings)
-    assert "on purpose" not in notes, "raw text is never a reason"
+    for policy in ("observe", "warn", "mitigate"):
+        model, watcher = watched(here, policy, rms=10.0)
+        before = state(here.model), state(model)
+        reached.clear()
+        caplog.clear()
+        assert torch.equal(plain(), sampled(here, model)), policy
+        assert reached, "the hook was not reached, so nothing was tested"
+        assert (state(here.model), state(model)) == before and _running.get() == ()
+        assert "on purpose" in caplog.text, policy
+        report = watcher.guard.report
+        said = " ".join((*report.notes, *(finding.status for finding in report.findings))) if report else ""
+        assert "on purpose" not in said, "raw text is never a reason"
 
 
 @pytest.mark.parametrize("name", [name for name in WATCHING if name not in AT_END])
-def test_a_broken_hook_of_watching_ends_the_run_under_stop(name, broken, monkeypatch, caplog):
+def test_a_broken_hook_of_watching_ends_the_run_under_stop(name, broken, monkeypatch):
     here = Scene(monkeypatch)
-    model, _ = watched(here, "stop", rms=10.0)  # an ordinary prompt
-    plain = here.sample()
-    assert torch.equal(plain, here.sample(model))
+    model, _ = watched(here, "stop", rms=10.0)
     before = state(here.model), state(model)
     broken(WATCHING[name])
     with pytest.raises(MemorizationStop, match=r"^MemGuard: no score, because an error inside MemGuard.*\. Stopped"):
-        here.sample(model)
+        sampled(here, model)
     assert (state(here.model), state(model)) == before and _running.get() == ()
 
 
-@pytest.mark.parametrize("name", WATCHING)
-def test_a_broken_hook_of_watching_costs_nothing_under_mitigate(name, broken, monkeypatch, caplog):
-    here = Scene(monkeypatch)
-    plain = here.sample()
-    model, watcher = watched(here, "mitigate", rms=10.0)
-    before = state(here.model), state(model)
-    broken(WATCHING[name])
-    assert torch.equal(plain, sampled(here, model, caplog))
-    assert (state(here.model), state(model)) == before and _running.get() == ()
-    assert "on purpose" in caplog.text
-
-
-@pytest.mark.parametrize("mitigation", ["attention_scaling", "guidance_delay"])
-@pytest.mark.parametrize("name", MITIGATING)
+@pytest.mark.parametrize(
+    ("mitigation", "name"),
+    [
+        ("guidance_delay", "calc: guidance"),
+        *(("attention_scaling", name) for name in MITIGATING if name != "calc: guidance"),
+    ],
+)
 def test_a_broken_hook_of_mitigating_costs_no_picture(name, mitigation, broken, monkeypatch, caplog):
     here = Scene(monkeypatch)
-    plain = here.sample()
     model, watcher = here.watched(made(mitigation))
     before = state(here.model), state(model)
     reached = broken(MITIGATING[name])
-    seen = sampled(here, model, caplog)
+    assert torch.equal(plain(), sampled(here, model))
+    assert reached, "the hook was not reached, so nothing was tested"
     assert (state(here.model), state(model)) == before and _running.get() == ()
-    if not reached:  # this mitigation has no such hook
-        return
-    assert torch.equal(plain, seen)
     report = watcher.guard.report
     assert report.actions == () and "on purpose" not in " ".join(report.notes)
-    assert "on purpose" in caplog.text or report.attempts or report.notes
+    assert "on purpose" in caplog.text
 
 
-@pytest.mark.parametrize("mitigation", ["attention_scaling", "guidance_delay", "noise_adjustment"])
-@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize(
+    ("mitigation", "name"),
+    [
+        ("guidance_delay", "calc: guidance"),
+        *(("attention_scaling", name) for name in NODES if name != "calc: guidance"),
+    ],
+)
 def test_a_broken_hook_of_a_mitigation_node_costs_no_picture(name, mitigation, broken, monkeypatch, caplog):
     here = Scene(monkeypatch)
-    plain = here.sample()
     model = here.treated(made(mitigation))
     before = state(here.model), state(model)
-    target = MITIGATING[name].replace("mitigating.start", "treating.start")
-    reached = broken(target)
-    caplog.set_level(logging.INFO, "memguard_pack.memguard")
-    seen = here.sample(model)
+    reached = broken(MITIGATING[name].replace("mitigating.start", "treating.start"))
+    assert torch.equal(plain(), sampled(here, model))
+    assert reached, "the hook was not reached, so nothing was tested"
     assert (state(here.model), state(model)) == before
-    if not reached:
-        return
-    if mitigation == "noise_adjustment" and name in ("calc: guidance", "calc: announcement", "predict: options"):
-        assert torch.isfinite(seen).all()  # the noise is another one all the same
-        return
-    assert torch.equal(plain, seen)
-    assert "on purpose" in caplog.text or NOTHING in caplog.text or "left" in caplog.text
+    assert "on purpose" in caplog.text

@@ -259,7 +259,9 @@ def test_a_latent_nobody_guarded_has_a_reason(watch):
     _, made = watch(SD15)
     report = made.report_of(go(SD15, seed=77))
     assert (
-        report.findings[0].status == "no guarded run made this latent; put MemGuard between the model and the sampler"
+        report.findings[0].status
+        == "no guarded run made this latent: the sampler made no step (denoise 0), or MemGuard does "
+        "not stand between the model and the sampler"
     )
 
 
