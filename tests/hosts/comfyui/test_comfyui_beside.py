@@ -14,6 +14,7 @@ from memguard_pack.memguard.hosts.inference import differentiable
 from memguard_pack.memguard.mitigations.prompt_optimization import PromptOptimization
 from memguard_pack.tests.hosts.comfyui import tiny
 from memguard_pack.tests.hosts.comfyui.scene import Scene, made
+from memguard_pack.tests.hosts.comfyui.test_comfyui_words import profile
 
 SIDE = 32  # 256 pixels
 
@@ -54,7 +55,7 @@ def drawing(request, monkeypatch):
 @pytest.mark.parametrize("way", ["explained", "flagged and explained", "reference empty", "mitigate, ordinary"])
 def test_evaluations_of_ours_do_not_shift_the_generators_of_a_run(way, drawing):
     here, model, image, plain = drawing
-    known = here.watched(made("attention_scaling"), 1e-7 if way.startswith("flagged") else 10.0)[1].guard.profile
+    known = profile(here.model, 1e-7 if way.startswith("flagged") else 10.0, side=SIDE)
     settings = {"policy": "warn", "profile": known}
     if way == "reference empty":
         settings = {"reference": "empty"}
@@ -67,6 +68,7 @@ def test_evaluations_of_ours_do_not_shift_the_generators_of_a_run(way, drawing):
     report = watcher.report_of(seen)
     assert torch.equal(plain, seen)
     assert report.error is None and report.findings[0].status == "ok"
+    assert report.flagged == way.startswith("flagged")
     assert (report.attribution is not None) == ("explained" in way)
 
 
