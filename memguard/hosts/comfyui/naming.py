@@ -19,6 +19,7 @@ from ...attributions import words
 from ...attributions.words import Token
 from ...records import TokenSpan
 from . import tokens
+from .syntax import encoded_from
 from .texts import BOTH
 
 CLOSE = 1e-2  # relative: the sampler's copy may have been through another precision
@@ -38,10 +39,9 @@ class Segment:
         return slice(self.start, self.start + self.count)
 
     def spans(self, clip: Any) -> tuple[TokenSpan, ...]:
-        """Return the words and groups of these columns, or the bare columns."""
+        """Return the words and groups of these columns; none where their text is not known."""
         if self.text is None:
-            bare = range(self.start, self.start + self.count)
-            return tuple(TokenSpan(f"column {column}", (column,)) for column in bare)
+            return ()
         found = words.merge([words.spans(each, self.text) for each in tokens.columns(clip, self.text)])
         return tuple(replace(span, columns=tuple(c + self.start for c in span.columns)) for span in found)
 
@@ -64,7 +64,7 @@ class Namer:
 
     def __init__(self, clip: Any, texts: Sequence[str]) -> None:
         self.clip = clip
-        self._texts = tuple(dict.fromkeys(texts))
+        self._texts = encoded_from(texts)
         self._encoded: dict[str, Tensor] = {}
 
     def segments(self, vectors: Tensor) -> tuple[Segment, ...]:

@@ -22,8 +22,8 @@ from ...records import Report, StepEvidence
 from ...steps import Steps
 from ...troubles import careful, in_words
 from ..curve import Curve
-from . import roles
-from .calls import Call, alone
+from . import roles, schedule
+from .calls import Call, Cond, alone
 from .continuing import Place
 from .coverage import both
 from .explanation import Explanation, maps
@@ -62,6 +62,7 @@ class Sampling:
         self.sigmas = sigmas if isinstance(sigmas, Tensor) and len(sigmas) > 1 else None
         self.steps = None if self.sigmas is None else Steps(self.sigmas[:-1].tolist())
         self._ending: Tensor | None = None  # the noise gap of the last step, per pixel
+        self.silent: tuple[Cond, ...] = ()  # the parts of the prompt that do not act at the first step
         self.calls = 0
         self.armed = False  # whether predictions are being collected now
 
@@ -110,6 +111,8 @@ class Sampling:
         if not wanted and not ends:
             self._follow(sigma)
             return
+        if wanted and not self.run.evidence:
+            self.silent = schedule.silent(self.guider.conds.get(roles.PROMPT, ()), x, sigma)
         evidence = self._evidence(step, wanted, x, sigma, options)
         self._follow(sigma)
         if evidence is None:

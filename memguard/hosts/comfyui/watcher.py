@@ -20,7 +20,7 @@ from ...guard import Guard, Run
 from ...records import Report
 from ...troubles import careful
 from ...wording import message
-from . import graph, known, model, roles, screen, texts, treating
+from . import graph, known, model, roles, schedule, screen, texts, treating
 from .continuing import Place
 from .explanation import Explanation, When
 from .latents import store
@@ -163,6 +163,10 @@ class Watcher:
         """Name the prompt by the text that encodes to it, where the graph alone cannot tell."""
         prompt_id, node_id = screen.place()
         known = texts.of(screen.running_prompt(prompt_id), node_id, roles.PROMPT, screen.index())
+        for cond in sampling.silent:
+            named = self.clip is not None and known.found and "cross_attn" in cond
+            text = confirmed(self.clip, known.found, [cond["cross_attn"]]) if named else None
+            sampling.run.learn(notes=(*sampling.run.report.notes, schedule.line(cond, text)))
         vectors = [cond["cross_attn"] for cond in sampling.guider.conds.get(roles.PROMPT, ()) if "cross_attn" in cond]
         if self.clip is None or not known.found or (known.sure and known.plain) or not vectors or self.silent:
             return

@@ -32,7 +32,8 @@ log = logging.getLogger("memguard")
 Method = Literal["gradient", "ablation", "attention"]
 Variants = Mapping[tuple[int, str], Encoded]  # (part, text) -> the part with that text in place of its own
 NO_INPUT = "a textual inversion has no embedding of its own words; weights are of the encoded prompt"
-NO_TEXT = "no known text encodes to this prompt, so rows are its columns; connect the CLIP that encoded it"
+NO_TEXT = "no known text encodes to this prompt, so its words have no names; connect the CLIP that encoded it"
+NO_PART = "no known text encodes to a part of this prompt, so its words have no names"
 NOT_YET = "a part of the prompt does not act at the first step; it weighs nothing there"
 
 
@@ -114,6 +115,8 @@ class Weighing:
         if not self._parts:
             return Attribution(self.method, status="the sampler made no model call")
         found = [part.weighed or self._weigh(part) for part in self._parts]
+        if all(NO_PART in each.notes for each in found):
+            return Attribution(self.method, score=found[0].score, status=NO_TEXT)
         return weighing.join(found)
 
     def _start(self, part: _Part) -> tuple[Attribution, tuple[Segment, ...]]:
@@ -121,7 +124,7 @@ class Weighing:
         spans = [span for segment in segments for span in segment.spans(self.namer.clip)]
         found = weighing.start(self.method, spans, [part.moment])
         if any(segment.text is None for segment in segments):
-            found = replace(found, notes=(*found.notes, NO_TEXT))
+            found = replace(found, notes=(*found.notes, NO_PART))
         return found, segments
 
     def _weigh(self, part: _Part) -> Attribution:
