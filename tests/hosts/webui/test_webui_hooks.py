@@ -53,7 +53,7 @@ OF_MITIGATE = [
 
 @pytest.fixture(scope="module")
 def profile(server):
-    path = written(server)
+    path = written(server, 64)
     yield path
     path.unlink()
 

@@ -28,16 +28,17 @@ def pipe():
     return testbed.pipeline(wide=True)
 
 
-def written(server):
-    """Write a profile of this checkpoint below models/memguard; return its path.
+def written(server, size=128):
+    """Write a profile of this checkpoint below models/memguard, for pictures of a size; return its path.
 
     Ordinary prompts score what the test bed's card says.
     """
-    asked = {"prompt": ORDINARY, "steps": 4, "width": 128, "height": 128}
+    asked = {"prompt": ORDINARY, "steps": 4, "width": size, "height": size}
     (report,) = server.post("/memguard/v1/check", asked)["reports"]
     finding = report["findings"][0]
     conditions = Conditions(
-        report["model"], "sd15", (16, 16), finding["sigma"], finding["timestep"], 1, 4, "", "negative", "", 7.5
+        *(report["model"], "sd15", (size // 8, size // 8), finding["sigma"], finding["timestep"]),
+        *(1, 4, "", "negative", "", 7.5),
     )
     made = Profile(conditions, {"text_noise_norm": fit(spread(0.7 / 32, 0.25))})
     folder = server.folder / "models" / "memguard"

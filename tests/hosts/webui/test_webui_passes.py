@@ -19,7 +19,7 @@ SECOND, INNER = "second pass of hires", "pass of another extension"
 
 @pytest.fixture(scope="module", autouse=True)
 def profile(server):
-    path = written(server)
+    path = written(server, 64)
     yield
     path.unlink()
 

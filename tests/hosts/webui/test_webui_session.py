@@ -56,11 +56,11 @@ def test_equal_keys_are_one_pass_and_another_closes_it(session):
 
 def test_stop_ends_the_generation_once_and_says_why(session):
     made, stops = session(policy="stop")
-    now = made.begin(object(), model=MODEL)
+    now = made.begin(object(), model=MODEL, negative_prompt="")
     now.look(evidence)
     now.look(evidence)
     assert stops == [True]
-    assert made.stopped.startswith("MemGuard: looks memorized (score 8, higher than at least 99.99 % of ordinary")
+    assert made.stopped.startswith("MemGuard: looks memorized (score 8, higher than all 320 ordinary prompts)")
     assert warning(made) == made.stopped
 
 
