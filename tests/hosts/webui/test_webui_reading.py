@@ -10,9 +10,13 @@ from torch import nn
 from memguard.attributions.moment import Encoded
 from memguard.hosts.webui import prompts, tokens
 from memguard.hosts.webui.explanation import ENCODED, NO_TEXT, Asked, Explanation, grouped
+from memguard.hosts.webui.first import EDITED, read_again
 from memguard.hosts.webui.layers import cross_layers
 from memguard.hosts.webui.reading import NO_LAYERS, Reader
+from memguard.mitigations.base import Treatment
+from memguard.mitigations.edit import Edit
 from memguard.records import StepEvidence
+from memguard.troubles import UNFORESEEN
 from memguard_pack.tests.hosts.webui.test_webui_edits import HEADS, TOKENS, WIDTH, Network, inputs, split  # noqa: F401
 
 MARKS = (False, True, False, True)
@@ -80,6 +84,41 @@ def test_calls_of_our_own_are_not_read(network, inputs):  # noqa: F811
     with torch.no_grad(), reading.installed():
         network(x, context=context)
     assert reading.masses == {} and reading.evidence(None) == {"unread": "attention was not read"}
+
+
+def test_a_call_that_is_made_again_carries_its_own_attention(network, inputs):  # noqa: F811
+    """Under a mitigation the first call is made again; judged by the old attention, its score could never fall."""
+    x, context = inputs
+    reading = reader(network)
+    with torch.no_grad(), reading.installed():
+        reading.arm(2, TOKENS, False)
+        network(x, context=context)
+        reading.disarm()
+        before = dict(reading.masses)
+        other = context[[1, 3]].flip(1)
+        _, fields = read_again(reading, Treatment(), 2, TOKENS, lambda: network(x[[1, 3]], context=other))
+        edited = Treatment(edits=(Edit(),))
+        _, unread = read_again(reading, edited, 2, TOKENS, lambda: network(x[[1, 3]], context=other))
+    expected = written_out(network, x[[1, 3]], other)
+    for name, mass in fields["attention"].items():
+        torch.testing.assert_close(mass, expected[name])
+        assert not torch.equal(mass, before[name])
+    assert unread == {"unread": EDITED}
+
+
+def test_an_error_in_reading_is_a_reason_and_costs_no_call(network, inputs):  # noqa: F811
+    x, context = inputs
+    plain = network(x, context=context)
+
+    def breaks(rows, named):
+        raise KeyError("inside")
+
+    reading = Reader(network, breaks)
+    with torch.no_grad(), reading.installed():
+        reading.arm(2, TOKENS, False)
+        torch.testing.assert_close(network(x, context=context), plain)
+        reading.disarm()
+    assert reading.evidence(None) == {"unread": f"attention was not read: {UNFORESEEN}"}
 
 
 def test_what_cannot_be_read_is_a_reason(network, inputs):  # noqa: F811
