@@ -103,7 +103,7 @@ def _card(card: Card) -> str:
     report, verdict = card.report, card.report.verdict
     finding = report.findings[0] if report.findings else None
     if finding is None or finding.score is None:
-        says = html.escape(finding.status if finding else report.error or "no score")
+        says = html.escape(finding.status if finding else "no score")
     else:
         told = (f"score {finding.score:.3g}, {place(finding)}", odds(finding), finding.caveat)
         says = html.escape("; ".join(part for part in told if part))

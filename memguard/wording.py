@@ -1,6 +1,6 @@
 """The sentence about a report that every screen shows, and how its numbers are written.
 
-May import: memguard.records, memguard.distance.
+May import: memguard.records, memguard.distance, memguard.troubles.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .distance import gravest
 from .records import Finding, Report
+from .troubles import UNFORESEEN
 
 AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memorized": "looks memorized"}
 
@@ -17,7 +18,7 @@ AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memori
 def message(report: Report) -> str:
     """Return the one sentence that every screen shows for a report."""
     if report.error and not report.findings:
-        return f"MemGuard: no score, because of an error: {report.error}"
+        return f"MemGuard: no score, because of {UNFORESEEN}"
     if not report.findings:
         return "MemGuard: no score"
     finding = gravest(report.findings) or max(report.findings, key=lambda found: found.score is not None)

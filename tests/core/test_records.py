@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memguard.records import SCHEMA, Attribution, Finding, Report, TokenSpan
+from memguard.troubles import UNFORESEEN
 from memguard.wording import message, percent
 
 
@@ -102,7 +103,7 @@ def test_message_wording(changes, text):
 
 def test_message_of_an_error_and_of_nothing():
     assert message(Report(run="r1")) == "MemGuard: no score"
-    assert message(Report(run="r1", error="boom")) == "MemGuard: no score, because of an error: boom"
+    assert message(Report(run="r1", error="boom")) == f"MemGuard: no score, because of {UNFORESEEN}"
 
 
 def test_message_prefers_a_score_to_a_reason():

@@ -30,7 +30,7 @@ function gravest(findings) {
 }
 
 function reason(report, finding) {
-  return `Reason: ${finding?.status ?? report.error ?? "nothing was measured"}`;
+  return `Reason: ${finding?.status ?? "nothing was measured"}`;
 }
 
 function scoreLines(finding) {

@@ -105,7 +105,7 @@ def chosen(report: Report, show: str, word: str = "") -> tuple[Tensor, str]:
     """
     if show == "noise_gap":
         if report.noise_gap_map is None:
-            why = next((f.status for f in report.findings if f.status != "ok"), report.error or "nothing was measured")
+            why = next((f.status for f in report.findings if f.status != "ok"), "nothing was measured")
             raise ValueError(f"no map, because {why}")
         return report.noise_gap_map.float(), "noise gap, last step"
     if report.attribution is None:
