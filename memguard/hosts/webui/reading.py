@@ -41,6 +41,7 @@ class Reader:
         masses: of the call that was read last: layer -> mass [B, tokens].
         tally: what maps need, of all calls that were read for maps; None before the first.
         reason: why nothing could be read.
+        left: what could not be read, for the report.
 
     """
 
@@ -49,6 +50,7 @@ class Reader:
         self.masses: dict[str, Tensor] = {}
         self.tally: MapTally | None = None
         self.reason = "" if self.layers else NO_LAYERS
+        self.left: dict[str, None] = {}
         self._armed: tuple[int, int, bool] | None = None
         self._found: dict[str, list[Tensor]] = {}
         self._now: dict[tuple[str, str], Tensor] | None = None
@@ -86,6 +88,8 @@ class Reader:
             summary: columns of EOS and padding, bool [B or 1, tokens]; None where they are not known.
 
         """
+        if self.left:  # a score of fewer layers would be another one
+            return {"unread": next(iter(self.left))}
         if self.masses:
             return {"attention": self.masses, "summary": summary}
         return {"unread": self.reason or "attention was not read"}
@@ -114,9 +118,13 @@ class Reader:
         images, _, with_maps = armed
         found = {name: torch.cat(parts) for name, parts in self._found.items()}
         self._found = {}
-        if not found or any(len(each) != images for each in found.values()):
+        fit = {name: each for name, each in found.items() if len(each) == images}
+        if not fit:
             self.reason = "the network was not asked for one row per image"
             return
+        if len(fit) < len(found):
+            self.left[f"attention of {len(found) - len(fit)} layers was not read: their rows are not the images"] = None
+        found = fit
         self.masses = {name: attention.mass(each) for name, each in found.items()}
         if with_maps:
             self.tally = self.tally or MapTally(self._size)

@@ -165,7 +165,11 @@ class Pass:
             if found is not None and self._gap is not None:
                 self.maps = {"noise_gap": self._gap.float().pow(2).mean(1).cpu()}
                 if self.reader is not None and self.reader.tally is not None:
-                    self.maps |= maps(self.reader.tally, found.spans)
+                    tally = self.reader.tally
+                    self.maps |= maps(tally, found.spans)
+                    if tally.left:
+                        line = f"{len(tally.left)} layers are no scaled copy of the picture, and stand in no map"
+                        run.learn(notes=(*run.report.notes, line))
                 run.learn(maps=tuple(self.maps))
         except Exception as error:
             self._unexplained(error)

@@ -117,7 +117,7 @@ class Treated:
         """Treat a call. An error of ours costs the mitigation, not the picture."""
         if now.run.to_mitigate and not now.run.evidence:  # its verdict is that of an earlier pass
             self.alone(now, now.run.reason or ENDED)
-        elif now.run.guard.policy == "mitigate":
+        elif now.run.to_mitigate or (self.treatment is not None and self.treatment.guidance):
             with self.treating(now), self.session.aside():
                 work()
 
@@ -180,6 +180,7 @@ class Treated:
     def finish(self) -> None:
         """Close the pass; its report says what could not be edited."""
         left = () if self._editor is None else tuple(self._editor.left)
+        left += () if self.reader is None else tuple(self.reader.left)
         if left and self.session.now is not None:
             run = self.session.now.run
             run.learn(notes=(*run.report.notes, *left))

@@ -106,6 +106,20 @@ def test_a_call_that_is_made_again_carries_its_own_attention(network, inputs):  
     assert unread == {"unread": EDITED}
 
 
+def test_a_layer_of_other_rows_is_dropped_and_the_others_are_kept(network, inputs):  # noqa: F811
+    x, context = inputs
+    reading = reader(network)
+    with torch.no_grad(), reading.installed():
+        reading.arm(2, TOKENS, True)
+        network(x, context=context)
+        odd = next(iter(reading._found))
+        reading._found[odd] = [each[:1] for each in reading._found[odd]]
+        reading.disarm()
+    assert odd not in reading.masses and len(reading.masses) == len(cross_layers(network)) - 1
+    assert reading.evidence(None) == {"unread": "attention of 1 layers was not read: their rows are not the images"}
+    assert reading.tally is not None and not reading.reason
+
+
 def test_an_error_in_reading_is_a_reason_and_costs_no_call(network, inputs):  # noqa: F811
     x, context = inputs
     plain = network(x, context=context)

@@ -31,6 +31,7 @@ def session():
         now.follow(1.0, gap + rms)
     now.explanation = SimpleNamespace(words=lambda: FOUND, rows=2)
     tally = SimpleNamespace(
+        left=(),
         bright_ending=lambda columns: torch.rand(2, 8, 8),
         word=lambda columns: torch.full((2, 8, 8), float(len(columns))),
     )
