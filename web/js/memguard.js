@@ -43,7 +43,7 @@ app.registerExtension({
     listenToChecks();
     lookAgain = watchTyping((node) => badges.get(node));
     onChange(repaintAll);
-    onTheme(repaintAll);
+    onTheme(app.ui?.settings, repaintAll);
   },
 
   nodeCreated(node) {

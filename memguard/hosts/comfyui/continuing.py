@@ -15,6 +15,11 @@ from ...passes import Pass, Passes
 from . import graph, roles, screen
 from .latents import fingerprint
 
+UNGUARDED = (
+    "node {} samples on from this picture without MemGuard, so that pass is neither judged nor treated; give it the "
+    "model that comes out of MemGuard"
+)
+
 passes = Passes()
 
 
@@ -44,6 +49,7 @@ class Place:
         self.key = prompt_key(guider.conds.get(roles.PROMPT))
         self.prompt_id, self.node_id = screen.place()
         nodes = screen.running_prompt(self.prompt_id)
+        self._after = graph.unguarded_after(nodes, self.node_id)
         starts = {self._made_by(node) for node in graph.painted_before(nodes, self.node_id)}
         starts |= {mark for mark in (fingerprint(latent),) if mark is not None}
         run.earlier = passes.before(self.prompt_id, self.key, starts, run.report.model, screen.owner())
@@ -52,6 +58,12 @@ class Place:
     def same_prompt(self) -> bool:
         """Whether the earlier run had this run's prompt."""
         return self.run.earlier is not None and self.run.earlier.prompt == self.key != ""
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be said of a flagged run's picture: samplers that go on from it and that nobody watches."""
+        if not self.run.report.flagged:
+            return ()
+        return tuple(UNGUARDED.format(node) for node in self._after)
 
     def leave(self, latent: Any) -> None:
         """Keep the run, which has ended and returned a latent, for those that continue it."""

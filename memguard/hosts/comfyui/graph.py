@@ -47,6 +47,17 @@ def painted_before(graph: Graph, node_id: str | None) -> set[str]:
     return found
 
 
+def unguarded_after(graph: Graph, node_id: str | None) -> list[str]:
+    """Return the samplers that go on from a sampler's picture with a model that no MemGuard node watches."""
+    found = []
+    for other, node in graph.items():
+        inputs = node.get("inputs", {})
+        samples = any(linked(inputs.get(name)) for name in ("model", "guider")) and "sampler" in str(sorted(inputs))
+        if samples and node_id in painted_before(graph, other) and guard(graph, other) is None:
+            found.append(other)
+    return found
+
+
 def sampler_name(graph: Graph, node_id: str | None) -> str | None:
     """Return the sampler's name as the node, or the node that it gets its sampler from, shows it."""
     inputs = inputs_of(graph, node_id)

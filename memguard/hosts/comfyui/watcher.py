@@ -146,6 +146,8 @@ class Watcher:
         with careful(run.noted):
             if sampling is not None:
                 self._confirm(sampling)
+                if sampling.place is not None:
+                    run.learn(notes=(*run.report.notes, *sampling.place.notes()))
         report = run.report
         with careful(run.noted):
             report = run.finish() if sampling is None else sampling.finish(partial(_keep, sampling, latent))

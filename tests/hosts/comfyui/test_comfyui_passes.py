@@ -6,6 +6,7 @@ import torch
 from comfy_execution.utils import CurrentNodeContext
 
 from memguard_pack.memguard.hosts.comfyui import graph, screen
+from memguard_pack.memguard.hosts.comfyui.continuing import UNGUARDED
 from memguard_pack.memguard.passes import NOTHING, UNTREATED
 from memguard_pack.memguard.wording import message
 from memguard_pack.tests.hosts.comfyui import tiny
@@ -193,3 +194,30 @@ def test_a_guider_of_its_own_is_treated_too(scene):
         guider.set_cfg(7.5)
         second = tiny.guide(guider, upscaled(first), sigmas=sigmas)
     assert watcher.report_of(second).attempts[0].kept
+
+
+def test_a_second_sampler_that_nobody_watches_is_named(scene, monkeypatch):
+    here = scene()
+    first = {"latent_image": ["0", 0], "model": ["g", 0], "positive": ["p", 0], "sampler_name": "euler"}
+    nodes = {
+        "g": {"class_type": "MemGuard", "inputs": {"model": ["m", 0]}},
+        "1": {"class_type": "KSampler", "inputs": first},
+        "2": {"class_type": "LatentUpscale", "inputs": {"samples": ["1", 0]}},
+        "3": {"class_type": "KSampler", "inputs": {**first, "latent_image": ["2", 0]}},
+        "4": {"class_type": "KSampler", "inputs": {**first, "latent_image": ["2", 0], "model": ["m", 0]}},
+        "5": {"class_type": "KSampler", "inputs": {**first, "model": ["m", 0]}},
+        "6": {"class_type": "SaveLatent", "inputs": {"samples": ["1", 0]}},
+    }
+    assert graph.unguarded_after(nodes, "1") == ["4"]
+    monkeypatch.setattr(screen, "running_prompt", lambda prompt_id: nodes)
+    for rms, named in ((1e-7, True), (10.0, False)):
+        watched, watcher = here.watched(None, policy="observe", rms=rms)
+        report = watcher.report_of(sampled(here, watched, here.latent(), **STEPS))
+        assert (UNGUARDED.format("4") in report.notes) is named
+
+
+def test_an_empty_prompt_is_told_what_it_is(scene):
+    here = scene()
+    watched, watcher = here.watched(None, policy="observe")
+    report = watcher.report_of(sampled(here, watched, here.latent(), positive=here.negative))
+    assert "they are equal" in message(report) and "cfg" not in message(report)
