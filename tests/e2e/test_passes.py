@@ -79,10 +79,9 @@ def test_the_gravest_run_stays_on_top_in_one_toast_and_no_copy_shows_it(opened):
     lines = page.run(f"return [...{GUARD}.querySelectorAll('.memguard-line')].map((line) => line.textContent)")
     assert "? No verdict, 1024 × 1024" in lines
     assert "? Mitigated, not scored again, 768 × 768" in lines
-    toasts = "[...document.querySelectorAll('.p-toast-message')].map((one) => one.innerText)"
     page.run("await new Promise((done) => setTimeout(done, 2000));")
-    (said,) = [text for text in page.run(f"return {toasts}") if "MemGuard" in text]
-    assert "2 runs" in said
+    text = page.run("return document.body.innerText")  # frontends have toasts of their own kinds
+    assert text.count("MemGuard warning") == 1 and "MemGuard warning: 2 runs" in text
 
     page.run(
         """const node = app.graph.nodes.find((node) => node.type === "MemGuard");

@@ -128,3 +128,16 @@ def test_one_toast_per_workflow_tells_of_all_its_runs():
     assert many == [["MemGuard warning: 7 runs", "message 3\nmessage 4\nmessage 5\nand 3 more"]]
     later, added = ask("toasts", code, told=[["w", said[0], 0], ["w", said[1], 70000]])
     assert later[-1] == ["MemGuard warning", "message 1"] and added == 2
+
+
+def test_a_frontend_whose_toasts_have_ids_gets_one_id_per_workflow():
+    code = """((said) => {
+        const all = new toasts.Toasts({ warning: (...row) => said.push(row), add: () => said.push("twice") }, () => 0);
+        for (const report of reports) all.tell("w", report);
+        return said;
+    })([])"""
+    reports = [{"policy": "warn", "message": f"message {i}"} for i in range(2)]
+    first, second = ask("toasts", code, reports=reports)
+    assert first[1]["id"] == second[1]["id"] == "memguard/w"
+    assert second[0] == "MemGuard warning: 2 runs" and second[1]["description"] == "message 0\nmessage 1"
+    assert second[1]["duration"] == 60000

@@ -20,7 +20,10 @@ export function toast(reports) {
   return { severity: "warn", summary, detail: lines.join("\n"), life: MINUTE };
 }
 
-/** The toasts that stand. `shelf` is ComfyUI's own: {add, remove}; `now` the time in milliseconds. */
+/**
+ * The toasts that stand. `shelf` is ComfyUI's own: {add, remove}, in newer frontends {warning}, where a toast of the same
+ * id takes the place of the one before; `now` the time in milliseconds.
+ */
 export class Toasts {
   #shelf;
   #now;
@@ -31,14 +34,23 @@ export class Toasts {
     this.#now = now;
   }
 
-  /** Tell of a report; the one that stands for its workflow is taken away. */
+  /** Tell of a report, in the place of what stands for its workflow. */
   tell(workflow, report) {
     const before = this.#standing.get(workflow);
     const fresh = before && before.until > this.#now() ? before : null;
-    if (fresh) this.#shelf.remove?.(fresh.message);
     const reports = [...(fresh?.reports ?? []), report];
     const message = toast(reports);
     this.#standing.set(workflow, { reports, message, until: this.#now() + message.life });
+    this.#put(workflow, message, fresh?.message);
+  }
+
+  #put(workflow, message, before) {
+    const { summary, detail, life } = message;
+    if (this.#shelf.warning) {
+      this.#shelf.warning(summary, { id: `memguard/${workflow}`, description: detail, duration: life });
+      return;
+    }
+    if (before) this.#shelf.remove?.(before);
     this.#shelf.add(message);
   }
 }
