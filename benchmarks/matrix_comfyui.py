@@ -185,7 +185,8 @@ def one(name: str, here) -> list[str]:
     model = comfy.model_patcher.ModelPatcher(network, tiny.CPU, tiny.CPU)
     tiny.WIDTH[name] = width
     clip = Clip(name)
-    clip.pooled = torch.randn(width, pooled) if pooled else None
+    with torch.inference_mode(False):
+        clip.pooled = torch.randn(width, pooled) if pooled else None
     graph.prompt_texts = lambda *_: [PROMPT]
     positive, negative = (
         node_helpers.conditioning_set_values(clip.encode_from_tokens_scheduled(clip.tokenize(text)), extra)

@@ -94,7 +94,7 @@ def explain(
             guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
     except (Unreadable, Unknown) as reason:
         return Attribution(method, status=str(reason))
-    if weigh.failed:
+    if weigh.failed and method == "gradient":
         found = explain(
             patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute, positive=positive
         )

@@ -32,6 +32,8 @@ log = logging.getLogger("memguard")
 Method = Literal["gradient", "ablation", "attention"]
 Variants = Mapping[tuple[int, str], Encoded]  # (part, text) -> the part with that text in place of its own
 NO_INPUT = "a textual inversion has no embedding of its own words; weights are of the encoded prompt"
+NO_ENCODER = "the text encoder gives no gradient ({}); weights are of the encoded prompt"
+NOT_ASKED = "the model could not be asked without the words ({})"
 NO_TEXT = "no known text encodes to this prompt, so its words have no names; connect the CLIP that encoded it"
 NO_PART = "no known text encodes to a part of this prompt, so its words have no names"
 NOT_YET = "a part of the prompt does not act at the first step; it weighs nothing there"
@@ -99,7 +101,8 @@ class Weighing:
             if masses is not None:
                 part.masses = masses.get(index)
             if variants is not None and part.active:
-                part.weighed = self._by_ablation(index, part, variants)
+                with careful(self._fails, InterruptProcessingException):
+                    part.weighed = self._by_ablation(index, part, variants)
 
     def _fails(self, error: Exception) -> None:
         """Keep why there is no gradient (weights, kernels, nodes of others): another method stands in."""
@@ -114,6 +117,8 @@ class Weighing:
         """Name the words and weigh them."""
         if not self._parts:
             return Attribution(self.method, status="the sampler made no model call")
+        if self.method == "ablation" and self.failed:
+            return Attribution(self.method, status=NOT_ASKED.format(self.failed))
         found = [part.weighed or self._weigh(part) for part in self._parts]
         if all(NO_PART in each.notes for each in found):
             return Attribution(self.method, score=found[0].score, status=NO_TEXT)
@@ -136,10 +141,12 @@ class Weighing:
         assert part.gradient is not None
         if self.respect_to == "encoded" or any(segment.text is None for segment in segments):
             return weighing.by_gradient(found, [part.gradient])
+        note = NO_INPUT
         if all(is_open(self.namer.clip, segment.text or "") for segment in segments):
-            return weighing.by_gradient(found, [part.gradient], self._pullback(segments))
-        found = replace(found, notes=(*found.notes, NO_INPUT))
-        return weighing.by_gradient(found, [part.gradient])
+            with careful(self._fails, InterruptProcessingException):
+                return weighing.by_gradient(found, [part.gradient], self._pullback(segments))
+            note = NO_ENCODER.format(self.failed)
+        return weighing.by_gradient(replace(found, notes=(*found.notes, note)), [part.gradient])
 
     def _pullback(self, segments: Sequence[Segment]) -> Pullback:
         def pullback(text: Tensor, pooled: Tensor | None) -> Tensor:

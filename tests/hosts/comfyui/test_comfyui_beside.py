@@ -184,6 +184,17 @@ def test_where_there_is_no_gradient_another_method_stands_in_and_says_so(kind, m
     assert "variables needed for" not in said and "version" not in said, "raw text of autograd"
 
 
+def test_a_text_encoder_without_gradients_leaves_the_weights_of_the_encoded_prompt(monkeypatch):
+    here = Scene(monkeypatch)
+    latent = {"samples": tiny.latent()}
+    with torch.inference_mode():
+        encoded = explaining.explain(here.model, here.clip, "a red fox", here.negative, latent, 5, respect_to="encoded")
+        monkeypatch.setattr(here.clip, "encode_from_tokens", torch.no_grad()(here.clip.encode_from_tokens))
+        found = explaining.explain(here.model, here.clip, "a red fox", here.negative, latent, 5)
+    assert found.status == "ok" and found.weights == encoded.weights
+    assert "the text encoder gives no gradient" in " ".join(found.notes)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_host_takes_its_differentiable_branches_for_the_time_of_a_gradient(fails, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
