@@ -1,6 +1,6 @@
 """Gradients through a large denoiser in little memory: blocks are computed again in the backward pass.
 
-May import: torch.
+May import: memguard.aside, torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..aside import aside
 
 # The blocks of diffusers, ComfyUI and the original codes, by the end of their classes' names. Of nested ones the outer.
 BLOCKS = re.compile(r"(Res(net)?Block(2D)?|TransformerBlock|JointBlock|StreamBlock)$")
@@ -86,6 +88,9 @@ class _Twice(torch.autograd.Function):
     def forward(ctx: Any, call: Callable[..., Any], held: tuple[Tensor, ...], *tensors: Tensor) -> Any:
         # a backward pass may run in another thread, and after what held for the forward pass is over
         ctx.call, ctx.held = partial(copy_context().run, call), held
+        # a block may draw, as token merging does: its second run must draw what the first one drew
+        ctx.cpu = torch.get_rng_state()
+        ctx.cuda = [(t.device, torch.cuda.get_rng_state(t.device)) for t in tensors if t.is_cuda][:1]
         ctx.save_for_backward(*tensors[len(held) :])
         return call(*tensors[len(held) :])
 
@@ -94,7 +99,10 @@ class _Twice(torch.autograd.Function):
         held, wanted = ctx.held, ctx.needs_input_grad[2:]
         inputs = zip(ctx.saved_tensors, wanted[len(held) :], strict=True)
         given = [tensor.detach().requires_grad_(want) for tensor, want in inputs]
-        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with aside(), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            torch.set_rng_state(ctx.cpu)
+            for device, state in ctx.cuda:
+                torch.cuda.set_rng_state(state, device)
             made = ctx.call(*given)
             made = made if isinstance(made, tuple) else (made,)
             pairs = [(out, g) for out, g in zip(made, gradients, strict=True) if g is not None and out.requires_grad]

@@ -27,8 +27,8 @@ def test_the_check_is_the_sampler_s_first_step_exactly(kind, watch, rows):
     expected = sampled(watch, kind, model, image, seed=11)
     with rows(model) as spent:
         report = preflight.check(Guard(), model, tiny.prompt(kind, 1), tiny.prompt(kind, 2), {"samples": image}, [11])
-    # the scheduler's own sigma is some 1e-7 off the model's largest
-    assert report.findings[0].scores == pytest.approx(expected.scores, rel=1e-6)
+    # the scheduler's own sigma is some 1e-7 off the model's largest; v-prediction divides by it once more
+    assert report.findings[0].scores == pytest.approx(expected.scores, rel=2e-6 if kind == "vpred" else 1e-6)
     assert sum(spent) == 4  # one pair per image
 
 
