@@ -82,7 +82,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line to stderr."""
-        sys.stderr.write(_line(f"memguard: {_shortened(record.getMessage())}"))
+        sys.stderr.write(_line(f"note: {_shortened(record.getMessage())}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

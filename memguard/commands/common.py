@@ -35,7 +35,7 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model, --device and --dtype."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", required=required, metavar="DIR", help="a diffusers folder, or testbed: the shipped one"
+        "--model", required=required, metavar="MODEL", help="a diffusers folder, a .safetensors file, or testbed"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16 on cuda, else float32")

@@ -152,6 +152,8 @@ def _generate(
     except ValueError as error:
         raise BadInput(str(error)) from None
     pipe = models.load_model(args)
+    if pipe.vae is None:
+        raise BadInput(f"{args.model}: has no autoencoder that diffusers knows, so it makes no pictures; scan works")
     pipe.set_progress_bar_config(disable=True)
     made = models.kept_model(pipe, profile)
     results.agree(made)

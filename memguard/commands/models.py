@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput
+from ..troubles import Refused
 from .common import digest, first_line
 
 TESTBED = "testbed"
@@ -44,12 +45,18 @@ def load_model(args: argparse.Namespace) -> Any:
                 from .. import testbed
 
                 pipe = testbed.pipeline().to(dtype)
+            elif folder.is_file():
+                from ..hosts.diffusers import single
+
+                pipe = single.load(folder, dtype)
             else:
                 variant = "fp16" if list(folder.glob("*/*.fp16.safetensors")) else None
                 # pickles are never loaded, nothing is fetched
                 pipe = diffusers.DiffusionPipeline.from_pretrained(
                     str(folder), torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
                 )
+    except Refused as error:
+        raise BadInput(str(error)) from None
     except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"{args.model}: cannot be loaded ({first_line(error)})") from None
     except MemoryError:
@@ -101,12 +108,12 @@ def _silent(package: str) -> Any:
 
 
 def _folder(name: str) -> Path:
-    """Return the folder of a model, once what it must hold is known to be there."""
+    """Return the folder or the file of a model, once what a folder must hold is known to be there."""
     path = Path(name)
-    remedy = "give a diffusers folder (it holds model_index.json) or testbed"
+    remedy = "give a diffusers folder (it holds model_index.json), a .safetensors file or testbed"
     try:
         if path.is_file():
-            raise BadInput(f"{path}: is a single file; {remedy}")
+            return path
         if not path.is_dir():
             raise BadInput(f"{path}: no such folder; {remedy}")
         index = path / "model_index.json"

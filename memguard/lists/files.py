@@ -61,6 +61,8 @@ def target(path: Path, ours: Callable[[Path], bool], inputs: Iterable[Path | Non
             raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
     except OSError as error:
         raise unwritable(path, error) from None
+    except ValueError:  # UnicodeEncodeError
+        raise BadInput(f"{path}: is no name for a file; choose another") from None
 
 
 def is_page(path: Path) -> bool:

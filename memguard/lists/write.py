@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..records import Report
 
 HEADER = ",".join(FLAT)
+LIKENESS = 6  # bytes that say nothing about who wrote them
 OLD_HEADER = ",".join(name for name in FLAT if name not in LATER)
 
 
@@ -110,7 +111,8 @@ class Results:
         end, count, first, tail = _shape(self.path, self._csv)
         if self._csv:
             head = (first or tail).decode("utf-8", "replace").rstrip("\r\n")
-            if head not in (HEADER, OLD_HEADER) and (first or not HEADER.startswith(head)):
+            cut = not first and HEADER.startswith(head) and (not head or len(head) > LIKENESS)
+            if head not in (HEADER, OLD_HEADER) and not cut:
                 raise self._foreign(0)
             count -= 1
             if head == OLD_HEADER and count == 0:
@@ -122,9 +124,12 @@ class Results:
                 row = None
             if not ours(row, 0):
                 raise self._foreign(1)
-        # a row that was not written to its end begins as rows do
-        begin = (f"{count}," if self._csv else f'{{"index": {count},').encode()
-        if tail and (first or not self._csv) and not (tail.startswith(begin) or begin.startswith(tail)):
+        # a row that was not written to its end begins as rows do; where it is the only one, by more than a few bytes
+        begin = (
+            f"{count}," if self._csv else f'{{"index": {count}, "{"schema" if self.reports else "prompt"}": '
+        ).encode()
+        like = tail.startswith(begin) or (begin.startswith(tail) and (first or len(tail) > LIKENESS))
+        if tail and (first or not self._csv) and not like:
             raise self._foreign(count + 1)
         return end
 
@@ -230,6 +235,8 @@ def open_results(path: Path, resume: bool, force: bool = False, inputs: Iterable
                 raise BadInput(f"{old}: is there already; continue it with --resume or replace it with --force")
     except OSError as error:  # a name that is too long
         raise files.unwritable(path, error) from None
+    except UnicodeEncodeError:
+        raise BadInput(f"{path}: is no name for a file; choose another") from None
     if suffix == ".parquet":
         from .parquet import ParquetResults  # needs pyarrow: said before an hour of scoring, not after
 

@@ -149,7 +149,7 @@ def test_what_the_package_notes_is_a_line_without_a_traceback(capsys):
         raise ValueError("two\nlines \x1b[31m")
     except ValueError as error:
         logging.getLogger("memguard").warning("%s", error, exc_info=error)
-    assert capsys.readouterr().err == "memguard: two\\nlines \\x1b[31m\n"
+    assert capsys.readouterr().err == "note: two\\nlines \\x1b[31m\n"
 
 
 def test_json_of_a_terminal_is_json_all_the_same(capsys, held, tmp_path):

@@ -167,6 +167,9 @@ FOREIGN = {
     "other.jsonl": b'{"prompt": "a"}\n',
     "index.jsonl": b'{"index": 1, "prompt": "a", "findings": [{"scores": [], "status": ""}]}\n',
     "last-line.jsonl": b'{"prompt": "a"}',
+    "brace.jsonl": b"{",
+    "other-index.jsonl": b'{"index": 0, "x": 1',
+    "letter.csv": b"i",
     "deep.jsonl": b"[" * 20_000 + b"\n",
     "binary.jsonl": bytes(range(256)) * 36,
     "no-last-newline.csv": b"id,name\n1,a\n2,b",
@@ -201,7 +204,12 @@ def test_a_row_of_something_else_is_not_continued(path, row):
 
 
 def test_a_tail_that_no_row_begins_with_is_not_cut_off(tmp_path):
-    for suffix, tail in ((".jsonl", b"my notes"), (".csv", b"my notes"), (".jsonl", b'{"index": 7, ')):
+    for suffix, tail in (
+        (".jsonl", b"my notes"),
+        (".csv", b"my notes"),
+        (".jsonl", b'{"index": 7, '),
+        (".jsonl", b'{"index": 1, "x'),
+    ):
         path = tmp_path / f"out{suffix}"
         write(path, report("first"), force=True)
         with path.open("ab") as file:

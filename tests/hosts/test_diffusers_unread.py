@@ -63,7 +63,7 @@ def test_a_memorized_caption_behind_filler_says_that_it_was_not_scored(pipe):
     assert behind.notes == (SAYS.format("12 words"),) and filler.notes == (SAYS.format("5 words"),)
     assert behind.findings[0].score == pytest.approx(filler.findings[0].score)
     found = memguard.explain(pipe, f"{FILLER} {CAPTION}", num_inference_steps=4, method="attention")
-    assert SAYS.format("12 words") in found.notes
+    assert found.notes == (f"cut off, the model never sees: {' '.join(5 * ['word'])} {CAPTION.replace(' -', '')}",)
     guard = memguard.Guard()
     with guard.attach(pipe):
         pipe(f"{FILLER} {CAPTION}", num_inference_steps=2)
@@ -86,4 +86,4 @@ def test_every_command_says_it(tmp_path, capsys):
     assert main(["calibrate", str(ordinary), "--out", str(tmp_path), *run]) == 0
     assert said.replace("of 2", "of 50") in capsys.readouterr().err
     assert main(["explain", "--prompt", FILLER, "--method", "attention", *run]) == 0
-    assert f"note: {SAYS.format('5 words')}" in capsys.readouterr().out
+    assert "note: cut off, the model never sees: word word word word word\n" in capsys.readouterr().out

@@ -30,7 +30,7 @@ from .inputs import input_gradients
 from .keeping import Keeping
 from .methods import encoding, methods
 from .rows import Enough, Prompts, told
-from .tokens import columns, unread
+from .tokens import columns
 
 Method = Literal["gradient", "ablation", "attention"]
 With = Literal["input", "encoded"]
@@ -169,8 +169,6 @@ class _Explaining:
         moments = watch.moments
         spans = self._spans(moments[0].prompt)
         found = replace(weighing.start(self.method, spans, moments), maps=watch.maps(spans))
-        cut = unread(self.pipe, self.prompt, moments[0].prompt.text.shape[1])
-        found = replace(found, notes=(*found.notes, cut)) if cut else found
         if self.method == "attention":
             return weighing.by_attention(found, watch.layers)
         if self.method == "gradient":
