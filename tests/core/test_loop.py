@@ -244,6 +244,10 @@ class TestLadder:
         assert self.names(self.rungs(choice)) == expected
         assert self.names(self.rungs(choice, eos_padded=768))[0] == ["padding", "guidance_delay"]
 
+    def test_auto_delays_guidance_for_a_tenth_and_optimises_for_60_iterations(self):
+        cheap, noise, last = self.rungs("auto")
+        assert (cheap[1].until, noise[0].until, last[0].iterations) == (900.0, 900.0, 60)
+
     def test_auto_ends_in_a_neuron_mask_if_there_is_one(self):
         mask = get("neuron_mask", neurons=MASK)
         assert self.rungs(["auto", mask])[-1] == (mask,)

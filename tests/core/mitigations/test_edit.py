@@ -5,10 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memguard.mitigations import get
 from memguard.mitigations.attention_scaling import ScaleAndMask
-from memguard.mitigations.edit import BOS, EOS, PADDING, Edit, Plan, last_share
+from memguard.mitigations.base import Treatment
+from memguard.mitigations.edit import BOS, EOS, PADDING, AttentionSite, Edit, Plan, last_share
 from memguard.mitigations.neuron_mask import Mask
 from memguard.mitigations.spike_attenuation import Attenuate
+from memguard.records import NeuronSet
 
 from .conftest import TOKENS, layout
 
@@ -194,6 +197,49 @@ def test_spikes_cut_at_a_cap():
         return cut
 
     torch.testing.assert_close(found, written_out(q, k, v, by_hand), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("strength", "share"), [(1.0, 1.0), (0.25, 0.25)])
+def test_a_cap_goes_part_of_the_way_and_never_cuts_below_zero(start, strength, share):
+    (edit,) = get("spike_attenuation", rule="cap", strength=strength, tau=0.5).treat(start(4), Treatment()).edits
+    k = torch.tensor([-3.0, -2.0, -1.0, -1.0, -1.0]).reshape(1, 5, 1)
+    words = torch.tensor([[BOS, 2, 2, 2, 2]], dtype=torch.int8)
+    q, site = torch.ones(1, 1, 1), AttentionSite(EARLY, 1, 1.0, torch.tensor([True]), words)
+    assert not edit.bias(q, k, site).any(), "all logits are below zero, and so is their limit"
+    high = k + torch.tensor([0.0, 9.0, 2.0, 2.0, 2.0]).reshape(1, 5, 1)
+    limit = high[0, 1:].mean() + 0.5 * high[0, 1:].std()
+    expected = torch.tensor([0.0, float(share * (limit - 7.0)), 0.0, 0.0, 0.0])
+    torch.testing.assert_close(edit.bias(q, high, site).flatten(), expected)
+
+
+def test_biases_of_two_mitigations_add_up():
+    """Both attenuations answer with a bias; the second sees the same logits, since keys are unchanged."""
+    first, second = Attenuate(0.3, 0.5), Attenuate(0.6, 0.5, cap=1.0)
+    q, k, v = tensors()
+    groups = layout(3, 4)
+    site = AttentionSite(EARLY, HEADS, SCALE, conditional(), groups)
+    biases = first.bias(q, k, site), second.bias(q, k, site)
+    assert all(bias.any() for bias in biases)
+    assert not torch.allclose(*biases)
+    found = Plan([first, second], conditional(), groups).attend(EARLY, HEADS, SCALE, q, k, v, backend)
+    torch.testing.assert_close(found, written_out(q, k, v, lambda logits: logits + sum(biases)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_share_of_the_padding_and_the_whole_eos_are_left_out(start):
+    mitigation = get("attention_scaling", strength=0.5, mask_eos=True)
+    (edit,) = mitigation.treat(start(1), Treatment()).edits
+    groups = torch.tensor([[BOS, 2, EOS, *[PADDING] * 4]], dtype=torch.int8)
+    kept = edit.keep(torch.tensor([True]), groups)
+    assert kept.tolist() == [[True, True, False, True, True, False, False]]
+
+
+def test_half_the_strength_of_a_neuron_mask_is_half_the_way_to_its_factor(start):
+    (edit,) = get("neuron_mask", neurons=NeuronSet({EARLY: (1,)}), strength=0.5).treat(start(1), Treatment()).edits
+    assert edit.factor == 0.5
+    (edit,) = (
+        get("neuron_mask", neurons=NeuronSet({EARLY: (1,)}, scale=0.4), strength=0.5).treat(start(1), Treatment()).edits
+    )
+    assert edit.factor == pytest.approx(0.7)
 
 
 def test_spikes_are_attenuated_in_the_early_layers_only():

@@ -53,6 +53,15 @@ def test_text_and_noise_are_done_once_they_differ():
     assert (effect.done, effect.left, told) == (("text",), (), [("text",)])
 
 
+def test_a_line_of_two_parts_is_done_once_both_are():
+    text = Encoded(torch.ones(1, 2, 3))
+    effect = Effect(replace(Treatment(), prompt=text, reference=text).note("both texts"))
+    effect.changed("prompt", torch.zeros(2), torch.ones(2))
+    assert (effect.done, effect.left) == ((), ("both texts",))
+    effect.changed("reference", torch.zeros(2), torch.ones(2))
+    assert (effect.done, effect.left) == (("both texts",), ())
+
+
 def test_guidance_is_done_once_its_gap_is_written(start):
     effect = Effect(get("guidance_delay", until=900.0).treat(start(), Treatment()))
     assert effect.guided(GAP, at(800.0)) is GAP

@@ -103,6 +103,28 @@ class TestThreeRows:
         assert torch.equal(found[1], to[1])
         torch.testing.assert_close(orthogonal(away * 3, away), away)  # the coefficient ends at 2
 
+    @pytest.mark.parametrize(("cosine", "taken"), [(0.89, False), (0.91, True)])
+    def test_directions_are_close_from_a_cosine_of_nine_tenths(self, cosine, taken):
+        away = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+        to = torch.tensor([cosine, (1 - cosine**2) ** 0.5]).reshape(1, 2, 1, 1)
+        assert (float(orthogonal(to, away)[0, 0]) == 0) is taken
+
+    def test_a_scale_of_its_own_stands_in_for_the_samplers(self, start):
+        uncond, plain, attenuated = draw(1), draw(2), draw(3)
+        found = guidance("guard", start, scale=3.0)(
+            plain - uncond, step(uncond=uncond, predict=lambda view: attenuated)
+        )
+        expected = uncond + 3.0 * (attenuated - uncond) - 2.0 * (plain - uncond)
+        torch.testing.assert_close(uncond + SCALE * found, expected)
+
+    def test_half_the_strength_is_half_of_the_repulsion_and_of_the_attenuation(self, start):
+        seen, uncond, plain, attenuated = [], draw(1), draw(2), draw(3)
+        pull = guidance("guard", start, strength=0.5)
+        found = pull(plain - uncond, step(uncond=uncond, predict=lambda view: seen.append(view) or attenuated))
+        expected = uncond + SCALE * (attenuated - uncond) - 1.0 * (plain - uncond)
+        torch.testing.assert_close(uncond + SCALE * found, expected)
+        assert seen[0].edits[0].alpha == pytest.approx(0.65)
+
     def test_official_orthogonalises(self, start):
         uncond, gap = torch.zeros(SHAPE), draw(1)
         pull = guidance("guard", start, parity="official", repulsion=0.0)
@@ -187,6 +209,25 @@ class TestLocal:
         limited = get("local_guidance").treat(start(1), Treatment()).guidance[0](gap, step())
         torch.testing.assert_close(limited[..., 6:], gap[..., 6:])
         torch.testing.assert_close(limited[..., :2], torch.full((1, 4, 12, 2), 5.0 * 0.1**4))
+
+    def test_the_quarter_is_the_lowest_of_the_map(self, start):
+        gap = torch.full((1, 4, 12, 12), 0.5)
+        gap[..., 5:] = 5.0  # more than half of the map
+        limited = get("local_guidance").treat(start(1), Treatment()).guidance[0](gap, step())
+        torch.testing.assert_close(limited[..., :3], gap[..., :3])
+        torch.testing.assert_close(limited[..., 7:], torch.full((1, 4, 12, 5), 5.0 * 0.1**4))
+
+    def test_the_map_keeps_seven_tenths_from_call_to_call(self, start):
+        limiter = get("local_guidance", power=1.0).treat(start(1, threshold=1.0), Treatment()).guidance[0]
+        limiter(torch.full((1, 4, 8, 8), 4.0), step())
+        # the map is now .7 * 4 + .3 * 2, below its first median, so that the limit stays
+        torch.testing.assert_close(limiter(torch.full((1, 4, 8, 8), 2.0), step(1)), torch.full((1, 4, 8, 8), 2.0 / 3.4))
+
+    @pytest.mark.parametrize(("level", "strength", "left"), [(1.0, 1.0, 0.25), (2.0, 1.0, 0.5), (1.0, 0.5, 0.625)])
+    def test_level_and_strength(self, start, level, strength, left):
+        limiter = get("local_guidance", power=1.0, level=level, strength=strength)
+        found = limiter.treat(start(1, threshold=1.0), Treatment()).guidance[0](torch.full((1, 4, 8, 8), 4.0), step())
+        torch.testing.assert_close(found, torch.full((1, 4, 8, 8), 4.0 * left))
 
     def test_the_limit_grows_as_the_whole_map_does(self, start):
         limiter = get("local_guidance", decay=0.0).treat(start(1, threshold=0.02), Treatment()).guidance[0]

@@ -7,6 +7,8 @@ from memguard.mitigations import get
 from memguard.mitigations.base import Treatment, Unsuitable, View
 from memguard.mitigations.guidance_delay import Static
 
+ROOT = (4 * 6 * 8 / 16384) ** 0.5  # the papers' numbers are for 16384 elements
+
 
 def gap(formula, start, x):
     prompt = formula(View(start.prompt, x), start.noise)
@@ -106,3 +108,32 @@ def test_a_run_that_starts_from_a_picture_has_no_starting_noise(start):
 def test_a_run_without_guidance_has_no_gap(start):
     with pytest.raises(Unsuitable, match="guidance is off"):
         get("noise_adjustment").treat(start(reference=None), Treatment())
+
+
+@pytest.mark.parametrize(
+    ("settings", "typical", "target"),
+    [
+        ({"method": "sample"}, None, 0.9 * ROOT),
+        ({"method": "sample"}, 1e-4, 1e-4 * 192**0.5),
+        ({"method": "sample"}, 1.0, 0.9 * ROOT),  # an ordinary prompt's above the paper's does not raise it
+        ({"method": "sail"}, 1e-4, 8.2 * ROOT),
+        ({"method": "sample", "target": 3.0}, 1e-4, 3.0),
+    ],
+)
+def test_the_target_is_the_papers_for_this_size(start, settings, typical, target):
+    assert get("noise_adjustment", **settings)._target(start(typical=typical)) == pytest.approx(target)
+
+
+@pytest.mark.parametrize(("method", "lr", "iterations"), [("sample", 0.01, 1000), ("sail", 0.05, 10)])
+def test_the_papers_learning_rate_and_number_of_iterations(start, method, lr, iterations, monkeypatch):
+    rates, adam = [], torch.optim.AdamW
+
+    def made(parameters, lr, **settings):
+        rates.append(lr)
+        return adam(parameters, lr=lr, **settings)
+
+    monkeypatch.setattr(torch.optim, "AdamW", made)
+    began = start(noise=torch.ones(1, 4, 6, 8) * 3)
+    found = get("noise_adjustment", method=method, target=1e-12).treat(began, Treatment())
+    assert rates == [lr]
+    assert f"in {iterations} iterations" in found.notes[0]

@@ -107,6 +107,14 @@ def test_without_a_target_the_profile_gives_one(start):
     assert treatment.notes[0].startswith("prompt optimised for 0 iterations")
 
 
+def test_the_profiles_target_is_three_quarters_of_the_median_prompts(start):
+    norm = float(start().gap(Treatment()).flatten(1).norm(dim=1).mean())
+    for share, reached in ((0.76, False), (0.74, True)):  # of what the target would have to be
+        began = start(typical=norm / share / 192**0.5)
+        note = get("prompt_optimization", iterations=0).treat(began, Treatment()).notes[0]
+        assert ("was not reached" not in note) is reached
+
+
 def test_not_a_number_ends_it_with_one_line(start):
     began = start(predict=lambda view: view.prompt.text.sum() * torch.full((1, 4, 6, 8), torch.nan))
     with pytest.raises(FloatingPointError, match="run the model in float32"):
