@@ -51,6 +51,8 @@ class Kept:
 def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
     """Return the treatment that a flagged run goes on with; the report tells what was tried.
 
+    What is done is told by the host, once it is: ``run.carry(treatment)``.
+
     Treatments add up. One that does not bring the run nearer to ordinary prompts, by the detectors that flagged it, is
     taken back; one that these detectors cannot be asked about is kept, and the report says so. What goes wrong in one
     attempt is noted, and the next one is tried: the picture is never lost. Where a batch holds several prompts, those
@@ -100,7 +102,7 @@ def mitigate(run: Run, start: Start, redo: Redo) -> Treatment:
             done = (*done, *rung)
         spent = run.extra_rows - rows
         attempt = replace(attempt, kept=kept, extra_rows=spent, seconds=time.perf_counter() - began)
-        run.learn(attempts=(*run.report.attempts, attempt), actions=best.notes)
+        run.learn(attempts=(*run.report.attempts, attempt))
         if kept:
             run.learn(scores_after=attempt.scores or run.report.scores_after)
         if after and ordinary(after, flagged):

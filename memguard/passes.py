@@ -143,7 +143,7 @@ def repeat(run: Run, start: Start, redo: Redo | None, same_prompt: bool = True) 
     attempt, treatment = redone(run, name, kept.mitigations, again, redo, subset)
     if not treatment.changes:
         attempt = replace(attempt, changes=(*attempt.changes, NOTHING))
-    run.learn(attempts=(attempt,), actions=treatment.notes)
+    run.learn(attempts=(attempt,))
     if attempt.kept:
         run.kept = replace(kept, treatment=treatment)
         run.learn(scores_after=attempt.scores)

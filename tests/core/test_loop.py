@@ -11,7 +11,7 @@ from memguard.calibration import fit
 from memguard.guard import Guard
 from memguard.loop import mitigate
 from memguard.mitigations import get
-from memguard.mitigations.base import Mitigation, Start, Treatment, Unsuitable
+from memguard.mitigations.base import Mitigation, Start, Step, Treatment, Unsuitable
 from memguard.mitigations.edit import Edit
 from memguard.records import NeuronSet, Report
 from memguard.troubles import UNFORESEEN, NotFinite, Refused
@@ -20,6 +20,8 @@ from tests.spread import spread
 
 TYPICAL = 0.01  # of the profile
 LIMIT = TYPICAL * math.exp(0.2 * 2.3263)  # from which its verdict is "suspicious"
+ONE = torch.ones(1, 4, 8, 8)
+GUIDED = Step(0, 10, 1.0, 999.0, 7.5, lambda view: ONE, Encoded(torch.ones(1, 77, 6)), ONE, ONE)
 MASK = NeuronSet({"down_blocks.0.attn2": (1,)})
 
 
@@ -39,7 +41,7 @@ class Falling(Mitigation):
         if self.error is not None:
             raise self.error
         if self.guides:
-            return replace(before, guidance=(lambda gap, step: gap,)).note("guided")
+            return replace(before, guidance=(lambda gap, step: gap / 2,)).note("guided")
         edit = Edit()
         edit.leaves = self.leaves
         return replace(before, edits=(*before.edits, edit)).note(f"to {self.leaves}")
@@ -66,6 +68,11 @@ def tried(step, profile):
 
         began = Start(None, None, None, (4, 8, 8), lambda view: None, cancelled=cancelled)
         treatment = mitigate(run, began, redo)
+        assert run.report.actions == (), "nothing is done yet"
+        effect = run.carry(treatment)
+        effect.edited(range(len(treatment.edits)))
+        effect.guided(ONE, GUIDED)
+        effect.written()
         return treatment, run.finish(), made
 
     return build
@@ -87,11 +94,11 @@ def test_the_first_attempt_that_helps_ends_it(tried):
 
 
 def test_attempts_add_up_until_the_score_is_an_ordinary_prompts(tried):
-    treatment, report, _ = tried(Falling(leaves=0.5), Falling(leaves=0.4), Falling(leaves=0.5))
-    assert [edit.leaves for edit in treatment.edits] == [0.5, 0.4, 0.5]
+    treatment, report, _ = tried(Falling(leaves=0.5), Falling(leaves=0.4), Falling(leaves=0.48))
+    assert [edit.leaves for edit in treatment.edits] == [0.5, 0.4, 0.48]
     assert [attempt.verdict for attempt in report.attempts] == ["memorized", "memorized", "ordinary"]
-    assert report.actions == ("to 0.5", "to 0.4", "to 0.5")
-    assert [attempt.changes for attempt in report.attempts] == [("to 0.5",), ("to 0.4",), ("to 0.5",)]
+    assert report.actions == ("to 0.5", "to 0.4", "to 0.48")
+    assert [attempt.changes for attempt in report.attempts] == [("to 0.5",), ("to 0.4",), ("to 0.48",)]
 
 
 def test_a_score_that_just_slips_under_the_threshold_is_not_enough(tried):

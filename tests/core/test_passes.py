@@ -191,7 +191,7 @@ def test_an_optimised_prompt_is_taken_as_it_is(second, rows):
     found = Encoded(torch.ones((2, 3, 2)))
     treatment, report, *_ = second(Kept((get("prompt_optimization"),), Treatment(prompt=found)), rows)
     assert torch.equal(treatment.prompt.text, torch.ones((rows, 3, 2)))
-    assert report.actions == ("the first pass's optimised prompt",)
+    assert [line for line, parts in treatment.deeds if parts == {"prompt"}] == ["the first pass's optimised prompt"]
 
 
 @pytest.mark.parametrize("other", ["prompt", "length", "rows"])
