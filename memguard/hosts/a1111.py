@@ -79,7 +79,7 @@ class Watch(Treated):
             now = self.session.begin(call.denoiser, self.place(p), model=name, notes=notes, **model.facts(p))
             now.reader = self.reader
         self.expect(call.rows * [True] + len(call.parts) * [False], call.level)
-        now.arm(len(call.parts), call.columns, call.total, call.alone)
+        now.arm(len(call.parts), call.columns, call.total, call.alone, call.level)
         treatment = self.treatment
         if treatment is None or not call.alone:
             return
@@ -97,7 +97,7 @@ class Watch(Treated):
             now.reader.disarm()
         if len(params.x) == call.rows + len(call.parts):
             now.follow(call.level, call.gap(params.x))
-        found = now.look(lambda number: self._evidence(now, number, call, params.x), call.total)
+        found = now.look(lambda number: self._evidence(now, number, call, params.x))
         now.explain(found, lambda: words.asked(call))
         now.scored()
         self.carry(now, lambda: self._treat(now, call, params.x))
@@ -126,7 +126,7 @@ class Watch(Treated):
                 uncond = call.predict(tokens.like(call.text, other), call.x[rows:])
         return StepEvidence(
             step=number,
-            num_steps=now.run.report.steps or 0,
+            num_steps=now.run.count or now.run.report.steps or 0,
             sigma=call.level,
             sigma_max=float(call.levels[-1]),
             timestep=call.timestep,

@@ -80,7 +80,7 @@ class Watch(Treated):
         def asked(network, x, timestep, uncond, cond, scale, options, seed):
             scales[0] = scale
             with session.careful():
-                now.arm(len(x), columns(cond), total(p), len(cond) == 1)
+                now.arm(len(x), columns(cond), total(p), len(cond) == 1, float(timestep[0]))
             with self.treating(now):
                 cond, uncond = treated(cond, uncond, self.treatment, self.effect)
             return network, x, timestep, uncond, cond, scale, options, seed
@@ -93,7 +93,7 @@ class Watch(Treated):
                 call = Call(p, args, scales[0])
                 if call.uncond is not None:
                     now.follow(call.level, call.gap)
-                found = now.look(lambda number: self._evidence(now, number, call, empty), total(p))
+                found = now.look(lambda number: self._evidence(now, number, call, empty))
                 now.explain(found, lambda: words.asked(call))
                 now.scored()
                 self.carry(now, lambda: made.append(self._treat(now, call, empty)))
@@ -134,7 +134,7 @@ class Watch(Treated):
             uncond = call.predict([exchanged(call.cond[0], empty.expand(images))], call.x)
         return StepEvidence(
             step=number,
-            num_steps=now.run.report.steps or 0,
+            num_steps=now.run.count or now.run.report.steps or 0,
             sigma=call.level,
             sigma_max=float(call.model.predictor.sigma_max),
             timestep=call.timestep,

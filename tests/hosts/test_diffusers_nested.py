@@ -1,13 +1,12 @@
 """Several mitigations on one pipeline, and every detector in the closed loop."""
 
-import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from memguard import Guard
-from memguard.calibration import Distribution
+from memguard.calibration.profile import fit
 from memguard.hosts.diffusers.attention import cross_layers
 from memguard.hosts.diffusers.edits import PLAN
 from memguard.mitigations import get
@@ -16,6 +15,7 @@ from memguard.records import NeuronSet
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.test_diffusers import generate
+from tests.spread import spread
 
 PROMPT = "a red fox"
 NORM, ENTROPY = "text_noise_norm", "attention_entropy"
@@ -96,7 +96,7 @@ def low(pipe, *detectors):
     known = profile(guard)
     for name, value in found.items():
         median = value / 2 if name in detectors else 2 * value
-        known.distributions[name] = Distribution(80, math.log(median), 0.1, {})
+        known.distributions[name] = fit(spread(median, 0.1))
     return known
 
 

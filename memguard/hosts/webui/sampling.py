@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...guard import MemorizationStop, Run
 from ...records import Report, StepEvidence
+from ...steps import Unlisted
 from ...troubles import in_words
 from ..curve import Curve
 from .explanation import Asked, Explanation, maps
@@ -50,26 +51,32 @@ class Pass:
         self.maps: dict[str, Tensor] = {}
         self._curve = Curve()
         self._gap: Tensor | None = None  # of the last call, [B, C, h, w]
+        self._steps: Unlisted | None = None  # where late steps count
+        self._now: int | None = None  # the step that the call to come belongs to
 
     def again(self) -> None:
         """The sampler starts once more, from other noise."""
-        self.calls, self._curve = 0, Curve()
+        self.calls, self._curve, self._steps = 0, Curve(), None
 
-    def arm(self, images: int, tokens: int, total: int | None = None, alone: bool = True) -> None:
+    def arm(
+        self, images: int, tokens: int, total: int | None = None, alone: bool = True, level: float | None = None
+    ) -> None:
         """Read attention at the model call to come, where somebody asks for it.
 
         Args:
             images: rows that carry the prompt, one for each image.
             tokens: columns of the prompt.
-            total: as for ``look``.
+            total: number of calls that the sampler makes, where it is known; some make several in each step.
             alone: whether each image has one prompt.
+            level: noise level of the call.
 
         """
+        self._now = self._step(level, total)
         if self.reader is None:
             return
         told = self.explanation
         explained = told.taken or told.when == "always" or (told.when == "flagged" and self.calls == 0)
-        if not explained and not (self.run.guard.attention and self.run.wants(self._step(self.calls, total))):
+        if not explained and not (self.run.guard.attention and self.run.wants(self._now)):
             return
         if alone:
             self.reader.arm(images, tokens, explained)
@@ -83,18 +90,18 @@ class Pass:
         assert self.reader is not None  # there is one where a detector asks for it
         return self.reader.evidence(summary() if self.run.guard.late else None)
 
-    def look(self, evidence: Callable[[int], StepEvidence | str], total: int | None = None) -> StepEvidence | None:
+    def look(self, evidence: Callable[[int], StepEvidence | str]) -> StepEvidence | None:
         """Take one model call. Nothing that goes wrong here costs the picture, except under policy "stop".
 
         Args:
-            evidence: of the call with this number, or why there is none; asked for scored calls only.
-            total: number of calls that the sampler makes, where it is known; some make several in each step.
+            evidence: of the step with this number, or why there is none; asked for scored calls only.
 
         Returns:
             the evidence of a scored call.
 
         """
-        number, self.calls = self._step(self.calls, total), self.calls + 1
+        number = self.calls if self._now is None else self._now
+        self.calls, self._now = self.calls + 1, None
         if not self.run.wants(number):
             return None
         found: StepEvidence | str | None = None
@@ -177,12 +184,14 @@ class Pass:
         ending = self.maps.get("noise_gap")
         return report if ending is None else replace(report, noise_gap_map=ending)
 
-    def _step(self, number: int, total: int | None) -> int:
-        """Return the step that a call belongs to: its number, unless late steps count."""
-        steps = self.run.report.steps or 0
-        if not self.run.guard.late or number < self.run.guard.steps or not total or total <= steps:
-            return number
-        return number * steps // total
+    def _step(self, level: float | None, total: int | None) -> int:
+        """Return the step that the next call belongs to: its number, unless late steps count."""
+        if not self.run.guard.late or level is None:
+            return self.calls
+        if self._steps is None:
+            self._steps = Unlisted(self.run.report.steps or 0, total or 0)
+            self.run.count = self._steps.count
+        return self._steps.of(level)
 
     def _unexplained(self, error: Exception) -> None:
         log.warning("%s: %s", type(error).__name__, error, exc_info=error)
