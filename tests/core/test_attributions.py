@@ -351,3 +351,64 @@ def test_smoothing_keeps_a_flat_map_and_the_mean_of_the_window():
 
 def test_normalizing_takes_a_flat_map():
     assert maps.normalize(torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]])).tolist() == [[[0.0, 1.0]], [[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("order", ["large first", "small first"])
+def test_bright_ending_takes_two_down_layers_and_no_third(order):
+    """Each layer's EOS is of another strength, so that the mean tells which layers it is of."""
+
+    def flat(side, eos):
+        return torch.tensor([[1 - eos, eos]]).expand(1, side * side, 2).clone()
+
+    found = {"down_blocks.0": flat(8, 0.8), "down_blocks.1": flat(8, 0.6), "down_blocks.2": flat(4, 0.2)}
+    if order == "small first":
+        found = dict(reversed(found.items()))
+    tally = maps.MapTally((8, 8))
+    tally.add({**found, "mid_block": flat(8, 0.1), "up_blocks.0": flat(8, 0.1)})
+    torch.testing.assert_close(tally.bright_ending([1]), torch.full((1, 8, 8), 0.7))
+
+
+def test_a_words_map_is_nowhere_below_zero():
+    one = torch.zeros(1, 16, 1)
+    one[0, 5] = 1.0  # enlarged by a cubic, a single bright place has dark edges
+    tally = maps.MapTally((16, 16))
+    tally.add({"down_blocks.0": one})
+    found = tally.word([0])
+    assert float(found.min()) == 0.0
+    assert int((found == 0).sum()) > 0 and float(found.max()) > 0.5
+
+
+def test_the_window_of_the_smoothing_is_13_pixels():
+    point = torch.zeros(1, 27, 27)
+    point[0, 13, 13] = 169.0
+    found = maps.smooth(point)[0]
+    assert int((found > 0).sum()) == 169
+    assert float(found[13, 13]) == pytest.approx(1.0)
+
+
+def test_gradients_too_small_for_half_precision_are_scaled():
+    moment, weights = linear()
+    tiny = 1e-7  # near the smallest float16; times 4096 it is far from it
+
+    def predict(prompt):
+        text = prompt.text.half().float().unflatten(0, (-1, 3))
+        return torch.einsum("vbnd,bcxynd->vbcxy", text, weights * tiny).flatten(0, 1)
+
+    small = replace(moment, predict=predict)
+    text, _ = gradient.prompt_gradient(small)
+    gap = predict(small.prompt) - small.evidence.noise_uncond
+    unit = gap / gap.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(text, torch.einsum("bcxy,bcxynd->bnd", unit, weights * tiny), rtol=1e-2, atol=1e-10)
+
+
+def test_no_forward_of_an_ablation_has_more_than_32_rows():
+    moment, _ = linear(images=3)
+    sizes = []
+
+    def predict(prompt):
+        sizes.append(len(prompt.text))
+        return moment.predict(prompt)
+
+    spans = tuple(TokenSpan("x", (1,), place=(0, 1)) for _ in range(25))
+    ablation.effects([replace(moment, predict=predict)], spans, "x", lambda texts: [moment.prompt.row(0)] * len(texts))
+    assert sizes == [30, 30, 15]
