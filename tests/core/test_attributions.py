@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memguard.attributions import ablation, attention, gradient, maps
+from memguard.attributions import ablation, attention, gradient, maps, weighing
 from memguard.attributions.moment import Encoded, Moment
 from memguard.records import StepEvidence, TokenSpan
 from memguard.troubles import NoGradient
@@ -412,3 +412,15 @@ def test_no_forward_of_an_ablation_has_more_than_32_rows():
     spans = tuple(TokenSpan("x", (1,), place=(0, 1)) for _ in range(25))
     ablation.effects([replace(moment, predict=predict)], spans, "x", lambda texts: [moment.prompt.row(0)] * len(texts))
     assert sizes == [30, 30, 15]
+
+
+def test_the_weight_of_a_word_is_the_mean_fall_over_images_and_steps():
+    first, second = linear(images=2, seed=0)[0], linear(images=2, seed=5)[0]
+    spans = (*WORDS[2:], TokenSpan("cut", (), place=(0, 3)))
+    found = weighing.by_ablation(weighing.start("ablation", spans, [first, second]), [first, second], "x", encode=None)
+    falls = ablation.effects([first, second], spans, "x", encode=None)
+    assert falls.shape == (2, 3, 2)
+    expected = [float(falls[:, i].mean()) for i in range(2)]
+    assert found.weights == pytest.approx((*expected, 0.0))
+    assert found.token_scores == pytest.approx((expected[0], 0.0, 0.0, 0.0, expected[1]))
+    assert found.unit == ablation.UNIT
