@@ -70,7 +70,7 @@ function addBadge(node) {
   const before = node.onConfigure;
   node.onConfigure = function (...values) {
     before?.apply(this, values);
-    const entry = restored(this.properties, this.id);
+    const entry = this.graph ? restored(this.properties, this.id) : null; // a clone is configured before it has a place
     if (entry) badges.get(this)?.show(entry);
     else delete this.properties?.memguard; // a copy of a node made no run
   };
