@@ -1,4 +1,4 @@
-"""Which of the two hosts this is, and a session of it. May import: the WebUI, memguard.hosts."""
+"""Which of the hosts this is, and a session of it. May import: the WebUI, memguard.hosts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,24 @@ from ..memguard.troubles import Told
 
 log = logging.getLogger("memguard")
 
-FORGE = importlib.util.find_spec("modules_forge") is not None and importlib.util.find_spec("backend") is not None
-NAME = "forge" if FORGE else "a1111"
+
+def _name_of_host() -> str:
+    """Return "a1111", "forge", "forge-neo" or "reforge"."""
+    if importlib.util.find_spec("modules_forge") is None:
+        return "a1111"
+    if importlib.util.find_spec("backend") is None:
+        return "reforge"
+    return "forge-neo" if _forge().version == "neo" else "forge"
+
+
+def _forge() -> Any:
+    """Return what a Forge says of its version."""
+    return importlib.import_module("modules_forge.forge_version")
+
+
+NAME = _name_of_host()
+FORGE = NAME in ("forge", "forge-neo")  # one adapter fits both
+REFORGE = "reForge tells MemGuard of none of the model's predictions, so nothing can be scored here"
 _passes = Passes()
 
 
@@ -36,6 +52,8 @@ def adapter() -> Any:
         Unknown: where the host is not what the adapter was written for.
 
     """
+    if NAME == "reforge":
+        raise Unknown(REFORGE)
     try:
         if FORGE:
             from ..memguard.hosts import forge as mine
@@ -73,7 +91,8 @@ def watch(settings: Settings, enough: Callable[[], None] | None = None, guard: A
 
 def version() -> str:
     """Return the host's version."""
-    return str(launch_utils.git_tag())
+    release = _forge().release if NAME == "forge-neo" else ""
+    return f"{launch_utils.git_tag()}{release and '-'}{release}"
 
 
 class _Item(int):

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for host in found:
         print(f"  {host.name:<14}{host.version or 'version unknown'}  {host.folder}  ({host.found})")
     if not found:
-        print("  none found; set COMFYUI_ROOT, A1111_ROOT or FORGE_ROOT, or run this in the host's folder")
+        print("  none found; set COMFYUI_ROOT, A1111_ROOT, FORGE_ROOT or FORGE_NEO_ROOT, or run this in its folder")
     print("devices")
     for device in devices:
         print(f"  {device}")
@@ -116,6 +116,8 @@ def _holds(*names: str, lacks: str = "") -> Callable[[Path], bool]:
     return lambda f: all((f / name).exists() for name in names) and not (lacks and (f / lacks).exists())
 
 
+NEO = "modules_forge/packages"  # which Forge and reForge lack
+
 HOSTS: dict[str, tuple[str, Callable[[Path], bool], Callable[[Path], str]]] = {
     "ComfyUI": (
         "COMFYUI_ROOT",
@@ -129,8 +131,13 @@ HOSTS: dict[str, tuple[str, Callable[[Path], bool], Callable[[Path], str]]] = {
     ),
     "Forge": (
         "FORGE_ROOT",
-        _holds("modules/processing.py", "launch.py", "modules_forge"),
+        _holds("modules/processing.py", "launch.py", "modules_forge", "backend", lacks=NEO),
         _search("modules_forge/forge_version.py", r"version\s*=\s*[\"'](.+?)[\"']"),
+    ),
+    "Forge Neo": (
+        "FORGE_NEO_ROOT",
+        _holds("modules/processing.py", "launch.py", "backend", NEO),
+        _search("modules_forge/forge_version.py", r"^release\s*=\s*[\"'](.+?)[\"']"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Forge: predictions by prompt come from a function after the guidance, on a clone of the pass's model.
+"""Forge and Forge Neo: predictions by prompt come from a function after the guidance, on a clone of the pass's model.
 
 ``cond_denoised`` and ``uncond_denoised`` are denoised latents x0 for every sampler, with real noise levels; AND
 sub-prompts come as their mean by weight. Where the prediction without the prompt is skipped it is all zeros. The host
@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from backend.modules.k_prediction import Prediction, PredictionFlow
-from modules import launch_utils, prompt_parser, shared
+from modules import prompt_parser, shared
 from torch import Tensor
 
 from ..attributions.moment import Encoded
@@ -30,16 +29,10 @@ from .webui.first import Again, Made, guided, read_again, treat_first
 from .webui.session import SAME, SKIPPED, Pass
 from .webui.treated import Treated
 
-NAME = "forge"
 GUIDANCE_OFF = "cfg is 1, so the WebUI predicts nothing without the prompt"
 REFINED = "the refiner took over before the first prediction, and Forge gives it a model of its own"
 REFINER = "from the refiner's first step on, which has a model of its own, nothing is watched or mitigated"
 AND = "the prompt is joined of several by AND, and only one prompt can be mitigated"
-
-
-def version() -> str:
-    """Return the host's version."""
-    return str(launch_utils.git_tag())
 
 
 def network(engine: Any) -> Any:
@@ -140,7 +133,7 @@ class Watch(Treated):
             timestep=call.timestep,
             noise_cond=call.noise(call.with_prompt),
             noise_uncond=uncond,
-            parameterization="flow_velocity" if isinstance(call.model.predictor, PredictionFlow) else "epsilon",
+            parameterization="flow_velocity" if call.flow else "epsilon",
             family=now.run.report.family,
             reference="empty" if now.run.guard.reference == "empty" else "negative",
             full_noise=None if model.from_picture(p) else True,
@@ -228,8 +221,7 @@ class Watch(Treated):
     def _start(self, now: Pass, call: Call, unet: Any) -> Any:
         p, engine = call.p, call.p.sd_model
         self.edit(unet.model.diffusion_model)
-        predictor = call.model.predictor
-        pure = not model.from_picture(p) and self.restarts and isinstance(predictor, Prediction)
+        pure = not model.from_picture(p) and self.restarts and call.timestep is not None
         return starting.start(
             starting.First(
                 prompt=text(call.cond),

@@ -1,4 +1,4 @@
-"""One model call of Forge: its predictions, its conditionings, and the way to make it again.
+"""One model call of Forge or Forge Neo: its predictions, its conditionings, and the way to make it again.
 
 May import: the WebUI's backend, memguard.attributions, memguard.mitigations, memguard.hosts.inference, torch.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from backend.modules.k_prediction import Prediction
 from backend.sampling.sampling_function import calc_cond_uncond_batch
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from ..attributions.moment import Encoded
 from ..mitigations.base import Treatment
 from ..mitigations.effect import Effect
 from .inference import normal
+
+FLOW = "const"  # what the hosts call it; their classes differ from version to version, so none is asked for
+NUMBERED = "epsilon", "v_prediction"
 
 
 class Call:
@@ -31,7 +33,12 @@ class Call:
         )
         self.level = float(self.sigma[0])
         predictor = self.model.predictor
-        self.timestep = float(predictor.timestep(self.sigma[:1])[0]) if type(predictor) is Prediction else None
+        self.timestep = float(predictor.timestep(self.sigma[:1])[0]) if numbered(predictor) else None
+
+    @property
+    def flow(self) -> bool:
+        """Whether the model predicts a velocity of a rectified flow: its prediction is then noise minus picture."""
+        return bool(self.model.predictor.prediction_type == FLOW)
 
     @property
     def strength(self) -> float:
@@ -66,6 +73,11 @@ class Call:
         scale = self.scale * self.strength
         own = self.without + (self.with_prompt - self.without) * scale
         return (uncond + (cond - uncond) * scale + (self.denoised - own)).to(self.denoised)
+
+
+def numbered(predictor: Any) -> bool:
+    """Whether a model's noise levels are those of numbered steps, which ``timestep`` names."""
+    return predictor.prediction_type in NUMBERED and hasattr(predictor, "alphas_cumprod")
 
 
 def normal_if(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The prompts of a pass in Forge: which texts act, how they encode, and the way back through network and text encoder.
+"""The prompts of a pass in Forge or Forge Neo: which texts act, how they encode, and the way back to them.
 
 May import: the WebUI's modules and backend, memguard's core.
 """
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from backend import memory_management
+from backend import args, memory_management
 from backend.text_processing import classic_engine
 from modules import prompt_parser
 from torch import Tensor
@@ -20,6 +20,8 @@ from .forge_call import Call, exchanged, text
 from .inference import differentiable, normal
 from .webui import model, prompts, tokens
 from .webui.explanation import Asked, grouped
+
+NOTED = "last_extra_generation_params"
 
 
 def text_engine(engine: Any) -> Any:
@@ -72,12 +74,19 @@ def asked(call: Call) -> Asked:
 @contextmanager
 def following(p: Any) -> Iterator[None]:
     """Let autograd through the text encoder; what it notes for saved pictures stays as it was."""
-    before = dict(classic_engine.last_extra_generation_params)
+    noted = _noted()
+    before = dict(noted)
     encoder = text_engine(p.sd_model).text_encoder
     memory_management.load_model_gpu(p.sd_model.forge_objects.clip.patcher)
     try:
         with differentiable(encoder):
             yield
     finally:
-        classic_engine.last_extra_generation_params.clear()
-        classic_engine.last_extra_generation_params.update(before)
+        noted.clear()
+        noted.update(before)
+
+
+def _noted() -> dict[str, Any]:
+    """Return where the host notes what goes into infotext: beside its text engine, or in Neo its arguments."""
+    place = classic_engine if hasattr(classic_engine, NOTED) else args.dynamic_args
+    return getattr(place, NOTED)

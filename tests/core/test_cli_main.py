@@ -113,27 +113,32 @@ def comfyui(folder: Path, version: str = "0.8.1") -> Path:
     return folder
 
 
-def webui(folder: Path, forge: bool) -> Path:
+def webui(folder: Path, *of_forge: str) -> Path:
     (folder / "modules").mkdir(parents=True)
     (folder / "modules/processing.py").touch()
     (folder / "launch.py").touch()
     (folder / "CHANGELOG.md").write_text("## 1.10.1\n\n## 1.10.0\n")
-    if forge:
-        (folder / "modules_forge").mkdir()
-        (folder / "modules_forge/forge_version.py").write_text('version = "f2.0.1"\n')
+    for name in of_forge:
+        (folder / name).mkdir(parents=True)
+    if of_forge:
+        (folder / "modules_forge/forge_version.py").write_text('version = "f2.0.1"\nrelease = "2.26"\n')
     return folder
 
 
 def test_doctor_finds_hosts_by_variable_and_by_folder(tmp_path):
-    comfy, a1111 = comfyui(tmp_path / "c"), webui(tmp_path / "a", forge=False)
-    forge = webui(tmp_path / "f", forge=True)
+    comfy, a1111 = comfyui(tmp_path / "c"), webui(tmp_path / "a")
+    forge = webui(tmp_path / "f", "modules_forge", "backend")
+    neo = webui(tmp_path / "n", "modules_forge/packages", "backend")
     named = {"COMFYUI_ROOT": str(comfy), "A1111_ROOT": str(a1111), "FORGE_ROOT": str(forge)}
-    found = doctor.hosts(tmp_path, named)
+    found = doctor.hosts(tmp_path, named | {"FORGE_NEO_ROOT": str(neo)})
     assert [(h.name, h.folder, h.version) for h in found] == [
         ("ComfyUI", str(comfy), "0.8.1"),
         ("A1111", str(a1111), "1.10.1"),
         ("Forge", str(forge), "f2.0.1"),
+        ("Forge Neo", str(neo), "2.26"),
     ]
+    assert [h.name for h in doctor.hosts(neo, {})] == ["Forge Neo"]
+    assert doctor.hosts(webui(tmp_path / "r", "modules_forge"), {}) == []  # reForge is none that we work in
     (inside,) = doctor.hosts(comfy / "custom_nodes", {})
     assert (inside.folder, inside.found) == (str(comfy), "current folder")
     assert doctor.hosts(tmp_path, {}) == []

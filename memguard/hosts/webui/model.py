@@ -61,7 +61,7 @@ def _kept(engine: Any) -> dict[str, Tensor]:
 
 def family(engine: Any) -> str:
     """Return "sd15", "sd2", "sdxl", "sd3" or "other"; a class named Flux is "flux"."""
-    if type(engine).__name__.startswith("Flux"):
+    if type(engine).__name__ == "Flux":  # Flux2 is another model
         return "flux"
     return next((name for flag, name in FLAGS.items() if getattr(engine, flag, False)), "other")
 

@@ -1,8 +1,9 @@
 """A real WebUI on the CPU with this repository among its extensions, beside a bad one, in a data folder of its own.
 
-A1111_ROOT and FORGE_ROOT name the folders of their sources, A1111_PYTHON and FORGE_PYTHON the interpreters that have
-their requirements (default: this one), MEMGUARD_TESTBED_CHECKPOINT the file that ``memguard testbed export --format
-checkpoint --vae kl`` wrote, with its .yaml beside it.
+A1111_ROOT, FORGE_ROOT and FORGE_NEO_ROOT name the folders of their sources, A1111_PYTHON, FORGE_PYTHON and
+FORGE_NEO_PYTHON the interpreters that have their requirements (default: this one), MEMGUARD_TESTBED_CHECKPOINT the file
+that ``memguard testbed export --format checkpoint --vae kl`` wrote, with its .yaml beside it. Tests name Forge Neo
+"neo", so that ``-k`` tells the hosts apart.
 """
 
 import base64
@@ -25,16 +26,18 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PATIENCE = 900  # seconds; the machine may be busy
-COMMON = "--skip-torch-cuda-test --skip-prepare-environment --skip-install --no-download-sd-model --api".split()
+COMMON = "--skip-torch-cuda-test --skip-prepare-environment --skip-install --api".split()
 FLAGS = {
-    "a1111": "--use-cpu all --no-half --precision full --no-hashing".split(),
-    "forge": ["--always-cpu"],
+    "a1111": "--use-cpu all --no-half --precision full --no-hashing --no-download-sd-model".split(),
+    "forge": "--always-cpu --no-download-sd-model".split(),
+    "neo": "--cpu --skip-python-version-check --no-hashing".split(),
 }
+NAMED = {"a1111": "A1111", "forge": "FORGE", "neo": "FORGE_NEO"}  # in the environment
 
 
 def missing(host: str) -> str:
     """Return why a host cannot be tested here, "" where it can."""
-    for name in (f"{host.upper()}_ROOT", "MEMGUARD_TESTBED_CHECKPOINT"):
+    for name in (f"{NAMED[host]}_ROOT", "MEMGUARD_TESTBED_CHECKPOINT"):
         if not os.environ.get(name):
             return f"{name} is not set; see tests/hosts/webui/server.py"
     return ""
@@ -44,7 +47,7 @@ class Server:
     """One running WebUI.
 
     Args:
-        host: "a1111" or "forge".
+        host: "a1111", "forge" or "neo".
         folder: for its data, empty.
         ui: whether the page is served, and not the API alone.
         flags: of the host, in place of FLAGS.
@@ -52,6 +55,8 @@ class Server:
         headers: sent with every request, such as a name and a password.
 
     Attributes:
+        called: the host's name in reports.
+        forge: whether it is Forge or Forge Neo, which share an adapter.
         folder: of its data.
         checkpoints: folder of its checkpoints: the test bed's, and "twin", the same file.
 
@@ -66,11 +71,12 @@ class Server:
         more: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.host, self.headers = host, dict(headers or {})
-        root, checkpoint = Path(os.environ[f"{host.upper()}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
+        self.host, self.forge, self.headers = host, host != "a1111", dict(headers or {})
+        self.called = NAMED[host].lower().replace("_", "-")
+        root, checkpoint = Path(os.environ[f"{NAMED[host]}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
         folder.mkdir(parents=True)
         # Forge's page loads no script where its data lie elsewhere
-        self.folder = root if ui and host == "forge" else folder
+        self.folder = root if ui and self.forge else folder
         self.checkpoints = folder / "checkpoints"
         for name in (checkpoint.name, "twin.safetensors"):
             self.add_checkpoint(checkpoint, name)
@@ -87,10 +93,13 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [os.environ.get(f"{host.upper()}_PYTHON", sys.executable), "launch.py", *COMMON]
+        command = [os.environ.get(f"{NAMED[host]}_PYTHON", sys.executable), "launch.py", *COMMON]
         command += [*(FLAGS[host] if flags is None else flags), *more, *([] if ui else ["--nowebui"])]
-        command += ["--port", str(port), "--data-dir", str(self.folder), "--ckpt-dir", str(self.checkpoints)]
-        command += ["--ckpt", str(self.checkpoints / checkpoint.name)]
+        command += ["--port", str(port), "--data-dir", str(self.folder)]
+        if host == "neo":
+            command += ["--ckpt-dirs", str(self.checkpoints)]
+        else:
+            command += ["--ckpt-dir", str(self.checkpoints), "--ckpt", str(self.checkpoints / checkpoint.name)]
         own = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         own |= {"SD_WEBUI_RESTARTING": "1", "MEMGUARD_HOME": str(folder / "home")}  # the first: opens no browser
         self.process = subprocess.Popen(

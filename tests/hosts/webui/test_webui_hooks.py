@@ -74,7 +74,7 @@ def plain(server, profile):
 def broken(server, name, guard, prompt):
     """Generate while a function of ours is broken; return what was made, and how many hooks were there after it."""
     before = len(server.said())
-    wish = f"keep; break {name.format(host=server.host)}"
+    wish = f"keep; break {name.format(host='forge' if server.forge else server.host)}"
     made = server.generate(guard, prompt=prompt, neighbour=wish, **SMALL)
     return made, set(hooks_left(server.said()[before:]))
 

@@ -25,8 +25,8 @@ def profile(server):
 
 
 def hires(server, guard, **changes):
-    more = HIRES if server.host == "forge" else {k: v for k, v in HIRES.items() if k not in ("hr_cfg",)}
-    more = {k: v for k, v in more.items() if server.host == "forge" or k != "hr_additional_modules"}
+    more = HIRES if server.forge else {k: v for k, v in HIRES.items() if k not in ("hr_cfg",)}
+    more = {k: v for k, v in more.items() if server.forge or k != "hr_additional_modules"}
     return server.generate(guard, **SMALL | more | changes)
 
 
