@@ -39,7 +39,7 @@ class MemGuardCalibrate(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="Ordinary prompts of your own, one per line, at least 50: for a checkpoint with a "
-                    "vocabulary of its own. Empty: the 320 prompts that MemGuard ships.",
+                    "vocabulary of its own. Empty: the 634 prompts that MemGuard ships.",
                 ),
             ],
             outputs=[

@@ -130,9 +130,7 @@ def test_interrupt_saves_nothing_and_the_next_generation_is_as_ever(server, befo
     thread.join()
     ((code, line),) = answers
     done = int(line.split()[2])
-    assert (
-        code == 400 and line == f"interrupted after {done} of {len(ordinary_prompts())} prompts; no profile was saved"
-    )
+    assert code == 400 and line == f"interrupted after {done} of 634 prompts; no profile was saved"
     assert 8 <= done < 80 and done % 8 == 0
     assert not list((server.folder / "models" / "memguard").glob("*-16x8-*"))
     assert np.array_equal(server.generate(prompt=ORDINARY).pictures[0], before[ORDINARY])

@@ -66,7 +66,7 @@ def test_calibrate(tab):
     for name in ("width", "height"):
         put(browser, f"memguard_tab_{name}", 128)
     press(browser, "calibrate")
-    browser.wait(holds("answer", "of 320 prompts are scored."), PATIENCE)
+    browser.wait(holds("answer", "of 634 prompts are scored."), PATIENCE)
     picture(browser, f"{server.host}-calibrating")
     browser.wait(holds("answer", "Saved"), PATIENCE)
     made = sorted(of_size(server) - before)
@@ -84,10 +84,10 @@ def test_interrupt(tab):
     server, browser = tab
     before = of_size(server)
     press(browser, "calibrate")
-    browser.wait(holds("answer", "of 320 prompts are scored."), PATIENCE)
+    browser.wait(holds("answer", "of 634 prompts are scored."), PATIENCE)
     press(browser, "interrupt")
     browser.wait(holds("answer", "No profile: interrupted after"), PATIENCE)
-    assert "of 320 prompts; no profile was saved." in said(browser, "answer")
+    assert "of 634 prompts; no profile was saved." in said(browser, "answer")
     assert of_size(server) == before
 
 
