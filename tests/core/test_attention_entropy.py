@@ -154,3 +154,16 @@ def test_rows_of_evidence_go_together():
     assert second.attention is not None and len(second.noise_cond) == 1 and second.summary is step.summary
     both = attention_entropy.detect([step]).scores
     assert attention_entropy.detect([second]).scores == pytest.approx(both[1:])
+
+
+def test_an_image_whose_attention_is_broken_hides_no_other(step):
+    share = torch.full((3, 4), 0.25)
+    share[1, 2] = math.nan
+    names = [f"down_blocks.{i}.attn2" for i in range(4)]
+    found = attention_entropy.detect([step(0.1, 0.1, 0.1, attention={name: share for name in names})])
+    assert [math.isnan(score) for score in found.scores] == [False, True, False]
+    assert found.score == pytest.approx(math.log(4)) and found.status == "ok"
+    assert found.caveat == "image 2 of 3 has no score: the attention holds NaN or infinity"
+    broken = torch.full_like(share, math.nan)
+    none = attention_entropy.detect([step(0.1, 0.1, 0.1, attention={name: broken for name in names})])
+    assert (none.scores, none.status) == ((), "the attention of step 0 holds NaN or infinity")

@@ -117,3 +117,11 @@ def test_a_percentile_is_never_rounded_up(value):
     text = percent(value)
     assert text != "100 %"
     assert float(text.removeprefix("at least ").removesuffix(" %")) <= value
+
+
+def test_an_image_without_a_score_comes_back_as_one():
+    report = Report(run="r1", findings=(finding(scores=(math.nan, 2.0), rms=(math.nan, 0.02)),))
+    values = report.to_dict()
+    assert values["findings"][0]["scores"] == [None, 2.0]
+    back = Report.from_dict(json.loads(report.to_json())).findings[0]
+    assert math.isnan(back.scores[0]) and back.score == 2.0 and back.mean_rms == 0.02

@@ -98,6 +98,7 @@ def test_a_profile_is_written_found_and_judges_the_next_run(folder, watch, rows)
     with rows(SD15) as spent:
         saved = profiles.calibrate(SD15, Clip(), latent, name="tiny")
     assert sum(spent) == 2 * len(ordinary_prompts())
+    assert [p.conditions.negative for p in saved] == ["empty", "empty"]
     assert sorted(folder.glob("*.json")) == sorted(folder / name for name in profiles.names())
     assert [p.conditions.reference for p in saved] == ["negative", "empty"]
     assert saved[0].distributions["text_noise_norm"].count == len(ordinary_prompts())
@@ -109,9 +110,11 @@ def test_a_profile_is_written_found_and_judges_the_next_run(folder, watch, rows)
 
 def test_the_profile_is_of_the_first_step_that_the_prompts_really_have(folder):
     clip = Clip()
-    (saved,) = profiles.calibrate(SD15, clip, {"samples": tiny.latent()}, negative=NEGATIVE, seed=40)
+    texts = ordinary_prompts()[:60]
+    (saved,) = profiles.calibrate(SD15, clip, {"samples": tiny.latent()}, negative=NEGATIVE, seed=40, texts=texts)
+    assert saved.conditions.negative.startswith("unknown") and saved.conditions.images == 1
     rms = []
-    for number, text in enumerate(ordinary_prompts()):
+    for number, text in enumerate(texts):
         x, sigma = tiny.start(SD15, tiny.latent(), seed=40 + number)
         gap = tiny.gap(SD15, clip.encode_from_tokens_scheduled(text), NEGATIVE, x, sigma)
         rms.append(gap.pow(2).mean().sqrt())
