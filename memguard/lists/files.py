@@ -54,6 +54,7 @@ def target(path: Path, ours: Callable[[Path], bool], inputs: Iterable[Path | Non
     no_input(path, inputs)
     folder(path.parent)
     try:
+        os.fsencode(path)
         there = path.exists()
         if (there or path.is_symlink()) and not (path.is_file() and ours(path)):
             raise BadInput(f"{path}: was not written by memguard; it is left as it is, choose another name")

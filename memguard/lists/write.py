@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -227,6 +228,7 @@ def open_results(path: Path, resume: bool, force: bool = False, inputs: Iterable
         raise BadInput(f"{path}: memguard writes .jsonl, .csv and .parquet")
     journal = path.with_name(path.name + ".jsonl")
     try:
+        os.fsencode(path)
         if not path.absolute().parent.is_dir():
             raise BadInput(f"{path}: no folder {path.parent}; make it first")
         for old in (path, journal) if suffix == ".parquet" else (path,):

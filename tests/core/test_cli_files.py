@@ -92,6 +92,7 @@ def test_an_index_that_no_file_can_hold_is_one_line(capsys, tmp_path):
     ("words", "says"),
     [
         (("explain", "--prompt", "a", "--html", "FILE/x.html"), "cannot be written, it is a file; give a folder"),
+        (("explain", "--prompt", "a", "--html", "a \udfff b.html"), "is no name for a file; choose another"),
         (("demo", "--out", "FILE"), "cannot be written, it is a file; give a folder"),
         (("demo", "--out", "FILE/x"), "cannot be written (Not a directory)"),
         (("testbed", "export", "FILE", "--format", "diffusers"), "cannot be written, it is a file; give a folder"),

@@ -347,6 +347,8 @@ def test_folders_and_odd_names_are_refused(tmp_path, suffix):
             open_results(tmp_path / f"folder{suffix}", **how)
     with pytest.raises(BadInput, match="cannot be written"):
         open_results(tmp_path / ("n" * 300 + suffix), resume=False)
+    with pytest.raises(BadInput, match="is no name for a file"):
+        open_results(tmp_path / f"\udfff{suffix}", resume=False)
 
 
 def test_a_file_that_must_not_be_written_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A bench with a tiny random model, its folder on disk, and a profile of it."""
 
+import contextlib
+import io
 import logging
 from pathlib import Path
 
@@ -16,10 +18,11 @@ def prepared(root: Path) -> Bench:
     bench.model = root / "model"
     bench.pipe.save_pretrained(bench.model)
     bench.folder.mkdir()
-    code = main(
-        ["calibrate", "--model", str(bench.model), "--num-inference-steps", "2", "--out", str(root / "profiles")]
-    )
-    assert code == 0
+    prompts = root / "ordinary.txt"
+    prompts.write_text("".join(f"a cat number {i}\n" for i in range(60)))
+    words = ["calibrate", str(prompts), "--model", str(bench.model), "--num-inference-steps", "2"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*words, "--out", str(root / "profiles")]) == 0
     (path,) = (root / "profiles").glob("*.json")
     bench.profile = path.read_text()
     return bench
