@@ -41,7 +41,9 @@ class Trouble:
         if self.over:
             return None
         with self.careful():
-            return hook(*args)
+            found = hook(*args)
+            if not self.over:  # as another hook may have made it, in a call of our own
+                return found
         self.over = True
         with self.careful():
             self.undo()

@@ -135,12 +135,11 @@ class Steering:
         if OWN.get() or self._asked is None:
             return None
         (args, kwargs), self._asked = self._asked, None
-        with own(module):
+        with own(module), following(self._under):
             return module(*args, **kwargs)
 
     def undo(self) -> bool:
         """Leave the treatment after trouble; return whether the run is as if there had been none."""
-        self._no_plan()
         self.treatment, self.choose = Treatment(), None
         if self.calls > 0:
             return False
