@@ -22,7 +22,7 @@ from .attention import Reading
 from .calls import Call
 from .levels import level, steps_of
 from .pipes import family, latent_pixels, learns_variance, model_calls
-from .rows import OWN, SAME, Prompts, Unscored
+from .rows import OWN, SAME, SAME_EMPTY, Prompts, Unscored
 from .tokens import summary
 
 
@@ -219,7 +219,7 @@ class Reader:
         wished, count = self.prompts.wished, rows.stop - rows.start
         assert wished is not None and self.prompts.cond is not None
         if wished.same(self.prompts.cond):
-            raise Unscored(SAME)
+            raise Unscored(SAME_EMPTY)
         with no_grad():
             made = call.repeat(rows, wished.head(count))
         self.run.extra_rows += count
