@@ -13,6 +13,9 @@ import memguard
 from memguard import Guard
 from memguard.calibration import fit
 from memguard.hosts.diffusers.attention import cross_layers
+from memguard.hosts.diffusers.hooks import Trouble
+from memguard.hosts.diffusers.rows import Prompts
+from memguard.hosts.diffusers.steering import Steering
 from memguard.mitigations import available, get
 from memguard.records import NeuronSet
 from tests.hosts import tiny
@@ -462,3 +465,18 @@ def test_a_guard_scores_what_a_treated_run_predicts(sd, inner, name):
     assert finding.scores == (pytest.approx(float((cond - uncond).norm()), rel=1e-5),)
     assert (finding.scores == plain.report.findings[0].scores) == (name == "guidance_delay")
     assert torch.equal(found, treated(sd, mitigation))
+
+
+def test_guidance_that_comes_too_late_is_told(sd, caplog):
+    found = treated(sd, get("guidance_delay", until=1000.0))
+    assert torch.equal(found, generate(sd, prompt=PROMPT))
+    assert caplog.messages == ["guidance scale 0 until timestep 1000: never took effect in this run"]
+
+
+def test_the_guidance_scale_of_a_pipeline_that_tells_none_is_that_of_its_call(sd):
+    class Silent:  # as PixArt is
+        pass
+
+    assert Steering(Silent(), sd.unet, Prompts(), len, Trouble(), 5.0).guidance == 5.0
+    Silent.guidance_scale = 3.0
+    assert Steering(Silent(), sd.unet, Prompts(), len, Trouble(), 5.0).guidance == 3.0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...aside import aside
 from ...loop import BROKEN
 from ...mitigations.base import Mitigation, Parity, Treatment
+from ...mitigations.effect import NOTHING
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
 from ...troubles import Told, careful, in_words
 from . import pipes
@@ -73,7 +74,10 @@ class _Treating:
         try:
             with ExitStack() as stack:
                 self.trouble(self._prepare, call, pipe, args, kwargs, stack)
-                return call(pipe, *args, **kwargs)
+                made = call(pipe, *args, **kwargs)
+            for line in () if self.trouble.over or self.steering is None else self.steering.effect.left:
+                log.warning("%s: %s", line, NOTHING)
+            return made
         finally:
             self.prompts = self.steering = self.trouble = None
             SWAPPED.set(None)

@@ -1,0 +1,196 @@
+"""Every pipeline that diffusers' own tests know how to build tiny, with and without MemGuard: what breaks or lies.
+
+The recipes (``get_dummy_components`` and ``get_dummy_inputs``) come from a source tree of diffusers, beside the
+installed one. A row is good where the watched output equals the plain one, nothing raises, no reason is a programmer's
+text, no run is killed by a mitigation that is attached, and no action is reported of an unchanged picture.
+
+    DIFFUSERS_SRC=/path/to/diffusers python benchmarks/matrix_diffusers.py [--only REGEX] [--out rows.jsonl]
+
+Some recipes load tiny tokenizers from the hub; --hub FILE is imported first, where a file of yours stands in for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import runpy
+import signal
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW = re.compile(
+    r"Error|Traceback|has no attribute|size of tensor|out of bounds|unexpected keyword|mat1|inside MemGuard"
+)
+PICTURES = re.compile(r"img2img|inpaint|image2video|image_to_video|video2|pix2pix|edit|upscale|combined|_i2")
+CHOSEN = {"paraphrase": {"text": "a crimson fox"}, "noise_adjustment": {"rounds": 1}}
+CHOSEN |= {"prompt_optimization": {"iterations": 2}}
+SECONDS = 240  # for one recipe
+
+
+class Late(BaseException):
+    """A recipe took too long."""
+
+
+def flat(out):
+    """All numbers of a pipeline's output, as a list of tensors."""
+    import numpy as np
+    import torch
+
+    if isinstance(out, torch.Tensor):
+        return [out.detach().float().cpu().nan_to_num(7)]
+    if isinstance(out, dict):
+        return [tensor for value in out.values() for tensor in flat(value)]
+    if isinstance(out, list | tuple):
+        return [tensor for value in out for tensor in flat(value)]
+    return (
+        [] if out is None or isinstance(out, bool | str) else [torch.as_tensor(np.array(out, "float32")).nan_to_num(7)]
+    )
+
+
+def same(one, other) -> bool:
+    import torch
+
+    return bool(one) and len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+class Row:
+    """One pipeline and what was found."""
+
+    def __init__(self, cls, recipe):
+        self.cls, self.recipe = cls, recipe
+        self.found: dict = {"pipeline": cls.__name__}
+        self.bad: list[str] = []
+
+    def call(self, pipe, block=None):
+        import torch
+
+        torch.manual_seed(0)
+        given = {"device": "cpu"} if "device" in inspect.signature(self.recipe.get_dummy_inputs).parameters else {}
+        with block or nullcontext():
+            return flat(pipe(**self.recipe.get_dummy_inputs(**given)))
+
+    def fill(self, said: list[str]) -> None:
+        """Run everything; ``said`` collects what MemGuard logs."""
+        import torch
+
+        import memguard
+        from memguard import Guard, mitigations
+
+        torch.manual_seed(0)
+        pipe = self.cls(**self.recipe.get_dummy_components())
+        pipe.set_progress_bar_config(disable=True)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        plain = self.call(pipe)
+        self.found["repeats"] = same(plain, self.call(pipe))
+        for label, settings in (("watch", {}), ("empty", {"reference": "empty"})):
+            guard = Guard(("text_noise_norm", "attention_entropy"), **settings)
+            self.compare(label, plain, lambda guard=guard: self.call(pipe, guard.attach(pipe)))
+            self.found[label] = [(f.status, f.scores) for f in guard.report.findings] if guard.report else None
+            self.bad += [f"{label}: {f.status}" for f in guard.report.findings if RAW.search(f.status)]
+        for name in mitigations.available():
+            if name == "neuron_mask":
+                continue  # needs neurons of this very model
+            said.clear()
+            mitigation = mitigations.get(name, **CHOSEN.get(name, {}))
+            try:
+                changed = not same(plain, self.call(pipe, mitigation.attach(pipe)))
+                self.found[name] = "changed" if changed else said[-1] if said else "nothing"
+                self.bad += [f"{name}: {line}" for line in said if RAW.search(line)]
+                self.bad += [f"{name} changed nothing and said nothing"] if self.found[name] == "nothing" else []
+            except Exception as error:
+                if "neither a unet nor a transformer" in str(error):  # refused when it is attached, not in a run
+                    self.found[name] = str(error)
+                else:
+                    self.bad.append(f"{name} killed the run: {type(error).__name__}: {error}")
+        self.words(memguard, pipe)
+        self.bad += [] if same(plain, self.call(pipe)) else ["something was left behind"]
+
+    def words(self, memguard, pipe) -> None:
+        for method in ("gradient", "ablation", "attention"):
+            try:
+                found = memguard.explain(pipe, "a red fox", method, num_inference_steps=2, guidance_scale=5.0)
+                self.found[f"explain {method}"] = (found.status, found.method)
+                self.bad += [f"explain: {found.status}"] if RAW.search(found.status) else []
+            except ValueError as refused:  # not a pipeline of text alone, or a size that it does not have
+                self.found[f"explain {method}"] = f"refused: {refused}"
+            except Exception as error:  # the pipeline's own, at its default size
+                mine = "memguard/memguard" in str(error.__traceback__.tb_frame)
+                self.found[f"explain {method}"] = f"the pipeline failed: {type(error).__name__}"
+                self.bad += [f"explain {method}: {error}"] if mine else []
+
+    def compare(self, label, plain, run) -> None:
+        try:
+            self.bad += [] if same(plain, run()) or not self.found["repeats"] else [f"{label}: another picture"]
+        except Exception as error:
+            self.bad.append(f"{label} raised {type(error).__name__}: {error}")
+
+
+def rows(module: str, out: str) -> None:
+    """Build and run the recipes of one test module; called in a process of its own."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("memguard").addHandler(handler)
+    logging.getLogger("memguard").propagate = False
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(Late()))
+    seen = set()
+    for kind in list(vars(importlib.import_module(module)).values()):
+        cls = getattr(kind, "pipeline_class", None)
+        if not (inspect.isclass(kind) and kind.__module__ == module and inspect.isclass(cls)) or cls in seen:
+            continue
+        seen.add(cls)
+        row = Row(cls, kind.__new__(kind))
+        signal.alarm(SECONDS)
+        try:
+            row.fill(said)
+        except Late:
+            row.found["late"] = True
+        except Exception as error:
+            row.found["not built"] = f"{type(error).__name__}: {error}"[:200]
+        signal.alarm(0)
+        with Path(out).open("a") as file:
+            file.write(json.dumps(row.found | {"bad": row.bad}, default=str) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=".", help="regular expression on the test file")
+    parser.add_argument("--out", default="rows.jsonl")
+    parser.add_argument("--hub", help="a Python file that stands in for the hub")
+    given = parser.parse_args()
+    source = Path(os.environ["DIFFUSERS_SRC"])
+    warnings.filterwarnings("ignore")
+    sys.path[:0] = [str(ROOT), str(source)]
+    if given.hub:
+        runpy.run_path(given.hub)
+    for file in sorted(source.glob("tests/pipelines/*/test_*.py")):
+        if PICTURES.search(str(file)) or not re.search(given.only, str(file)):
+            continue
+        child = os.fork()
+        if child == 0:
+            try:
+                rows(".".join(file.relative_to(source).with_suffix("").parts), given.out)
+            except BaseException as error:
+                print(file.stem, type(error).__name__, error, file=sys.stderr)
+            os._exit(0)
+        os.waitpid(child, 0)
+    found = [json.loads(line) for line in Path(given.out).read_text().splitlines()]
+    ran = [row for row in found if "not built" not in row and "late" not in row]
+    for row in ran:
+        print("ok " if not row["bad"] else "BAD", row["pipeline"], *row["bad"])
+    bad = sum(bool(row["bad"]) for row in ran)
+    print(f"{len(ran)} pipelines, {bad} bad; {len(found) - len(ran)} not built here or too slow")
+
+
+if __name__ == "__main__":
+    main()
