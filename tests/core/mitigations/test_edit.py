@@ -202,11 +202,11 @@ def test_spikes_cut_at_a_cap():
 @pytest.mark.parametrize(("strength", "share"), [(1.0, 1.0), (0.25, 0.25)])
 def test_a_cap_goes_part_of_the_way_and_never_cuts_below_zero(start, strength, share):
     (edit,) = get("spike_attenuation", rule="cap", strength=strength, tau=0.5).treat(start(4), Treatment()).edits
-    k = torch.tensor([-3.0, -2.0, -1.0, -1.0, -1.0]).reshape(1, 5, 1)
+    k = torch.tensor([-3.0, -1.0, -4.0, -4.0, -4.0]).reshape(1, 5, 1)  # the second one is a spike
     words = torch.tensor([[BOS, 2, 2, 2, 2]], dtype=torch.int8)
     q, site = torch.ones(1, 1, 1), AttentionSite(EARLY, 1, 1.0, torch.tensor([True]), words)
     assert not edit.bias(q, k, site).any(), "all logits are below zero, and so is their limit"
-    high = k + torch.tensor([0.0, 9.0, 2.0, 2.0, 2.0]).reshape(1, 5, 1)
+    high = torch.tensor([-3.0, 7.0, 1.0, 1.0, 1.0]).reshape(1, 5, 1)
     limit = high[0, 1:].mean() + 0.5 * high[0, 1:].std()
     expected = torch.tensor([0.0, float(share * (limit - 7.0)), 0.0, 0.0, 0.0])
     torch.testing.assert_close(edit.bias(q, high, site).flatten(), expected)
