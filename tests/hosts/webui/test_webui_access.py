@@ -81,7 +81,7 @@ def test_the_api_s_password_is_asked_for(by_password, route):
 
 
 def test_nothing_ran_and_nothing_was_cleared(by_password):
-    by_password.generate({"explain": "never"}, prompt="a red fox on a roof", width=64, height=64, steps=1)
+    by_password.generate({"explain": "never"}, prompt="a red fox on a roof", steps=1)
     before, said = by_password.get("/memguard/v1/memory")["rows"], len(by_password.said())
     assert before
     for path, body in ROUTES.values():
