@@ -61,6 +61,7 @@ class Neighbour(scripts.Script):
         _rows.clear()
         _counting.append(_network(p).register_forward_pre_hook(lambda network, args: _rows.append(len(args[0]))))
         if "draw" in _wishes:
+            random.seed(1), np.random.seed(1), torch.manual_seed(1)  # the hosts seed none of the first two
             _counting.append(_network(p).register_forward_hook(_drawing))
         print("neighbour: attention is patched")
 
