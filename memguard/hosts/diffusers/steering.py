@@ -249,8 +249,13 @@ class Steering:
         changed = tensor_of(output).clone()
         channels = call.prediction.shape[1]
         rows = slice(None) if self.treatment.images is None else self.treatment.images
-        moved = (changed[uncond, :channels].float() + gap / gain(here)).to(changed)
-        changed[cond, :channels][rows] = moved[rows]
+        moved = (call.prediction[uncond].float() + gap / gain(here)).to(changed)
+        if changed.ndim == 3:  # packed, as the latents of Flux and its kin are
+            picture = call.prediction.clone()
+            picture[cond][rows] = moved[rows]
+            changed = with_latents({"hidden_states": changed}, picture)["hidden_states"]
+        else:
+            changed[cond, :channels][rows] = moved[rows]
         effect.written()
         return output_of(output, changed)
 

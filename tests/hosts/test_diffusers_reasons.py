@@ -1,0 +1,87 @@
+"""What is said of a run without a score in diffusers is true, and policy stop ends it."""
+
+import diffusers
+import pytest
+import torch
+
+from memguard import Guard, MemorizationStop
+from memguard.hosts.diffusers.attention import no_layers
+from memguard.hosts.diffusers.calls import Call
+from memguard.hosts.diffusers.pipes import family, learns_variance
+from memguard.hosts.diffusers.rows import UNKNOWN, _split
+from tests.hosts import tiny
+from tests.hosts.test_diffusers import FLUX, finding, generate
+
+PROMPT = "a red fox"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"guidance_scale": 1.0}, "cfg is 1"),
+        ({"negative_prompt": PROMPT}, "the prompt and the negative prompt are the same"),
+    ],
+)
+def test_stop_ends_a_run_that_has_no_score(changes, reason):
+    pipe, calls = tiny.sd(), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    guard = Guard(policy="stop")
+    with pytest.raises(MemorizationStop, match=reason):
+        generate(pipe, guard, prompt=PROMPT, **changes)
+    assert len(calls) == 1 and reason in finding(guard).status
+    assert type(pipe) is diffusers.StableDiffusionPipeline and not pipe.unet._forward_hooks
+
+
+def test_stop_ends_a_run_whose_model_was_not_seen(monkeypatch):
+    pipe = tiny.sd()
+    whole, guard = pipe.unet, Guard(policy="stop")
+    monkeypatch.setattr("memguard.hosts.diffusers.pipes.denoiser", lambda _: tiny.unet())  # another network
+    with pytest.raises(MemorizationStop, match="did not call its unet or transformer, so nothing could be seen"):
+        generate(pipe, guard, prompt=PROMPT)
+    assert pipe.unet is whole
+    monkeypatch.setattr("memguard.hosts.diffusers.pipes.denoiser", lambda _: None)
+    with pytest.raises(MemorizationStop, match="has neither a unet nor a transformer"):
+        generate(pipe, guard, prompt=PROMPT)
+
+
+def test_reasons_are_true():
+    class PixArtTransformer2DModel(torch.nn.Module):
+        pass
+
+    assert no_layers(PixArtTransformer2DModel()).startswith("MemGuard does not know the attention of PixArt")
+    assert no_layers(tiny.sd3().transformer).endswith("prompt and picture share their attention")
+    pipe = tiny.flux()
+    guard = Guard()
+    generate(pipe, guard, **FLUX | {"guidance_scale": 7.5})  # Flux: one call, and no negative prompt is encoded
+    assert "cfg is 7.5" not in finding(guard).status
+
+
+def test_texts_pooled_vectors_and_masks_are_told_by_their_shape():
+    text, other, mask, pooled = torch.ones(2, 7, 5), torch.zeros(2, 7, 5), torch.ones(2, 7), torch.ones(2, 4)
+    for result in ((text, mask, other, mask), (text, torch.zeros(7, 3), mask, other, torch.zeros(7, 3), mask)):
+        cond, uncond = _split(result)
+        assert cond.text is text and uncond.text is other and cond.pooled is None and uncond.pooled is None
+    cond, uncond = _split((text, other, pooled, 2 * pooled))
+    assert cond.pooled is pooled and torch.equal(uncond.pooled, 2 * pooled)
+    with pytest.raises(Exception, match=UNKNOWN):
+        _split(([text[0]], [other[0]]))  # Z-Image: lists
+
+
+def test_half_of_the_channels_may_be_the_variance():
+    pipe = tiny.sd()
+    x, text, t = torch.randn(2, 6, 8, 8), torch.randn(2, 3, 4), torch.tensor(5)
+    given = {"sample": x, "timestep": t, "encoder_hidden_states": text}
+    made = torch.randn(2, 6, 8, 8)
+    call = Call.of(pipe.unet, (), given, (made,), variance=True)  # IF's super-resolution: picture and small picture in
+    assert torch.equal(call.prediction, made[:, :3]) and torch.equal(call.x, x[:, :3])
+    assert not learns_variance(pipe)
+    pipe.scheduler.register_to_config(variance_type="learned_range")
+    assert learns_variance(pipe)
+    assert family(type("Flux2Transformer2DModel", (torch.nn.Module,), {})()) == "other"
+
+
+def test_a_row_is_counted_when_it_is_made(monkeypatch):
+    pipe, guard = tiny.sd(), Guard(reference="empty")
+    monkeypatch.setattr(Call, "repeat", lambda *_, **__: 1 / 0)
+    generate(pipe, guard, prompt=PROMPT, guidance_scale=1.0)
+    assert finding(guard).scores == () and guard.report.extra_rows == 0
