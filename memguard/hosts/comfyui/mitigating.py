@@ -32,7 +32,7 @@ READ_BEFORE = "attention could not be read again under the mitigation"
 EDITED = "an edit of the attention itself is not scored by attention"
 CACHED = "another node answers from a cache, so an attempt cannot be scored; take the cache off the model"
 
-SAME = 1e-5  # relative difference below which two outputs are one: rounding of the units
+SAME = 5e-7  # times the size of the latents: a difference that is no more than their rounding
 # step, sigma, predictions by role in units of epsilon, role to compare with, coverage
 Evidence = Callable[[int, Tensor, dict[str, Tensor], str, "Tensor | None"], StepEvidence]
 
@@ -161,10 +161,9 @@ class Mitigating:
             noise = {role: (call.x.float() - out.float()) / scale for role, out in denoised.items()}
             moved = treatment.prompt is not None and differ(own.text, treatment.prompt.text)
             first = self._first
-            if first is not None and (moved or not torch.equal(call.x, first.x)):
-                before = {role: (first.x.float() - out.float()) / scale for role, out in first.denoised.items()}
-                if _cached(before, noise, reference):
-                    raise Unsuitable(CACHED)
+            other = first is not None and (moved or not torch.equal(call.x, first.x))
+            if first is not None and other and _cached(first, made[-1], reference):
+                raise Unsuitable(CACHED)
             again = judged(0, sigma, noise, reference, evidence.coverage)
             if not self.run.guard.attention:
                 return again
@@ -236,12 +235,16 @@ class Mitigating:
         self.run.extra_rows += rows
 
 
-def _cached(before: dict[str, Tensor], after: dict[str, Tensor], reference: str) -> bool:
-    """Whether other input was answered with the same output, by role: something keeps results of earlier calls.
+def _cached(before: _Made, after: _Made, reference: str | None) -> bool:
+    """Whether other input was answered with the same output: something keeps results of earlier calls.
 
     A cache keeps what the network gives out, or what it adds to its input; then the noise gap stays.
     """
-    if not {roles.PROMPT, reference} <= before.keys() & after.keys():
+    if reference is None or not {roles.PROMPT, reference} <= before.denoised.keys() & after.denoised.keys():
         return False
-    pairs = [(each[roles.PROMPT], each[roles.PROMPT] - each[reference]) for each in (before, after)]
-    return any(bool(a.any()) and bool((a - b).norm() <= SAME * a.norm()) for a, b in zip(*pairs, strict=True))
+    rounding = SAME * float(max(before.x.norm(), before.denoised[roles.PROMPT].norm()))
+    pairs = []
+    for each in (before, after):
+        cond, uncond = each.denoised[roles.PROMPT].float(), each.denoised[reference].float()
+        pairs.append((cond, each.x.float() - cond, cond - uncond))
+    return any(bool(a.any()) and float((a - b).norm()) <= rounding for a, b in zip(*pairs, strict=True))

@@ -140,11 +140,13 @@ def test_a_broken_hook_of_mitigating_costs_no_picture(name, mitigation, broken, 
     model, watcher = here.watched(made(mitigation))
     before = state(here.model), state(model)
     reached = broken(MITIGATING[name])
-    assert torch.equal(plain(), sampled(here, model))
+    seen = sampled(here, model)
     assert reached, "the hook was not reached, so nothing was tested"
     assert (state(here.model), state(model)) == before and _running.get() == ()
     report = watcher.guard.report
-    assert report.actions == () and "on purpose" not in " ".join(report.notes)
+    treated = name == "calc: first call"  # what is kept of it only spares a call, so the run is treated all the same
+    assert torch.equal(plain(), seen) != treated and torch.isfinite(seen).all()
+    assert bool(report.actions) == treated and "on purpose" not in " ".join(report.notes)
     assert "on purpose" in caplog.text
 
 
