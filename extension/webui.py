@@ -51,8 +51,10 @@ class MemGuardScript(scripts.Script):
         except Exception as error:
             if not isinstance(error, Told):
                 log.exception("the settings could not be used")
-            watch = Refused(p, in_words(error), _asks_for(STOP, args, changed))
-            log.warning("%s", in_words(error))
+            why = in_words(error)
+            trouble = why if isinstance(error, host.Unknown) else f"the settings cannot be used: {why}"
+            watch = Refused(p, why, trouble, _asks_for(STOP, args, changed))
+            log.warning("%s", why)
         jobs.open(p, watch)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
@@ -107,19 +109,20 @@ class MemGuardScript(scripts.Script):
 
 
 class Refused:
-    """Stands where a watch would, for settings that cannot be used: nothing is guarded, and the report says so.
+    """Stands where a watch would, for settings or a host that cannot be used: nothing is guarded, the report says so.
 
     Args:
         p: the host's StableDiffusionProcessing.
         why: in words.
+        trouble: the same as a sentence of its own.
         stops: whether the settings ask for policy "stop", which fails closed.
 
     """
 
-    def __init__(self, p: Any, why: str, stops: bool) -> None:
+    def __init__(self, p: Any, why: str, trouble: str, stops: bool) -> None:
         guard = Settings(policy=STOP if stops else "observe").guard(host.folder())
         self.session = Session(guard, host.NAME, host.version(), host.stop)
-        self.session.refuse(why, prompt=" | ".join(dict.fromkeys(p.all_prompts or ())))
+        self.session.refuse(trouble, prompt=" | ".join(dict.fromkeys(p.all_prompts or ())))
         p.extra_generation_params[VERDICT] = f"off, because {why}"
         p.comment(f"MemGuard: {self.session.trouble}")
         if stops:

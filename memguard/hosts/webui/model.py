@@ -54,9 +54,10 @@ def _weights(network: torch.nn.Module, kept: Mapping[str, Tensor]) -> Iterator[T
 
 def _kept(engine: Any) -> dict[str, Tensor]:
     """Return the weights that Forge has put a LoRA into, as they were before, by their names in the network."""
-    model = getattr(getattr(getattr(engine, "forge_objects", None), "unet", None), "model", None)
-    backup = getattr(getattr(model, "lora_loader", None), "backup", {})
-    return {name.removeprefix("diffusion_model."): weight for name, weight in backup.items()}
+    patcher = getattr(getattr(engine, "forge_objects", None), "unet", None)
+    keeper = getattr(getattr(patcher, "model", None), "lora_loader", patcher)  # Neo's patcher is its own
+    backup = getattr(keeper, "backup", {})
+    return {name.removeprefix("diffusion_model."): getattr(kept, "weight", kept) for name, kept in backup.items()}
 
 
 def family(engine: Any) -> str:

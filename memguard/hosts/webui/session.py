@@ -55,7 +55,7 @@ class Session:
         pictures: of each of these passes: captions and data URLs, to be shown beside its report.
         overlays: captions and pictures, to be shown in the gallery.
         stopped: the message of policy "stop"; empty where nothing was stopped.
-        trouble: why settings cannot be used, so that nothing is guarded; empty where they can.
+        trouble: why settings or the WebUI cannot be used, so that nothing is guarded; empty where they can.
         aside: the block around every evaluation of ours.
 
     """
@@ -146,10 +146,10 @@ class Session:
         self.stopped = self.stopped or text
         self._stop()
 
-    def refuse(self, why: str, **facts: Any) -> None:
-        """Say in a report why settings cannot be used; nothing is guarded."""
-        self.trouble = f"the settings cannot be used: {why}"
-        self.begin(NEVER, **facts).missing = self.trouble
+    def refuse(self, trouble: str, **facts: Any) -> None:
+        """Say in a report why nothing is guarded: settings, or a WebUI, that cannot be used."""
+        self.trouble = trouble
+        self.begin(NEVER, **facts).missing = trouble
         self.end()
 
     def _made(self, place: Place) -> str:

@@ -32,7 +32,7 @@ FLAGS = {
     "forge": "--always-cpu --no-download-sd-model".split(),
     "neo": "--cpu --skip-python-version-check --no-hashing".split(),
 }
-NAMED = {"a1111": "A1111", "forge": "FORGE", "neo": "FORGE_NEO"}  # in the environment
+NAMED = {"a1111": "A1111", "forge": "FORGE", "neo": "FORGE_NEO", "reforge": "REFORGE"}  # in the environment
 
 
 def missing(host: str) -> str:
@@ -47,7 +47,7 @@ class Server:
     """One running WebUI.
 
     Args:
-        host: "a1111", "forge" or "neo".
+        host: "a1111", "forge" or "neo"; "reforge" where ``flags`` are given.
         folder: for its data, empty.
         ui: whether the page is served, and not the API alone.
         flags: of the host, in place of FLAGS.

@@ -154,10 +154,13 @@ def test_weights_that_forge_has_put_a_lora_into_are_those_of_before():
     plain, changed = (torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2))
     changed.load_state_dict(plain.state_dict())
     backup = {"diffusion_model.0.weight": plain[0].weight.detach().clone()}
-    loader = SimpleNamespace(lora_loader=SimpleNamespace(backup=backup))
-    engine = SimpleNamespace(forge_objects=SimpleNamespace(unet=SimpleNamespace(model=loader)))
     changed[0].weight.data.add_(1)
-    assert model.name_of(changed, engine) == model.name_of(plain)
+    loader = SimpleNamespace(lora_loader=SimpleNamespace(backup=backup))
+    of_neo = {name: SimpleNamespace(weight=weight, inplace_update=False) for name, weight in backup.items()}
+    for unet in (SimpleNamespace(model=loader), SimpleNamespace(model=SimpleNamespace(), backup=of_neo)):
+        engine = SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
+        network = torch.nn.Sequential(changed[0])  # fingerprints are kept for each network
+        assert model.name_of(network, engine) == model.name_of(plain)
 
 
 def test_another_checkpoint_in_the_same_network_has_another_fingerprint():
@@ -244,7 +247,7 @@ def test_the_verdict_of_all_batches_is_the_gravest_and_names_its_batch(session):
 
 def test_settings_that_cannot_be_used_are_a_report_a_toast_and_a_line(session):
     made, _ = session()
-    made.refuse("steps is 2.7", prompt="a fox")
+    made.refuse("the settings cannot be used: steps is 2.7", prompt="a fox")
     assert made.reports[0].prompt == "a fox"
     assert made.reports[0].findings[0].status == "the settings cannot be used: steps is 2.7"
     assert warning(made) == "MemGuard: off, because the settings cannot be used: steps is 2.7"
