@@ -25,7 +25,9 @@ NOTED = "last_extra_generation_params"
 
 
 def text_engine(engine: Any) -> Any:
-    """Return what splits prompts into tokens, CLIP-L's where there are several; None where there is none."""
+    """Return what splits prompts into tokens, CLIP-L's where there are several; None where that is not the prompt's."""
+    if hasattr(engine, "text_processing_engine_t5") and not hasattr(engine, "text_processing_engine_g"):
+        return None  # Flux: CLIP gives a vector only, and the columns are T5's
     names = "text_processing_engine", "text_processing_engine_l"
     return next(filter(None, (getattr(engine, name, None) for name in names)), None)
 

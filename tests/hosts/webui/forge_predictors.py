@@ -1,7 +1,7 @@
 """Run by Forge's or Forge Neo's own Python, in its folder: what our adapter makes of each of the host's model classes.
 
 Every engine of the host is begun with stand-ins for its weights, up to the place where it hands over its predictor. A
-small network with that predictor is then called through the host's own sampling function. Prints a list of JSON.
+small network with that predictor is then called through the host's own sampling function. Prints lines of JSON.
 """
 
 import inspect
@@ -137,6 +137,10 @@ def main():
             predictor = None if engine is ForgeDiffusionEngine else predictor_of(engine)
             if predictor is not None:
                 found += [measured(engine.__name__, predictor, None, level) for level in (1.0, 0.4)]
+    engine = "text_processing_engine"
+    kinds = {"sd15": [""], "sdxl": ["_l", "_g"], "sd3": ["_l", "_g", "_t5"], "flux": ["_l", "_t5"], "chroma": ["_t5"]}
+    asked = {kind: SimpleNamespace(**{engine + end: end or "alone" for end in ends}) for kind, ends in kinds.items()}
+    print("WORDS " + json.dumps({kind: forge.text_engine(each) for kind, each in asked.items()}))
     print("FOUND " + json.dumps(found))
 
 

@@ -145,7 +145,7 @@ def test_and_is_refused_with_a_reason(server):
 
 
 def test_hires_mitigates_the_first_pass(server):
-    more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": server.upscaler, "denoising_strength": 0.7}
     if server.forge:
         more |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7.5}
     made = mitigated(server, "prompt_optimization", hr_second_pass_steps=4, **more)

@@ -11,7 +11,7 @@ from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, ORD
 from memguard_pack.tests.hosts.webui.test_webui_troubles import hooks_left
 
 SMALL = {"width": 64, "height": 64, "steps": 3}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.4, "hr_upscaler": "Latent"}
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.4}
 HIRES |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7.5}  # Forge asks for these
 FLAGGED = {"memorized": "looks memorized", "suspicious": "may be memorized"}
 SECOND, INNER = "second pass of hires", "pass of another extension"
@@ -27,7 +27,7 @@ def profile(server):
 def hires(server, guard, **changes):
     more = HIRES if server.forge else {k: v for k, v in HIRES.items() if k not in ("hr_cfg",)}
     more = {k: v for k, v in more.items() if server.forge or k != "hr_additional_modules"}
-    return server.generate(guard, **SMALL | more | changes)
+    return server.generate(guard, **SMALL | more | {"hr_upscaler": server.upscaler} | changes)
 
 
 @pytest.mark.parametrize("mitigation", ["padding", "attention_scaling"])

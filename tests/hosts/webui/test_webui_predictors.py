@@ -26,13 +26,13 @@ def found(request):
     command = [python, str(Path(__file__).with_name("forge_predictors.py")), FLAGS[request.param][0]]
     own = {"MEMGUARD_REPOSITORY": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, timeout=600)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    assert done.returncode == 0 and lines, done.stderr[-3000:]
-    return request.param, json.loads(lines[0].removeprefix("FOUND "))
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("FOUND ", "WORDS ")))
+    assert done.returncode == 0 and len(lines) == 2, done.stderr[-3000:]
+    return request.param, json.loads(lines["FOUND"]), json.loads(lines["WORDS"])
 
 
 def test_flow_models_are_called_so_and_others_epsilon(found):
-    host, made = found
+    host, made, _ = found
     flows = {each["model"] for each in made if each["units"] == "flow_velocity"}
     assert flows >= FLOW[host] and not flows & {"epsilon", "v_prediction"}
     assert all((each["kind"] == "const") == (each["units"] == "flow_velocity") for each in made)
@@ -51,3 +51,8 @@ def test_levels_and_steps_are_the_host_s(found):
         assert each["unit_noise"][0] == pytest.approx(own)  # noise of unit variance in the sampler's latents
         full = own == own_largest
         assert each["timestep"] == (None if each["kind"] == "const" else 999.0 if full else 469.0)
+
+
+def test_columns_are_named_by_the_engine_that_made_them(found):
+    """Flux's columns are T5's, which CLIP's engine would call by other words."""
+    assert found[2] == {"sd15": "alone", "sdxl": "_l", "sd3": "_l", "flux": None, "chroma": None}

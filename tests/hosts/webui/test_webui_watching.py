@@ -108,12 +108,14 @@ def test_cfg_1(server):
 
 
 def test_a_skipped_prediction_is_a_reason(server):
+    """Neo never leaves it out at the first step, which is the scored one."""
     watched = server.generate({}, override_settings={"skip_early_cond": 0.5})
-    assert watched.finding["status"].startswith("the WebUI skipped the prediction without the prompt")
+    reason = "ok" if server.host == "neo" else "the WebUI skipped the prediction without the prompt"
+    assert watched.finding["status"].startswith(reason)
 
 
 def test_hires_has_a_report_for_each_pass(server):
-    more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": server.upscaler, "denoising_strength": 0.7}
     more |= {"hr_second_pass_steps": 4, "hr_additional_modules": ["Use same choices"], "hr_cfg": 7.5}
     if server.host == "a1111":
         del more["hr_additional_modules"], more["hr_cfg"]
@@ -144,21 +146,22 @@ def test_img2img_is_scored_and_not_judged(server):
     ("settings", "line"),
     [
         ({"policy": "destroy"}, "off, because policy is 'destroy'; use one of observe, warn, stop, mitigate"),
-        ({"steps": 0}, "off, because steps is 0; score at least 1 step"),
+        ({"steps": 0}, "off, because steps is 0; give a whole number between 1 and 150"),
     ],
 )
 def test_bad_settings_are_said_and_cost_no_picture(server, settings, line):
     plain, watched = server.generate(), server.generate(settings)
     assert np.array_equal(plain.pictures[0], watched.pictures[0])
     assert line in watched.info["infotexts"][0].replace('"', "")
-    assert watched.reports == []
+    assert watched.finding["status"] == line.replace("off, because", "the settings cannot be used:")
+    assert watched.finding["scores"] == []
 
 
 def test_stop_fails_closed(server):
     """Settings that cannot be read make no picture where a stop was asked for."""
     stopped = server.generate({"policy": "stop", "steps": 0})
     assert stopped.coded == [] or not np.array_equal(stopped.pictures[0], server.generate().pictures[0])
-    assert "stopped, because of an error: steps is 0; score at least 1 step" in json.dumps(stopped.info)
+    assert "off, because steps is 0; give a whole number between 1 and 150" in stopped.info["infotexts"][0]
     assert len(server.generate().coded) == 1
 
 
