@@ -32,6 +32,7 @@ from backend.sampling.condition import compile_conditions  # noqa: E402
 from backend.sampling.sampling_function import sampling_function_inner  # noqa: E402
 
 from memguard.detectors import text_noise_norm  # noqa: E402
+from memguard.guard import Guard  # noqa: E402
 from memguard.hosts import forge  # noqa: E402
 from memguard.hosts.forge_call import Call  # noqa: E402
 
@@ -101,9 +102,7 @@ def measured(name, predictor, scheduler, level):
         5.0,
         {"sampler_post_cfg_function": [look]},
     )
-    run = SimpleNamespace(
-        report=SimpleNamespace(steps=4, family="other"), guard=SimpleNamespace(reference="negative"), extra_rows=0
-    )
+    run = Guard().begin(host="forge", steps=4, family="other")
     watch = forge.Watch.__new__(forge.Watch)
     found = watch._evidence(SimpleNamespace(run=run, read=lambda ask: {}), 0, seen[0], None)
     given = model.predictor.calculate_input(sigma, x)

@@ -56,7 +56,7 @@ class Server:
 
     Attributes:
         called: the host's name in reports.
-        upscaler: of hires; Neo has none of latents.
+        upscaler: of hires; Neo has none of latents, and others only as files.
         forge: whether it is Forge or Forge Neo, which share an adapter.
         folder: of its data.
         checkpoints: folder of its checkpoints: the test bed's, and "twin", the same file.
@@ -73,7 +73,7 @@ class Server:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.host, self.forge, self.headers = host, host != "a1111", dict(headers or {})
-        self.upscaler = "Nearest" if host == "neo" else "Latent"
+        self.upscaler = "None" if host == "neo" else "Latent"
         self.called = NAMED[host].lower().replace("_", "-")
         root, checkpoint = Path(os.environ[f"{NAMED[host]}_ROOT"]), Path(os.environ["MEMGUARD_TESTBED_CHECKPOINT"])
         folder.mkdir(parents=True)
