@@ -267,6 +267,23 @@ def test_calibrate_keeps_the_scores_of_the_scan_each_prompt_with_a_seed_of_its_o
     assert (c.negative, c.images, profile.note) == ("empty", 1, "")
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_prompts_with_seeds_of_their_own_score_in_one_forward_as_they_do_alone(name, images):
+    pipe, calls = getattr(tiny, name)(), []
+    settings = {"num_images": images, "num_inference_steps": STEPS, "negative_prompt": "blurry"}
+    alone = [
+        next(memguard.scan(pipe, [text], seed=7 + number, **settings)) for number, text in enumerate([*PROMPTS, None])
+    ]
+    getattr(pipe, "unet", getattr(pipe, "transformer", None)).register_forward_hook(lambda *call: calls.append(call))
+    found = list(memguard.scan(pipe, [*PROMPTS, None], seed=7, batch_size=5, own_seeds=True, **settings))
+    assert [report.seeds for report in found] == [report.seeds for report in alone] == [(7,), (8,), (9,), (10,), (11,)]
+    for one, other in zip(found, alone, strict=True):
+        assert one.findings[0].scores == pytest.approx(other.findings[0].scores, rel=1e-5)
+        assert one.findings[0].status == other.findings[0].status
+    assert len(calls) == 2  # with and without the prompts
+
+
 def test_a_profile_holds_for_its_negative_prompt_and_number_of_images(pipe):
     texts = ordinary_prompts()[:50]
     settings = {"num_inference_steps": STEPS, "negative_prompt": "blurry"}

@@ -6,9 +6,11 @@ Room: memguard.hosts, diffusers. May import: memguard.records, torch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from ...records import StepEvidence
 from .rows import Enough
@@ -53,18 +55,28 @@ class Seen:
         """Nothing more: ``unavailable`` has ended the run."""
 
 
-def repeated_latents(pipe: Any, prompts: int) -> dict[str, Callable[..., Any]]:
-    """Return the ``prepare_latents`` for ``methods`` that draws for one prompt and repeats that for all of them."""
+def latents_of_prompts(prompts: int, generators: Sequence[torch.Generator]) -> dict[str, Callable[..., Any]]:
+    """Return the ``prepare_latents`` for ``methods`` that draws for each prompt as it is drawn for one alone.
+
+    Args:
+        prompts: of the batch.
+        generators: one for each prompt, or one whose latents all prompts start from; the first is the call's own.
+
+    """
     if prompts == 1:
         return {}
 
     def prepare_latents(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(inner).bind(self, *args, **kwargs)
         bound.arguments["batch_size"] //= prompts
-        result = inner(*bound.args, **bound.kwargs)
-        first, *rest = result if isinstance(result, tuple) else (result,)
-        repeated = first.repeat(prompts, *(1,) * (first.ndim - 1))
-        return (repeated, *rest) if isinstance(result, tuple) else repeated
+        drawn: list[torch.Tensor] = []
+        for generator in generators:
+            bound.arguments["generator"] = generator
+            result = inner(*bound.args, **bound.kwargs)
+            first, *rest = result if isinstance(result, tuple) else (result,)
+            drawn.append(first)
+        latents = torch.cat(drawn * (prompts // len(drawn)))
+        return (latents, *rest) if isinstance(result, tuple) else latents
 
     return {"prepare_latents": prepare_latents}
 

@@ -47,7 +47,7 @@ def calibrate(
             would be theirs, and say too little of the others.
         reference: what prompts are compared with.
         negative_prompt: None is the pipeline's own empty prompt.
-        batch_size: not used: prompts of different latents share no prediction.
+        batch_size: prompts per forward.
         progress: called with each report.
 
     Raises:
@@ -59,21 +59,23 @@ def calibrate(
     if len(texts) < MINIMUM:
         raise ProfileError(f"{len(texts)} prompts; a profile needs at least {MINIMUM}")
     reports: list[Report] = []
-    for number, text in enumerate(texts):
-        (report,) = scan(
-            pipe,
-            [text],
-            detectors,
-            num_images,
-            steps,
-            num_inference_steps,
-            guidance_scale,
-            height,
-            width,
-            seed + number,
-            reference=reference,
-            negative_prompt=negative_prompt,
-        )
+    scanned = scan(
+        pipe,
+        texts,
+        detectors,
+        num_images,
+        steps,
+        num_inference_steps,
+        guidance_scale,
+        height,
+        width,
+        seed,
+        reference=reference,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        own_seeds=True,
+    )
+    for report in scanned:
         reports.append(report)
         if progress is not None:
             progress(report)

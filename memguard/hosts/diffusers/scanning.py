@@ -2,7 +2,8 @@
 
 Every prompt starts from the same latents, drawn by the pipeline itself from ``torch.Generator("cpu")``, so several
 prompts share one forward, and for a single step the prediction without the prompt is made once for all of them: half
-the rows of one guided run per prompt. The pipeline builds every argument of its denoiser; nothing is rebuilt here.
+the rows of one guided run per prompt. Prompts with seeds of their own share the forward only. The pipeline builds every
+argument of its denoiser; nothing is rebuilt here.
 
 Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records, torch.
 """
@@ -14,20 +15,20 @@ import inspect
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice, repeat
 from typing import Any
 
 import torch
 
 from ...aside import aside
 from ...calibration import Profile, Sensitivity
-from ...guard import Guard
+from ...guard import Guard, Run
 from ...records import Reference, Report
 from ...texts import unfit
 from ...troubles import of_pipeline
 from . import pipes
 from .attention import attending
-from .batch import Seen, repeated_latents, together
+from .batch import Seen, latents_of_prompts, together
 from .hooks import listening
 from .methods import encoding, methods
 from .reader import Reader, Shared
@@ -62,6 +63,7 @@ def scan(
     negative_prompt: str | None = None,
     sensitivity: float | Sensitivity = 99.0,
     batch_size: int | None = None,
+    own_seeds: bool = False,
 ) -> Iterator[Report]:
     """Score prompts; yields one Report per prompt, in order, while ``prompts`` is read.
 
@@ -84,6 +86,7 @@ def scan(
         negative_prompt: None is the pipeline's own empty prompt.
         sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
         batch_size: prompts per forward.
+        own_seeds: prompt i starts from latents of its own, those of ``seed + i``, instead of all from the same.
 
     Raises:
         ValueError: for a setting out of range or a pipeline that does not make pictures from text alone.
@@ -104,21 +107,23 @@ def scan(
         "width": width,
         "negative_prompt": negative_prompt,
     }
-    return _Scan(pipe, guard, given, seed, batch_size).reports(prompts)
+    return _Scan(pipe, guard, given, seed, batch_size, own_seeds).reports(prompts)
 
 
 class _Scan:
     """Settings of one scan and what its batches share."""
 
-    def __init__(self, pipe: Any, guard: Guard, given: dict[str, Any], seed: int, batch_size: int | None) -> None:
-        self.pipe, self.guard, self.seed = pipe, guard, seed
+    def __init__(
+        self, pipe: Any, guard: Guard, given: dict[str, Any], seed: int, batch_size: int | None, own_seeds: bool
+    ) -> None:
+        self.pipe, self.guard, self.seed, self.own_seeds = pipe, guard, seed, own_seeds
         self.images: int = given["num_images_per_prompt"]
         module = self.module = pipes.text_to_image(pipe)
         known = inspect.signature(type(pipe).__call__).parameters
         config = getattr(module, "config", {})
         self.built_in = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         self.facts = pipes.host_facts() | pipes.run_facts(pipe, given)
-        self.facts |= {"model": pipes.name_of(module), "seeds": (seed,)}
+        self.facts |= {"model": pipes.name_of(module)}
         call = given | pipes.size(pipe, module, given["height"], given["width"])
         # one step needs no guided trajectory: rows with the prompt alone, and the reference once
         self.single = guard.steps == 1 and not self.built_in
@@ -132,26 +137,30 @@ class _Scan:
         self.shared: Shared | None = None
 
     def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:
-        source = iter(prompts)
+        seeds = count(self.seed) if self.own_seeds else repeat(self.seed)
+        source = zip(prompts, seeds, strict=False)
         try:
             while batch := list(islice(source, self.batch_size)):
                 yield from self._batch(batch)
         finally:
             self.pipe.maybe_free_model_hooks()  # a run that was ended early has not done so itself
 
-    def _batch(self, batch: list[Any]) -> Iterator[Report]:
-        reasons = [unfit(prompt) for prompt in batch]
-        scored = self._texts([prompt for prompt, reason in zip(batch, reasons, strict=True) if not reason])
-        for prompt, reason in zip(batch, reasons, strict=True):
+    def _batch(self, batch: list[tuple[Any, int]]) -> Iterator[Report]:
+        reasons = [unfit(prompt) for prompt, _ in batch]
+        scored = self._texts([each for each, reason in zip(batch, reasons, strict=True) if not reason])
+        for (prompt, seed), reason in zip(batch, reasons, strict=True):
             if not reason:
                 yield next(scored)
             else:
-                run = self.guard.begin(**self.facts | {"prompt": prompt if isinstance(prompt, str) else None})
+                run = self._begin(prompt if isinstance(prompt, str) else None, seed)
                 run.unavailable(reason)
                 yield run.finish()
 
-    def _texts(self, texts: list[str]) -> Iterator[Report]:
-        """Score texts together; where that fails, in halves, so that only the bad one is lost."""
+    def _begin(self, text: str | None, seed: int, **facts: Any) -> Run:
+        return self.guard.begin(**self.facts | facts | {"prompt": text, "seeds": (seed,)})
+
+    def _texts(self, texts: list[tuple[str, int]]) -> Iterator[Report]:
+        """Score texts, each with its seed, together; where that fails, in halves, so that only the bad one is lost."""
         if not texts:
             return
         started = time.perf_counter()
@@ -165,15 +174,15 @@ class _Scan:
                 yield from self._texts(texts[:half])
                 yield from self._texts(texts[half:])
                 return
-            run = self.guard.begin(**self.facts | {"prompt": texts[0], "error": f"{type(error).__name__}: {error}"})
+            run = self._begin(*texts[0], error=f"{type(error).__name__}: {error}")
             run.unavailable(of_pipeline(error))
             yield run.finish()
             return
         seconds = (time.perf_counter() - started) / len(texts)
-        for i, text in enumerate(texts):
+        for i, (text, seed) in enumerate(texts):
             cut = unread(self.pipe, text, seen.columns)
             notes = (*(self.facts | seen.facts)["notes"], *([cut] if cut else ()))
-            run = self.guard.begin(**self.facts | seen.facts | {"prompt": text, "notes": notes})
+            run = self._begin(text, seed, **seen.facts | {"notes": notes})
             run.started = time.perf_counter() - seconds
             run.extra_rows = seen.extra_rows if i == 0 else 0
             if seen.reason is not None:
@@ -183,21 +192,23 @@ class _Scan:
                 run.observe(step.rows(rows))
             yield run.finish()
 
-    def _run(self, texts: list[str]) -> Seen:
+    def _run(self, texts: list[tuple[str, int]]) -> Seen:
         """Run the pipeline on several prompts up to the last scored step."""
         seen = Seen(self.guard.steps)
         prompts = Prompts(self.wish if self.single or self.guard.reference == "empty" or not self._pairs() else None)
-        call = self.call | {"prompt": texts, "generator": torch.Generator("cpu").manual_seed(self.seed)}
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in dict.fromkeys(seed for _, seed in texts)]
+        call = self.call | {"prompt": [text for text, _ in texts], "generator": generators[0]}
         if "negative_prompt" in call:
             call["negative_prompt"] = len(texts) * [call["negative_prompt"]]
         before = getattr(self.pipe, "_progress_bar_config", {})
         self.pipe.set_progress_bar_config(disable=True)
-        reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=self.images, shared=self.shared)
+        images = None if self.own_seeds else self.images
+        reader = Reader(self.pipe, seen, prompts, self.guard.reference, images=images, shared=self.shared)
         try:
             with (
                 aside(self.module),
                 attending(self.guard.attention, self.module) as read,
-                methods(self.pipe, **encoding(self.pipe, prompts.learn), **repeated_latents(self.pipe, len(texts))),
+                methods(self.pipe, **encoding(self.pipe, prompts.learn), **latents_of_prompts(len(texts), generators)),
             ):
                 reader.read = read
                 with listening(self.module, reader), contextlib.suppress(Enough):
