@@ -187,6 +187,12 @@ def words_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def t5() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=16, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
+    )
+
+
 def flux(guidance_embeds: bool = False):
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
@@ -201,17 +207,42 @@ def flux(guidance_embeds: bool = False):
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 4, 8),
     )
-    t5 = T5EncoderModel(
-        T5Config(vocab_size=16, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
-    )
+    t5_encoder = t5()
     return quiet(
         FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=vae(),
             text_encoder=CLIPTextModel(text_config()),
             tokenizer=tokenizer(),
-            text_encoder_2=t5,
+            text_encoder_2=t5_encoder,
             tokenizer_2=words_tokenizer(),
             transformer=model,
+        )
+    )
+
+
+def bria():
+    """Both prompts in one call, of latents that are packed as Flux packs them; needs a diffusers that has Bria."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.BriaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=None,
+        axes_dims_rope=(0, 4, 4),
+    )
+    return quiet(
+        diffusers.BriaPipeline(
+            transformer=model,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=vae(blocks=1),
+            text_encoder=t5(),
+            tokenizer=words_tokenizer(),
         )
     )
