@@ -6,9 +6,10 @@ import torch
 
 from memguard import Guard, MemorizationStop
 from memguard.hosts.diffusers.attention import no_layers
-from memguard.hosts.diffusers.calls import Call
+from memguard.hosts.diffusers.calls import Call, prompt_of
 from memguard.hosts.diffusers.pipes import family, learns_variance
-from memguard.hosts.diffusers.rows import UNKNOWN, _split
+from memguard.hosts.diffusers.rows import UNKNOWN, Unscored, _split
+from memguard.mitigations import get
 from tests.hosts import tiny
 from tests.hosts.test_diffusers import FLUX, finding, generate
 
@@ -85,3 +86,30 @@ def test_a_row_is_counted_when_it_is_made(monkeypatch):
     monkeypatch.setattr(Call, "repeat", lambda *_, **__: 1 / 0)
     generate(pipe, guard, prompt=PROMPT, guidance_scale=1.0)
     assert finding(guard).scores == () and guard.report.extra_rows == 0
+
+
+@pytest.mark.parametrize("name", ["random_tokens", "paraphrase", "noise_adjustment"])
+def test_a_text_is_never_put_under_the_mask_of_another(name, caplog):
+    pipe = tiny.pixart()
+    given = {"prompt": PROMPT, "max_sequence_length": 16, "use_resolution_binning": False, "height": 16, "width": 16}
+    given["clean_caption"] = False
+    plain = generate(pipe, **given)
+    settings = {"random_tokens": {"kind": "word"}, "paraphrase": {"text": "a blue house"}}.get(name, {})
+    with get(name, **settings).attach(pipe):
+        assert torch.equal(generate(pipe, **given), plain)
+    (line,) = [line for line in caplog.messages if "left out" in line]
+    assert line.endswith("encoder_attention_mask of another prompt is not known")  # there is no reference to choose
+    guard = Guard(reference="empty")
+    generate(pipe, guard, **given, negative_prompt="ugly")
+    assert finding(guard).status.endswith("use the negative prompt as reference")
+
+
+@pytest.mark.parametrize("name", ["encoder_attention_mask", "encoder_mask", "text_embedding_mask", "attention_mask"])
+def test_the_mask_of_a_prompt_has_many_names(name):  # PixArt, Lumina, HunyuanDiT, Chroma
+    pipe, x = tiny.sd(), torch.randn(1, 4, 8, 8)
+    given = {"sample": x, "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(1, 3, tiny.WIDTH)}
+    call = Call.of(pipe.unet, (), given, (x,))
+    Call.of(pipe.unet, (), given | {name: None, "padding_mask": x}, (x,)).takes_another_prompt()
+    call.arguments[name] = torch.ones(1, 3)
+    with pytest.raises(Unscored, match=f"{name} of another prompt is not known"):
+        call.repeat(slice(None), prompt_of(call.arguments))

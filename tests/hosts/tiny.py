@@ -246,3 +246,29 @@ def bria():
             tokenizer=words_tokenizer(),
         )
     )
+
+
+def pixart():
+    """Both prompts in one call, each with the mask of its own tokens."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=WIDTH,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    parts = {"transformer": model, "scheduler": scheduler(), "vae": vae(), "text_encoder": t5()}
+    return quiet(diffusers.PixArtSigmaPipeline(tokenizer=words_tokenizer(), **parts))

@@ -19,6 +19,8 @@ from ...attributions.moment import Encoded
 from .caches import ANSWERED, untouched
 from .rows import Unscored, own
 
+OF_TEXT = ("encoder_", "text_")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -89,9 +91,7 @@ class Call:
             Unscored: if the call cannot be repeated without changing the picture or the meaning.
 
         """
-        masks = [k for k, v in self.arguments.items() if k.startswith("encoder_") and "mask" in k and v is not None]
-        if masks:
-            raise Unscored(f"{masks[0]} of another prompt is not known; use the negative prompt as reference")
+        self.takes_another_prompt()
         batch = len(self.text)
         arguments = self.arguments
         if rows.indices(batch) != (0, batch, 1):
@@ -105,6 +105,13 @@ class Call:
         if torch.equal(made, self.prediction[rows]) and not self._asks_alike(rows, prompt, x):
             raise Unscored(ANSWERED)
         return made
+
+    def takes_another_prompt(self, remedy: str = "") -> None:
+        """Raise Unscored, with a remedy, if the call's rows have masks of their own prompts."""
+        names = [k for k, v in self.arguments.items() if "mask" in k and v is not None]
+        masks = [k for k in names if k.startswith(OF_TEXT) or k == "attention_mask"]  # others are of the picture
+        if masks:
+            raise Unscored(f"{masks[0]} of another prompt is not known{remedy}")
 
     def made(self, arguments: dict[str, Any]) -> Any:
         """Call the model as it was called, with other arguments of the same names; return its output.

@@ -121,7 +121,7 @@ def start(
         predict=predictor(call, rows, here, None if table is None else table.to(x.device), count, scale),
         groups=None if table is None else table.to(x.device),
         texts=prompts.of_rows(len(x)),
-        encode=_encoder(pipe, prompts),
+        encode=_encoder(pipe, call, prompts),
         widths=editor.widths,
         model=model,
         eos_padded=pipes.eos_padded(pipe, cond.text.shape[-1]),
@@ -168,8 +168,9 @@ def _rows(prompt: moment.Encoded, rows: slice) -> Encoded:
     return Encoded(prompt.text[rows], None if prompt.pooled is None else prompt.pooled[rows])
 
 
-def _encoder(pipe: Any, prompts: Prompts) -> Any:
+def _encoder(pipe: Any, call: Call, prompts: Prompts) -> Any:
     def encode(texts: Sequence[str], padding: int | None = None) -> Encoded:
+        call.takes_another_prompt()
         with _padded(getattr(pipe, "tokenizer", None), padding), torch.no_grad():
             return prompts.encode(texts)
 
