@@ -116,17 +116,29 @@ class Row:
         self.bad += [] if same(plain, self.call(pipe)) else ["something was left behind"]
 
     def words(self, memguard, pipe) -> None:
+        settings = {"num_inference_steps": 2, "guidance_scale": 5.0}
         for method in ("gradient", "ablation", "attention"):
             try:
-                found = memguard.explain(pipe, "a red fox", method, num_inference_steps=2, guidance_scale=5.0)
+                found = memguard.explain(pipe, "a red fox", method, **settings)
                 self.found[f"explain {method}"] = (found.status, found.method)
                 self.bad += [f"explain: {found.status}"] if RAW.search(found.status) else []
-            except ValueError as refused:  # not a pipeline of text alone, or a size that it does not have
-                self.found[f"explain {method}"] = f"refused: {refused}"
-            except Exception as error:  # the pipeline's own, at its default size
-                mine = "memguard/memguard" in str(error.__traceback__.tb_frame)
-                self.found[f"explain {method}"] = f"the pipeline failed: {type(error).__name__}"
-                self.bad += [f"explain {method}: {error}"] if mine else []
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                if self.fails_alike(pipe, error, settings):  # the pipeline's own, at its default size
+                    self.found[f"explain {method}"] = f"the pipeline failed: {said}"
+                elif isinstance(error, ValueError):  # not a pipeline of text alone, or a size that it does not have
+                    self.found[f"explain {method}"] = f"refused: {error}"
+                    self.bad += [f"explain {method}: {error}"] if RAW.search(str(error)) else []
+                else:
+                    self.bad.append(f"explain {method} raised {said}")
+
+    def fails_alike(self, pipe, error, settings) -> bool:
+        """Whether the plain pipeline ends in the same error."""
+        try:
+            pipe("a red fox", **settings)
+        except Exception as own:
+            return type(own) is type(error) and str(own) == str(error)
+        return False
 
     def compare(self, label, plain, run) -> None:
         try:

@@ -7,6 +7,7 @@ import torch
 from memguard import Guard, MemorizationStop
 from memguard.hosts.diffusers.attention import no_layers
 from memguard.hosts.diffusers.calls import Call, prompt_of
+from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.pipes import family, learns_variance
 from memguard.hosts.diffusers.rows import UNKNOWN, Unscored, _split
 from memguard.mitigations import get
@@ -104,8 +105,11 @@ def test_a_text_is_never_put_under_the_mask_of_another(name, caplog):
     assert finding(guard).status.endswith("use the negative prompt as reference")
 
 
-@pytest.mark.parametrize("name", ["encoder_attention_mask", "encoder_mask", "text_embedding_mask", "attention_mask"])
-def test_the_mask_of_a_prompt_has_many_names(name):  # PixArt, Lumina, HunyuanDiT, Chroma
+@pytest.mark.parametrize(
+    "name",
+    ["encoder_attention_mask", "encoder_mask", "text_embedding_mask", "attention_mask"] + ["text_encoder_layers"],
+)
+def test_what_a_model_reads_beside_a_text_has_many_names(name):  # PixArt, Lumina, HunyuanDiT, Chroma, Bria Fibo
     pipe, x = tiny.sd(), torch.randn(1, 4, 8, 8)
     given = {"sample": x, "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(1, 3, tiny.WIDTH)}
     call = Call.of(pipe.unet, (), given, (x,))
@@ -113,3 +117,17 @@ def test_the_mask_of_a_prompt_has_many_names(name):  # PixArt, Lumina, HunyuanDi
     call.arguments[name] = torch.ones(1, 3)
     with pytest.raises(Unscored, match=f"{name} of another prompt is not known"):
         call.repeat(slice(None), prompt_of(call.arguments))
+
+
+def test_a_timestep_that_two_levels_could_be_is_the_one_whose_turn_it_is():
+    plan = diffusers.FlowMatchEulerDiscreteScheduler()
+    plan.set_timesteps(3)  # the last is 1, which is the first one, 1000, where a pipeline divides by 1000 (AuraFlow)
+    assert plan.timesteps[-1] == 1
+    assert level(plan, torch.tensor([1.0, 1.0])).full_noise
+    sample = torch.zeros(1, 4, 8, 8)
+    for t in plan.timesteps[:2]:
+        sample = plan.step(sample, t, sample).prev_sample
+    assert level(plan, torch.tensor(1.0)).timestep == 1  # SD3, which does not divide
+    assert level(plan, torch.tensor(0.001)).timestep == 1
+    plan.set_timesteps(3)
+    assert level(plan, plan.timesteps[1] / 1000).timestep == plan.timesteps[1]

@@ -19,7 +19,7 @@ from ...attributions.moment import Encoded
 from .caches import ANSWERED, untouched
 from .rows import Unscored, own
 
-OF_TEXT = ("encoder_", "text_")
+BESIDE = ("encoder_", "text_", "attention_mask")  # how what a model reads beside a prompt's text begins
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class Call:
         return made
 
     def takes_another_prompt(self, remedy: str = "") -> None:
-        """Raise Unscored, with a remedy, if the call's rows have masks of their own prompts."""
-        names = [k for k, v in self.arguments.items() if "mask" in k and v is not None]
-        masks = [k for k in names if k.startswith(OF_TEXT) or k == "attention_mask"]  # others are of the picture
-        if masks:
-            raise Unscored(f"{masks[0]} of another prompt is not known{remedy}")
+        """Raise Unscored, with a remedy, if more than a text goes with a prompt, such as the mask of its tokens."""
+        given = [k for k, v in self.arguments.items() if k != "encoder_hidden_states" and v is not None]
+        more = [k for k in given if k.startswith(BESIDE)]
+        if more:
+            raise Unscored(f"{more[0]} of another prompt is not known{remedy}")
 
     def made(self, arguments: dict[str, Any]) -> Any:
         """Call the model as it was called, with other arguments of the same names; return its output.

@@ -70,11 +70,10 @@ def level(scheduler: Any, timestep: Tensor) -> Level:
     if not bool((values == values[0]).all()):
         raise Unscored("the rows of one model call have different timesteps")
     schedule = scheduler.timesteps.detach().double().cpu()
-    index = _nearest(schedule, float(values[0]))
-    if index is None:
-        index = _nearest(schedule, 1000 * float(values[0]))
-    if index is None:
+    found = [each for times in (1, 1000) if (each := _nearest(schedule, times * float(values[0]))) is not None]
+    if not found:
         raise Unscored(f"the model's timestep {float(values[0]):g} is not in the schedule of {name}")
+    index = found[0] if _next(scheduler) not in found else _next(scheduler)  # 1 may be the last one, or 1000
     t = float(schedule[index])
     full_noise = t == float(schedule.max())
     config = scheduler.config
@@ -108,6 +107,12 @@ def steps_of(scheduler: Any, calls: int) -> Steps:
     if begins is not None and len(begins):  # PNDM's first steps by Runge and Kutta, of four calls each
         between = scheduler.pndm_order - 1
     return Steps.of_calls(levels, between)
+
+
+def _next(scheduler: Any) -> int:
+    """Return the index of the timestep that is next in the run."""
+    taken = getattr(scheduler, "step_index", None)
+    return int((getattr(scheduler, "begin_index", None) or 0) if taken is None else taken)
 
 
 def _nearest(schedule: Tensor, t: float) -> int | None:
