@@ -10,6 +10,7 @@ import torch
 
 import memguard
 from memguard.calibration import ProfileError, negative_of, ordinary_prompts
+from memguard.hosts.diffusers import pipes
 from tests.hosts import tiny
 
 PROMPTS = ["a red fox", "a blue house by the sea", "a cat on the roof", "lamp " * 90]
@@ -244,8 +245,21 @@ def test_a_wrong_setting_is_said_before_the_first_prompt(pipe, settings, message
     ],
 )
 def test_a_pipeline_that_needs_a_picture_cannot_be_scanned(cls, reason):
-    with pytest.raises(ValueError, match=f"{cls.__name__} does not make pictures from text alone: it has {reason}"):
+    with pytest.raises(ValueError, match=f"{cls.__name__} makes pictures from text alone: it has {reason}"):
         memguard.scan(tiny.sd(cls=cls), PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (diffusers.HunyuanDiTControlNetPipeline, "a picture to start from"),
+        (diffusers.IFPipeline, "no prepare_latents"),  # it makes pictures from text alone, in a way of its own
+    ],
+)
+def test_what_memguard_does_not_know_is_not_said_of_the_pipeline(cls, reason, monkeypatch):
+    monkeypatch.setattr(pipes, "denoiser", lambda pipe: tiny.unet())
+    with pytest.raises(ValueError, match=f"does not know how {cls.__name__} makes pictures .* it has {reason}"):
+        pipes.text_to_image(cls.__new__(cls))
 
 
 def test_calibrate_keeps_the_scores_of_the_scan_each_prompt_with_a_seed_of_its_own(pipe):

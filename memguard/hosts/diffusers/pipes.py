@@ -41,9 +41,11 @@ def text_to_image(pipe: Any) -> nn.Module:
     lacks = [f"no {name}" for name in ("prompt", "num_images_per_prompt") if name not in known]
     lacks += [f"no {name}" for name in ("encode_prompt", "prepare_latents") if not hasattr(pipe, name)]
     lacks += ["no unet or transformer"] if module is None else []
-    lacks += ["a picture to start from"] if "image" in known else []
+    lacks += ["a picture to start from"] if {"image", "control_image"} & set(known) else []
     if module is None or lacks:
-        raise ValueError(f"{type(pipe).__name__} does not make pictures from text alone: it has {lacks[0]}")
+        raise ValueError(
+            f"MemGuard does not know how {type(pipe).__name__} makes pictures from text alone: it has {lacks[0]}"
+        )
     return module
 
 

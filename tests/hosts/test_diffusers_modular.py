@@ -1,0 +1,61 @@
+"""Modular pipelines have no encode_prompt that could be asked: that is said, and the picture is the plain one."""
+
+import diffusers
+import pytest
+import torch
+
+import memguard
+from memguard import Guard
+from memguard.mitigations import available, get
+from tests.hosts import tiny
+from tests.hosts.test_diffusers import seeded
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(diffusers, "StableDiffusionXLAutoBlocks"), reason="this diffusers has no modular pipelines"
+)
+SAID = "this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told"
+NEEDS = {"paraphrase": {"text": "a blue house"}}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    whole = tiny.sdxl()
+    made = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {k: v for k, v in whole.components.items() if v is not None and k in made.component_names}
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=5.0)
+    made.update_components(**parts, guider=guider, image_processor=whole.image_processor)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def generate(pipe, block=None):
+    settings = {"prompt": "a red fox", "num_inference_steps": 3, "height": 16, "width": 16, "output_type": "latent"}
+    if block is None:
+        return pipe(**settings, output="images", generator=seeded())
+    with block.attach(pipe):
+        return pipe(**settings, output="images", generator=seeded())
+
+
+@pytest.mark.parametrize("reference", ["negative", "empty"])
+@pytest.mark.parametrize("policy", ["observe", "mitigate"])
+def test_watching(pipe, reference, policy):
+    guard = Guard(("text_noise_norm", "attention_entropy"), policy=policy, reference=reference)
+    assert torch.equal(generate(pipe), generate(pipe, guard))
+    assert [(finding.status, finding.scores) for finding in guard.report.findings] == 2 * [(SAID, ())]
+    assert guard.report.error is None and guard.report.extra_rows == 0
+
+
+@pytest.mark.parametrize("name", [name for name in available() if name != "neuron_mask"])
+def test_a_mitigation_is_left_out(pipe, name, caplog):
+    plain = generate(pipe)
+    caplog.clear()
+    assert torch.equal(generate(pipe, get(name, **NEEDS.get(name, {}))), plain)
+    assert caplog.messages[0].endswith(f"was left out: {SAID}")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda pipe: list(memguard.scan(pipe, ["a fox"])), lambda pipe: memguard.explain(pipe, "a fox")]
+)
+def test_prompts_cannot_be_asked_for(pipe, ask):
+    with pytest.raises(ValueError, match="does not know how StableDiffusionXLModularPipeline .* it has no prompt"):
+        ask(pipe)
