@@ -246,3 +246,21 @@ def test_freeu_is_explained(sd):
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     found = memguard.explain(pipe, PROMPT, **SIZE)
     assert found.status == "ok" and all(weight != 0 for weight in found.weights)
+
+
+class Fixed(StableDiffusionPipeline):
+    """A pipeline whose call takes no guidance scale, as HunyuanImage's."""
+
+    def __call__(self, prompt, num_images_per_prompt=1, num_inference_steps=4, generator=None, output_type="pil"):
+        given = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps}
+        given |= {"generator": generator, "output_type": output_type, "height": 16, "width": 16}
+        return super().__call__(prompt, guidance_scale=7.5, **given)
+
+
+def test_a_pipeline_is_given_what_its_call_knows(sd):
+    pipe = tiny.sd(cls=Fixed)
+    found = memguard.explain(pipe, PROMPT, "ablation", num_inference_steps=4)
+    assert found.status == "ok" and found.weights == memguard.explain(sd, PROMPT, "ablation", **SIZE).weights
+    text = memguard.mitigations.optimize_prompt(pipe, PROMPT, iterations=2, num_inference_steps=4)
+    given = {"iterations": 2, **SIZE}
+    assert torch.equal(text, memguard.mitigations.optimize_prompt(sd, PROMPT, **given))

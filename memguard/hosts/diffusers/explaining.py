@@ -158,7 +158,7 @@ class _Explaining:
                 methods(self.pipe, **encoding(self.pipe, prompts.learn, lambda: trouble)),
                 listening(module, watch, trouble=trouble),
             ):
-                made = self.pipe(**{k: v for k, v in call.items() if v is not None}).images
+                made = self.pipe(**pipes.known(self.pipe, call)).images
             return tuple((255 * np.asarray(picture)).round().astype(np.uint8) for picture in made)
         except Enough:
             return ()

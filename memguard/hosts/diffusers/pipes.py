@@ -49,6 +49,12 @@ def text_to_image(pipe: Any) -> nn.Module:
     return module
 
 
+def known(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the pipeline's call takes; None is the pipeline's own."""
+    names = inspect.signature(type(pipe).__call__).parameters
+    return {name: value for name, value in call.items() if name in names and value is not None}
+
+
 def size(pipe: Any, module: nn.Module, height: int | None, width: int | None) -> dict[str, int | None]:
     """Return both sides where one is given: StableDiffusionPipeline drops a height without a width, silently.
 

@@ -9,7 +9,6 @@ Room: memguard.hosts, diffusers. May import: memguard.neurons, memguard.attribut
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,7 +93,6 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
         raise Enough
 
     prompts = Prompts("")
-    known = inspect.signature(type(pipe).__call__).parameters
     given = {
         "prompt": prompt,
         "num_images_per_prompt": images,
@@ -110,7 +108,7 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
     try:
         object.__setattr__(pipe, name, plain)
         with aside(plain), eager(plain), methods(pipe, **encoding(pipe, prompts.learn)), suppress(Enough):
-            pipe(**{k: v for k, v in given.items() if k in known})
+            pipe(**pipes.known(pipe, given))
     finally:
         object.__setattr__(pipe, name, module)
         handle.remove()

@@ -119,7 +119,6 @@ class _Scan:
         self.pipe, self.guard, self.seed, self.own_seeds = pipe, guard, seed, own_seeds
         self.images: int = given["num_images_per_prompt"]
         module = self.module = pipes.text_to_image(pipe)
-        known = inspect.signature(type(pipe).__call__).parameters
         config = getattr(module, "config", {})
         self.built_in = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         self.facts = pipes.host_facts() | pipes.run_facts(pipe, given)
@@ -129,7 +128,7 @@ class _Scan:
         self.single = guard.steps == 1 and not self.built_in
         if self.single:
             call |= {"guidance_scale": 1.0, "negative_prompt": None}
-        self.call = {k: v for k, v in call.items() if k in known and v is not None} | {"output_type": "latent"}
+        self.call = pipes.known(pipe, call) | {"output_type": "latent"}
         self.wish = "" if guard.reference == "empty" else given["negative_prompt"] or ""
         mixes = guard.steps == 1 or type(pipe.scheduler).__name__.removesuffix("Scheduler") in DETERMINISTIC
         rows = self.images if self.single else 2 * self.images

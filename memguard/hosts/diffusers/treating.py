@@ -212,7 +212,7 @@ def optimize_prompt(
             listening(module, lambda *_: None, before),
             contextlib.suppress(Enough),
         ):
-            pipe(**{k: v for k, v in call.items() if v is not None})
+            pipe(**pipes.known(pipe, call))
     except Told as reason:
         raise ValueError(f"the prompt cannot be optimised: {in_words(reason)}") from None
     finally:
