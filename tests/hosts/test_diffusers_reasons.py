@@ -1,5 +1,7 @@
 """What is said of a run without a score in diffusers is true, and policy stop ends it."""
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -8,8 +10,8 @@ from memguard import Guard, MemorizationStop
 from memguard.hosts.diffusers.attention import no_layers
 from memguard.hosts.diffusers.calls import Call, prompt_of
 from memguard.hosts.diffusers.levels import level
-from memguard.hosts.diffusers.pipes import family, learns_variance
-from memguard.hosts.diffusers.rows import UNKNOWN, Unscored, _split
+from memguard.hosts.diffusers.pipes import family, latent_pixels, learns_variance
+from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored, _split
 from memguard.mitigations import get
 from tests.hosts import tiny
 from tests.hosts.test_diffusers import FLUX, finding, generate
@@ -131,3 +133,20 @@ def test_a_timestep_that_two_levels_could_be_is_the_one_whose_turn_it_is():
     assert level(plan, torch.tensor(0.001)).timestep == 1
     plan.set_timesteps(3)
     assert level(plan, plan.timesteps[1] / 1000).timestep == plan.timesteps[1]
+
+
+def test_one_prompt_in_two_encoders_is_not_called_two_prompts():
+    def encode_prompt(prompt, negative_prompt=None):  # HunyuanDiT asks for CLIP's, then for T5's
+        return torch.ones(1, 3, 4), torch.zeros(1, 3, 4)
+
+    prompts = Prompts()
+    for _ in range(2):
+        prompts.learn(encode_prompt, (PROMPT,), {}, encode_prompt(PROMPT))
+    with pytest.raises(Unscored, match="encodes its prompt more than once, so the rows that carry"):
+        prompts.roles(torch.ones(2, 3, 4))
+
+
+def test_a_pipeline_without_an_autoencoder_draws_pixels():
+    assert latent_pixels(SimpleNamespace(unet=None)) == 1  # IF
+    assert latent_pixels(SimpleNamespace(movq=tiny.vae())) == 8  # Kandinsky tells no factor
+    assert latent_pixels(tiny.sd()) == 2

@@ -119,8 +119,9 @@ def learns_variance(pipe: Any) -> bool:
 
 
 def latent_pixels(pipe: Any) -> int:
-    """Return the number of pixels per latent, along one side."""
-    return int(getattr(pipe, "vae_scale_factor", 8))
+    """Return the number of pixels per latent, along one side; IF has no autoencoder, and its latents are pixels."""
+    encodes = any(getattr(pipe, name, None) is not None for name in ("vae", "movq", "vqvae"))
+    return int(getattr(pipe, "vae_scale_factor", 8 if encodes else 1))
 
 
 def model_calls(pipe: Any) -> int:

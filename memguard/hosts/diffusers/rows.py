@@ -211,7 +211,9 @@ class Prompts:
         if self._unknown:
             raise Unscored(UNKNOWN)
         if self._confused:
-            raise Unscored("the pipeline encodes several prompts, so the rows that carry the prompt cannot be told")
+            raise Unscored(
+                "the pipeline encodes its prompt more than once, so the rows that carry the prompt cannot be told"
+            )
         blocks = text.split(len(self.cond.text))
         is_cond = [_same(block, self.cond.text) for block in blocks]
         is_uncond = [self.uncond is not None and _same(block, self.uncond.text) for block in blocks]
