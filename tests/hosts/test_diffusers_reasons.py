@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 
+import memguard
 from memguard import Guard, MemorizationStop
 from memguard.hosts.diffusers.attention import no_layers
 from memguard.hosts.diffusers.calls import Call, prompt_of
@@ -94,7 +95,7 @@ def test_a_row_is_counted_when_it_is_made(monkeypatch):
 @pytest.mark.parametrize("name", ["random_tokens", "paraphrase", "noise_adjustment"])
 def test_a_text_is_never_put_under_the_mask_of_another(name, caplog):
     pipe = tiny.pixart()
-    given = {"prompt": PROMPT, "max_sequence_length": 16, "use_resolution_binning": False, "height": 16, "width": 16}
+    given = {"prompt": PROMPT, "max_sequence_length": 16, "height": 16, "width": 16}
     given["clean_caption"] = False
     plain = generate(pipe, **given)
     settings = {"random_tokens": {"kind": "word"}, "paraphrase": {"text": "a blue house"}}.get(name, {})
@@ -104,7 +105,10 @@ def test_a_text_is_never_put_under_the_mask_of_another(name, caplog):
     assert line.endswith("encoder_attention_mask of another prompt is not known")  # there is no reference to choose
     guard = Guard(reference="empty")
     generate(pipe, guard, **given, negative_prompt="ugly")
-    assert finding(guard).status.endswith("use the negative prompt as reference")
+    assert finding(guard).status.endswith("is not known; use the negative prompt as reference")
+    (report,) = memguard.scan(pipe, [PROMPT], height=16, width=16, num_inference_steps=2)
+    assert report.findings[0].status.endswith("is not known")
+    assert memguard.explain(pipe, PROMPT, height=16, width=16, num_inference_steps=2).status.endswith("is not known")
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ class Reader:
         assert wished is not None and self.prompts.cond is not None
         if wished.same(self.prompts.cond):
             raise Unscored(SAME_EMPTY)
-        call.takes_another_prompt("; use the negative prompt as reference")
+        watching = self.reference == "empty" and self.images is None  # a scan spends rows on either reference
+        call.takes_another_prompt("; use the negative prompt as reference" if watching else "")
         with no_grad():
             made = call.repeat(rows, wished.head(count))
         self.run.extra_rows += count
