@@ -154,3 +154,12 @@ def test_a_pipeline_without_an_autoencoder_draws_pixels():
     assert latent_pixels(SimpleNamespace(unet=None)) == 1  # IF
     assert latent_pixels(SimpleNamespace(movq=tiny.vae())) == 8  # Kandinsky tells no factor
     assert latent_pixels(tiny.sd()) == 2
+
+
+def test_an_encoder_that_is_told_how_many_is_told_how_many():
+    def encode_prompt(prompt, batch_size=1):  # HunyuanImage
+        return torch.ones(len(prompt), 3, 4).view(batch_size, 3, 4)
+
+    prompts = Prompts()
+    prompts.learn(encode_prompt, ([PROMPT], 1), {}, encode_prompt([PROMPT]))
+    assert prompts.encode(["a", "fox", "red"]).text.shape == (3, 3, 4)

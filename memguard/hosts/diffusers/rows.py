@@ -186,7 +186,7 @@ class Prompts:
         }
         settings = {k: v for k, v in bound.arguments.items() if not k.startswith(texts)} | settings
         settings |= {"prompt": prompts}
-        switches = {"num_images_per_prompt": images, "do_classifier_free_guidance": True}
+        switches = {"num_images_per_prompt": images, "do_classifier_free_guidance": True, "batch_size": len(prompts)}
         settings |= {k: v for k, v in switches.items() if k in signature.parameters}
         if self._paired and negative is not None:
             settings["negative_prompt"] = negative
