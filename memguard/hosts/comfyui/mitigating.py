@@ -32,7 +32,8 @@ READ_BEFORE = "attention could not be read again under the mitigation"
 EDITED = "an edit of the attention itself is not scored by attention"
 CACHED = "another node answers from a cache, so an attempt cannot be scored; take the cache off the model"
 
-SAME = 5e-7  # times the size of the latents: a difference that is no more than their rounding
+ROUNDING = 2 * torch.finfo(torch.float32).eps  # of a sum with the latents, as a share of them
+FAR = 1e4  # times that rounding: a noise gap of this size would move visibly with its input
 # step, sigma, predictions by role in units of epsilon, role to compare with, coverage
 Evidence = Callable[[int, Tensor, dict[str, Tensor], str, "Tensor | None"], StepEvidence]
 
@@ -242,9 +243,15 @@ def _cached(before: _Made, after: _Made, reference: str | None) -> bool:
     """
     if reference is None or not {roles.PROMPT, reference} <= before.denoised.keys() & after.denoised.keys():
         return False
-    rounding = SAME * float(max(before.x.norm(), before.denoised[roles.PROMPT].norm()))
-    pairs = []
-    for each in (before, after):
-        cond, uncond = each.denoised[roles.PROMPT].float(), each.denoised[reference].float()
-        pairs.append((cond, each.x.float() - cond, cond - uncond))
-    return any(bool(a.any()) and float((a - b).norm()) <= rounding for a, b in zip(*pairs, strict=True))
+    (cond, added, gap), (cond_after, added_after, gap_after) = (_parts(each, reference) for each in (before, after))
+    rounding = ROUNDING * torch.maximum(before.x.abs(), cond.abs()).float()
+    output = bool(cond.any()) and torch.equal(cond, cond_after)
+    difference = bool(added.any()) and bool(((added - added_after).abs() <= rounding).all())
+    known = float(gap.norm()) > FAR * float(rounding.norm())
+    return output or difference or (known and bool(((gap - gap_after).abs() <= rounding).all()))
+
+
+def _parts(made: _Made, reference: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what was predicted with the prompt, what that takes off the input, and the gap, [B, C, h, w] each."""
+    cond, uncond = made.denoised[roles.PROMPT].float(), made.denoised[reference].float()
+    return cond, made.x.float() - cond, cond - uncond

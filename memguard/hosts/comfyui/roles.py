@@ -71,6 +71,11 @@ def why_missing(guider: Any, cfg: float | None = None) -> str:
             f"there is no negative prompt (guider {type(guider).__name__}); "
             "set reference to empty and connect an empty prompt to MemGuard"
         )
+    if math.isclose(getattr(guider, "cfg2", 0.0), 1.0):
+        return (
+            f"cfg of the negative prompt is 1 (guider {type(guider).__name__}): the sampler computes no prediction for "
+            "it; set reference to empty (one more evaluation), or that cfg above 1"
+        )
     if cfg is not None and not math.isclose(cfg, 1.0):
         return (
             f"the first call makes no prediction for the negative prompt although cfg is {cfg:g}: another node leaves "

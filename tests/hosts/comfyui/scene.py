@@ -9,6 +9,7 @@ from memguard_pack.memguard import Guard, loop, mitigations
 from memguard_pack.memguard.hosts.comfyui import graph
 from memguard_pack.memguard.hosts.comfyui.treating import Treater
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
+from memguard_pack.memguard.mitigations.edit import NOWHERE
 from memguard_pack.memguard.mitigations.neuron_mask import Mask, NeuronMask
 from memguard_pack.memguard.records import NeuronSet
 from memguard_pack.tests.hosts.comfyui import tiny
@@ -95,7 +96,7 @@ class Scene:
 
 def _masked(self, start, before):
     if not start.widths:
-        raise mitigations.Unsuitable("the model has no cross-attention layers")
+        raise mitigations.Unsuitable(NOWHERE)
     first = {next(iter(start.widths)): (0, 3, 5)}
     factor = 1 - self.strength
     return replace(before, edits=(*before.edits, Mask(first, factor))).note(f"neurons x {factor:g}")

@@ -134,6 +134,13 @@ def test_an_attempt_that_an_unknown_cache_answered_is_not_scored(name, kept, mon
     assert torch.equal(plain, seen)
 
 
+def test_a_small_move_of_the_noise_is_no_cache(monkeypatch):
+    here = Scene(monkeypatch)
+    watched, watcher = here.watched(made("noise_adjustment", rounds=1, until=1000.0))
+    (attempt,) = watcher.report_of(here.sample(watched, steps=2)).attempts
+    assert attempt.kept and attempt.scores
+
+
 def test_words_of_a_model_that_always_answers_the_same_are_a_reason(monkeypatch):
     here = Scene(monkeypatch)
     model = here.model.clone()

@@ -172,7 +172,7 @@ def test_memory_that_runs_out_falls_back_to_ablation_and_says_so(parts, monkeypa
     model, clip, negative = parts()
     monkeypatch.setattr(weighing.gradient, "prompt_gradient", poor)
     found = explain(model, clip, negative)
-    assert (found.method, found.notes) == ("ablation", ("not enough memory for gradients; ablation stood in",))
+    assert (found.method, found.notes) == ("ablation", ("no gradient (not enough memory); ablation stood in",))
     assert found.weights == pytest.approx(explain(model, clip, negative, method="ablation").weights)
 
 

@@ -76,7 +76,7 @@ def test_the_dual_cfg_guider_is_scored_on_its_first_prompt(nested, finding):
 
 def test_the_dual_cfg_guider_without_a_negative_prediction(finding):
     found, _ = finding(with_guider(Guider_DualCFG, (POSITIVE, OTHER, NEGATIVE), (5.0, 1.0, False)))
-    assert found.scores == () and found.status.startswith("cfg is 1")
+    assert found.scores == () and found.status.startswith("cfg of the negative prompt is 1")
 
 
 @pytest.mark.parametrize("reference", ["negative", "empty"])

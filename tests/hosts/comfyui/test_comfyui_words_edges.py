@@ -112,7 +112,8 @@ def test_an_error_of_the_gradient_s_call_costs_no_picture(failing, texts, watch)
         assert clean(network) and all(weight.is_inference() for weight in network.parameters())
         assert torch.equal(tiny.sample(patcher, encode(clip), negative, WIDE), seen)
     report = watcher.report_of(seen)
-    assert report.error == "ValueError: boom" and report.findings[0].scores and report.attribution is None
+    assert report.findings[0].scores and report.attribution.method == "attention"
+    assert report.attribution.notes == ("the gradient failed (an error inside MemGuard); attention stood in",)
 
 
 def test_an_error_while_words_are_weighed_costs_no_picture(parts, texts, watch, monkeypatch):  # noqa: F811
