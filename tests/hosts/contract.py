@@ -13,6 +13,7 @@ import torch
 
 from memguard import Guard, MemorizationStop
 from memguard.calibration import Conditions, Profile, fit
+from memguard.calibration.conditions import EMPTY, negative_of
 from memguard.troubles import UNFORESEEN
 from tests.spread import spread
 
@@ -40,9 +41,8 @@ def profile(of: Guard) -> Profile:
     """Return a profile under which the last report's run is far above ordinary prompts."""
     assert of.report is not None
     finding = of.report.findings[0]
-    conditions = Conditions(
-        of.report.model, "other", (8, 8), finding.sigma or 1.0, finding.timestep, 1, 4, "", finding.reference, "", 7.5
-    )
+    facts = (of.report.model, "other", (8, 8), finding.sigma or 1.0, finding.timestep, 1, 4, "", finding.reference, "")
+    conditions = Conditions(*facts, 7.5, negative=negative_of(of.report.negative_prompt) or EMPTY)
     return Profile(conditions, {"text_noise_norm": fit(spread(2e-9, 0.1))})
 
 

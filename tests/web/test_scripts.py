@@ -112,7 +112,7 @@ def test_without_a_profile_it_says_why_there_is_no_verdict():
     ("report", "reason"),
     [
         (Report(run="r", findings=(Finding("text_noise_norm", status="cfg is 1"),)), "cfg is 1"),
-        (Report(run="", error="no guarded run made this latent"), "no guarded run made this latent"),
+        (Report(run="", error="KeyError: 3"), "nothing was measured"),
         (Report(run="r"), "nothing was measured"),
     ],
 )

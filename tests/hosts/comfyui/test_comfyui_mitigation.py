@@ -80,7 +80,7 @@ def adopted(monkeypatch):
     from memguard_pack.memguard.hosts.comfyui.steering import Steering
 
     found, adopt = [], Steering.adopt
-    monkeypatch.setattr(Steering, "adopt", lambda self, t: (found.append(t), adopt(self, t))[1])
+    monkeypatch.setattr(Steering, "adopt", lambda self, t, *rest: (found.append(t), adopt(self, t, *rest))[1])
     return found
 
 
