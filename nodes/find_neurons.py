@@ -53,8 +53,8 @@ class MemGuardFindNeurons(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="Ordinary prompts to compare with, one per line, better some hundreds. Empty: the 80 that "
-                    "MemGuard ships.",
+                    tooltip="Ordinary prompts to compare with, one per line, better some hundreds. Empty: 80 of those "
+                    "that MemGuard ships.",
                 ),
             ],
             outputs=[
