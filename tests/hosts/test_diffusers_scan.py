@@ -316,3 +316,15 @@ def test_a_profile_holds_for_its_negative_prompt_and_number_of_images(pipe):
 def test_calibrate_needs_fifty_prompts(pipe):
     with pytest.raises(ProfileError, match="49 prompts; a profile needs at least 50"):
         memguard.calibrate(pipe, ["a red fox"] * 49)
+
+
+def test_what_a_pipeline_changes_for_a_run_is_put_back_where_the_run_ends_early():
+    from diffusers import StableDiffusionPAGPipeline
+
+    pipe = StableDiffusionPAGPipeline(**tiny.sd().components, pag_applied_layers="mid", requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    before = dict(pipe.unet.attn_processors)
+    list(memguard.scan(pipe, ["a red fox"], num_inference_steps=2, height=16, width=16))
+    assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())
+    memguard.explain(pipe, "a red fox", num_inference_steps=2, height=16, width=16, steps=1)
+    assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())

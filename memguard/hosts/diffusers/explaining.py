@@ -29,7 +29,7 @@ from .hooks import Trouble, listening
 from .inputs import input_gradients
 from .keeping import Keeping
 from .methods import encoding, methods
-from .rows import Enough, Prompts, told
+from .rows import Prompts, told, until_enough
 from .tokens import columns
 
 Method = Literal["gradient", "ablation", "attention"]
@@ -157,10 +157,10 @@ class _Explaining:
             with (
                 methods(self.pipe, **encoding(self.pipe, prompts.learn, lambda: trouble)),
                 listening(module, watch, trouble=trouble),
+                until_enough(module),
             ):
                 made = self.pipe(**pipes.known(self.pipe, call)).images
-            return tuple((255 * np.asarray(picture)).round().astype(np.uint8) for picture in made)
-        except Enough:
+                return tuple((255 * np.asarray(picture)).round().astype(np.uint8) for picture in made)
             return ()
         finally:
             self.pipe.set_progress_bar_config(**before)

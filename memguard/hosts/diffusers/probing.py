@@ -10,7 +10,7 @@ Room: memguard.hosts, diffusers. May import: memguard.neurons, memguard.attribut
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from .caches import differentiable
 from .calls import Call
 from .levels import level
 from .methods import encoding, methods
-from .rows import Enough, Prompts, own
+from .rows import Enough, Prompts, own, until_enough
 
 STEPS = 50  # of the schedule; its first or second timestep is used
 NEMO = ("down", "mid")  # NeMo searches the seven layers of SD1's down blocks and middle
@@ -107,7 +107,7 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
     pipe.set_progress_bar_config(disable=True)
     try:
         object.__setattr__(pipe, name, plain)
-        with aside(plain), eager(plain), methods(pipe, **encoding(pipe, prompts.learn)), suppress(Enough):
+        with aside(plain), eager(plain), methods(pipe, **encoding(pipe, prompts.learn)), until_enough(plain):
             pipe(**pipes.known(pipe, given))
     finally:
         object.__setattr__(pipe, name, module)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,21 @@ def own(*used: Any) -> Iterator[None]:
             yield
     finally:
         OWN.reset(token)
+
+
+@contextmanager
+def until_enough(module: Any) -> Iterator[None]:
+    """A run of ours that ``Enough`` may end early, on a denoiser that is as before afterwards.
+
+    Pipelines that exchange attention processors for a run (perturbed attention) put them back at its very end only.
+    """
+    kept = dict(getattr(module, "attn_processors", {}))
+    try:
+        with suppress(Enough):
+            yield
+    finally:
+        if any(module.attn_processors.get(name) is not processor for name, processor in kept.items()):
+            module.set_attn_processor(dict(kept))
 
 
 class Enough(Exception):

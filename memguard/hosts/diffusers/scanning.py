@@ -10,7 +10,6 @@ Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records, t
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import time
@@ -32,7 +31,7 @@ from .batch import Seen, latents_of_prompts, together
 from .hooks import listening
 from .methods import encoding, methods
 from .reader import Reader, Shared
-from .rows import Enough, Prompts
+from .rows import Prompts, until_enough
 from .tokens import unread
 
 log = logging.getLogger("memguard")
@@ -210,7 +209,7 @@ class _Scan:
                 methods(self.pipe, **encoding(self.pipe, prompts.learn), **latents_of_prompts(len(texts), generators)),
             ):
                 reader.read = read
-                with listening(self.module, reader), contextlib.suppress(Enough):
+                with listening(self.module, reader), until_enough(self.module):
                     self.pipe(**call)
         finally:
             self.pipe.set_progress_bar_config(**before)

@@ -5,7 +5,6 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from .calls import Call
 from .edits import PLAN, Editor
 from .hooks import Trouble, eagerly, listening, set_eager
 from .methods import encoding, methods
-from .rows import OWN, SWAPPED, Enough, Prompts
+from .rows import OWN, SWAPPED, Enough, Prompts, until_enough
 from .starting import start
 from .steering import Steering, keeping_latents, suitable
 
@@ -210,7 +209,7 @@ def optimize_prompt(
             eagerly(module),
             methods(pipe, **encoding(pipe, prompts.learn)),
             listening(module, lambda *_: None, before),
-            contextlib.suppress(Enough),
+            until_enough(module),
         ):
             pipe(**pipes.known(pipe, call))
     except Told as reason:
