@@ -144,13 +144,13 @@ def test_and_is_refused_with_a_reason(server):
     ]
 
 
-def test_hires_mitigates_the_first_pass(server):
+def test_hires_mitigates_both_passes(server):
     more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": server.upscaler, "denoising_strength": 0.7}
     if server.forge:
         more |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7.5}
     made = mitigated(server, "prompt_optimization", hr_second_pass_steps=4, **more)
     first, second = made.reports
-    assert first["attempts"] and second["attempts"] == []
+    assert first["attempts"] and second["attempts"][0]["mitigation"].endswith(", as in the first pass")
     assert first["error"] is None and second["error"] is None
 
 
@@ -159,7 +159,7 @@ def test_a_second_wording(server):
     (report,) = made.reports
     (attempt,) = report["attempts"]
     assert report["error"] is None and attempt["kept"]
-    assert "re-anchored on 'a white comet above a breakfast table'" in attempt["changes"]
+    assert "guided by 'a white comet above a breakfast table'" in attempt["changes"]
     assert not np.array_equal(made.pictures[0], server.generate(prompt=MEMORIZED).pictures[0])
     assert "MemGuard wording: a white comet above a breakfast table" in made.info["infotexts"][0]
 
