@@ -63,7 +63,7 @@ def serve(_: Any, app: Any) -> None:
         sessions = _sessions.get(job, []) if job else next(reversed(_sessions.values()), [])[-1:]
         return {"reports": [report.to_dict() for session in sessions for report in session.reports]}
 
-    def checked(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told
+    def checked(body: Any = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told
         """Score a prompt without generating; the settings are those of extension/check.py."""
         with answering():
             session = check.check(body)
@@ -74,7 +74,7 @@ def serve(_: Any, app: Any) -> None:
         model = host.fingerprint()
         return {"model": model, "profiles": [json.loads(each.to_json()) for each in store.of_model(model)]}
 
-    def calibrated(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+    def calibrated(body: Any = Body(...)) -> dict[str, Any]:  # noqa: B008
         """Make profiles of the loaded checkpoint; the fields are those of ``calibrating.Request``."""
         with answering():
             made = calibrate.calibrate(body)
@@ -85,7 +85,7 @@ def serve(_: Any, app: Any) -> None:
         """Return whether runs are remembered, and how many are."""
         return asdict(host.memory().facts())
 
-    def remember(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+    def remember(body: Any = Body(...)) -> dict[str, Any]:  # noqa: B008
         """Switch the memory on or off, or clear it."""
         with answering():
             fields.read(REMEMBER, body, "of the memory")

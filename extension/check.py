@@ -78,7 +78,8 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
         "scored_steps": FIELDS["steps"],
     }
     known |= {name: FIELDS[name] for name in OF_GUARD}
-    return fields.read(known, {**SETTINGS, **given}, "of a check")
+    given = {**SETTINGS, **given} if isinstance(given, Mapping) else given
+    return fields.read(known, given, "of a check")
 
 
 def check(given: Mapping[str, Any]) -> Any:
