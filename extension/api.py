@@ -71,8 +71,9 @@ def serve(_: Any, app: Any) -> None:
 
     def profiles() -> dict[str, Any]:
         """Return the profiles of the loaded checkpoint."""
-        model = host.fingerprint()
-        return {"model": model, "profiles": [json.loads(each.to_json()) for each in store.of_model(model)]}
+        with answering():
+            model = host.fingerprint()
+            return {"model": model, "profiles": [json.loads(each.to_json()) for each in store.of_model(model)]}
 
     def calibrated(body: Any = Body(...)) -> dict[str, Any]:  # noqa: B008
         """Make profiles of the loaded checkpoint; the fields are those of ``calibrating.Request``."""

@@ -40,6 +40,8 @@ class MemGuardScript(scripts.Script):
         if jobs.inside(p):  # a copy of a generation in progress
             return
         setattr(p, HELD, None)
+        for key in (VERDICT, SCORE):  # a folder of pictures is made by one processing
+            p.extra_generation_params.pop(key, None)
         jobs.clear()
         changed = getattr(p, controls.CHANGED, None)
         try:
@@ -69,7 +71,7 @@ class MemGuardScript(scripts.Script):
         if watch is None:
             return
         session = watch.session
-        with session.careful():
+        with session.careful(over=True):
             watch.finish()
             if watch.owner() is not p:
                 return
@@ -85,7 +87,7 @@ class MemGuardScript(scripts.Script):
         watch = getattr(p, HELD, None)
         if watch is None or watch.owner() is not p:
             return
-        with watch.session.careful():
+        with watch.session.careful(over=True):
             before = len(watch.session.reports)
             watch.finish()
             if before < len(watch.session.reports):
@@ -98,10 +100,10 @@ class MemGuardScript(scripts.Script):
             return
         session = watch.session
         try:
-            with session.careful():
+            with session.careful(over=True):
                 watch.finish()
                 gallery.add(session, processed)
-            with session.careful():
+            with session.careful(over=True):
                 _write_all(p, session)
             api.keep(getattr(p, "job_timestamp", None) or processed.job_timestamp, session)
         finally:
@@ -189,7 +191,7 @@ def register() -> None:
     def grid(params: Any) -> None:
         p = jobs.owner()
         if p is not None:
-            with getattr(p, HELD).session.careful():
+            with getattr(p, HELD).session.careful(over=True):
                 _write_all(p, getattr(p, HELD).session)
 
     axes.add()

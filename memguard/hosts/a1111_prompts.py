@@ -16,7 +16,7 @@ from torch import Tensor
 from ..attributions.lean import lean
 from ..attributions.moment import Encoded
 from .a1111_call import Call, combined
-from .webui import prompts, tokens
+from .webui import model, prompts, tokens
 from .webui.explanation import Asked, grouped
 
 
@@ -34,7 +34,7 @@ def first(p: Any) -> list[str]:
 
 def empty(p: Any) -> Encoded | None:
     """Return the empty prompt, one row; None where the pass's own negative prompt is empty."""
-    if not any(text.strip() for text in p.negative_prompts):
+    if not any(text.strip() for text in model.negatives(p)):
         return None
     with torch.no_grad():
         given = prompt_parser.SdConditioning([""], is_negative_prompt=True, width=p.width, height=p.height)

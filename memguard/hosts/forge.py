@@ -30,6 +30,7 @@ from .webui.session import SAME, SKIPPED, Pass
 from .webui.treated import Treated
 
 GUIDANCE_OFF = "cfg is 1, so the WebUI predicts nothing without the prompt"
+UNGUIDED = "cfg is 1, so there is no guidance to change, and no prediction without the prompt to guide by"
 REFINED = "the refiner took over before the first prediction, and Forge gives it a model of its own"
 REFINER = "from the refiner's first step on, which has a model of its own, nothing is watched or mitigated"
 AND = "the prompt is joined of several by AND, and only one prompt can be mitigated"
@@ -145,6 +146,8 @@ class Watch(Treated):
         """Return the result of a call: the first one of a flagged run mitigated, each one of a treated run guided."""
         denoised = call.denoised
         if call.uncond is None:
+            if now.run.to_mitigate:
+                self.alone(now, UNGUIDED)
             return denoised
         if now.run.to_mitigate:
             denoised = self._mitigate(now, call, empty)

@@ -42,7 +42,7 @@ def empty(p: Any) -> Encoded | None:
 
     The text encoder is asked before the sampler has the network in memory.
     """
-    if model.cfg(p) != 1 and not any(each.strip() for each in p.negative_prompts):
+    if model.cfg(p) != 1 and not any(each.strip() for each in model.negatives(p)):
         return None
     given = prompt_parser.SdConditioning([""], is_negative_prompt=True, width=p.width, height=p.height)
     made = tokens.encoded(p.sd_model.get_learned_conditioning(given))

@@ -20,6 +20,7 @@ from ...attributions import gradient, weighing, words
 from ...attributions.maps import MapTally
 from ...attributions.moment import Encoded, Moment
 from ...records import Attribution, StepEvidence, TokenSpan
+from ...troubles import in_words
 from . import tokens
 from .inputs import Closed, input_gradients
 
@@ -27,6 +28,7 @@ When = Literal["flagged", "always", "never"]
 WHEN: tuple[str, ...] = get_args(When)
 STOOD_IN = "the gradient failed ({}); attention stood in"
 NOTHING = "the gradient failed ({}), and no attention was read"
+MIXED = "the gradient failed ({}), and attention does not stand in where there are several prompts"
 NO_TEXT = "the text encoder's tokens are not known, so rows are columns of the prompt"
 ENCODED = "weights are of the encoded prompt, not of the words' own embeddings"
 
@@ -111,7 +113,7 @@ class Explanation:
             except torch.OutOfMemoryError:
                 self._why = "not enough memory"
             except (RuntimeError, FloatingPointError) as error:  # quantised weights have no derivative
-                self._why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._why = in_words(error)
 
     def words(self) -> Attribution | None:
         """Return the attribution, None for a run that was not explained; the sampler must be done."""
@@ -119,7 +121,8 @@ class Explanation:
         if asked is None or moment is None:
             return None
         if self._gradient is None and (not self._masses or len(asked.parts) > 1):
-            return Attribution("gradient", status=NOTHING.format(self._why))
+            why = MIXED if self._masses else NOTHING
+            return Attribution("gradient", status=why.format(self._why))
         return weighing.join([self._part(asked, moment, text, list(rows)) for text, rows in asked.parts])
 
     def _part(self, asked: Asked, moment: Moment, text: str, rows: list[int]) -> Attribution:

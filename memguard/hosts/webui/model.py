@@ -90,6 +90,12 @@ def prompts(p: Any) -> list[str]:
     return list(hires or p.prompts or ())
 
 
+def negatives(p: Any) -> list[str]:
+    """Return the negative prompt of each image of the pass."""
+    hires = getattr(p, "hr_negative_prompts", None) if getattr(p, "is_hr_pass", False) else None
+    return list(hires or p.negative_prompts or ())
+
+
 def place(p: Any, owner: Any = None) -> Place:
     """Return which pass of a generation is about to be sampled.
 
@@ -116,11 +122,10 @@ def facts(p: Any) -> dict[str, Any]:
 
     """
     hires = bool(getattr(p, "is_hr_pass", False))
-    negatives = (getattr(p, "hr_negative_prompts", None) if hires else None) or p.negative_prompts or ()
     return {
         "family": family(p.sd_model),
         "prompt": " | ".join(dict.fromkeys(prompts(p))),
-        "negative_prompt": " | ".join(dict.fromkeys(negatives)),
+        "negative_prompt": " | ".join(dict.fromkeys(negatives(p))),
         "seeds": tuple(int(seed) for seed in p.seeds or ()),
         "sampler": p.sampler_name,
         "steps": int((getattr(p, "hr_second_pass_steps", 0) if hires else 0) or p.steps),

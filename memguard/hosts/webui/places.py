@@ -74,7 +74,8 @@ def infotext(reports: Sequence[Report], images: int, places: Sequence[Place] = (
         f"{NAMES[place.kind] or FIRST}: {_short(report)}" for report, place in zip(reports[1:], places[1:], strict=True)
     ]
     told = {VERDICT: "; ".join(said)}
-    scored = next((finding for finding in reports[0].findings if len(finding.scores) == images), None)
+    own = [finding for finding in reports[0].findings if not finding.carried]
+    scored = next((finding for finding in own if len(finding.scores) == images), None)
     return told if scored is None else told | {SCORE: [f"{score:.4g}" for score in scored.scores]}
 
 

@@ -1,11 +1,13 @@
 """Which texts act at the first step of a pass: prompts are joined by AND, and change during a run ([cat:dog:0.5]).
 
-Part of the WebUI hosts; may import: the standard library.
+Part of the WebUI hosts; may import: memguard's core.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from . import model
 
 SHOWN = 3  # later texts
 
@@ -18,10 +20,8 @@ def spoken(parser: Any, p: Any) -> list[list[str]]:
         p: the host's StableDiffusionProcessing.
 
     """
-    hires = bool(getattr(p, "is_hr_pass", False))
-    prompts = list((getattr(p, "hr_prompts", None) if hires else None) or p.prompts or ())
-    steps = getattr(p, "hr_second_pass_steps", 0) or p.steps if hires else None
-    indexes, texts, _ = parser.get_multicond_prompt_list(prompts)
+    steps = _second_steps(p)
+    indexes, texts, _ = parser.get_multicond_prompt_list(model.prompts(p))
 
     def first(text: str) -> str:
         return str(parser.get_learned_conditioning_prompt_schedules([text], p.steps, steps)[0][0][1])
@@ -32,10 +32,8 @@ def spoken(parser: Any, p: Any) -> list[list[str]]:
 
 def unscored(parser: Any, p: Any) -> tuple[str, ...]:
     """Return a line for the parts of prompts that begin later than the first step, which is the one that is scored."""
-    hires = bool(getattr(p, "is_hr_pass", False))
-    prompts = list((getattr(p, "hr_prompts", None) if hires else None) or p.prompts or ())
-    steps = getattr(p, "hr_second_pass_steps", 0) or p.steps if hires else None
-    _, texts, _ = parser.get_multicond_prompt_list(prompts)
+    steps = _second_steps(p)
+    _, texts, _ = parser.get_multicond_prompt_list(model.prompts(p))
     found = []
     for schedule in parser.get_learned_conditioning_prompt_schedules(list(texts), p.steps, steps):
         for (ended, _), (_, text) in zip(schedule, schedule[1:], strict=False):
@@ -44,3 +42,8 @@ def unscored(parser: Any, p: Any) -> tuple[str, ...]:
         return ()
     more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return (f"the prompt changes during the run, and what comes later is not scored: {', '.join(found[:SHOWN])}{more}",)
+
+
+def _second_steps(p: Any) -> int | None:
+    """Return the number of steps of a second pass, None for the first."""
+    return int(getattr(p, "hr_second_pass_steps", 0) or p.steps) if getattr(p, "is_hr_pass", False) else None

@@ -57,6 +57,8 @@ class Pass:
     def again(self) -> None:
         """The sampler starts once more, from other noise."""
         self.calls, self._curve, self._steps = 0, Curve(), None
+        if self.reader is not None:
+            self.reader.tally = None  # maps are of the picture that is made
 
     def arm(
         self, images: int, tokens: int, total: int | None = None, alone: bool = True, level: float | None = None

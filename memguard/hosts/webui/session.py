@@ -112,26 +112,40 @@ class Session:
             self.pictures.append([])
 
     @contextmanager
-    def careful(self) -> Iterator[None]:
-        """The guard around every hook of ours: an error costs no picture, except under policy "stop"."""
+    def careful(self, over: bool = False) -> Iterator[None]:
+        """The guard around every hook of ours: an error costs no picture, except under policy "stop".
+
+        Args:
+            over: whether the sampling is over, so that an error is of the passes that are closed and of none to come.
+
+        """
         try:
-            with careful(self.broke, MemorizationStop):
+            with careful(self.finished_badly if over else self.broke, MemorizationStop):
                 yield
         except MemorizationStop as ended:
             self.stop(str(ended))
 
-    def broke(self, error: Exception) -> None:
-        """Take an error of ours.
+    def finished_badly(self, error: Exception) -> None:
+        """Take an error of ours where the sampling is over: passes that are closed have their scores.
 
         Raises:
-            MemorizationStop: under policy "stop", unless the passes are over and have their scores.
+            MemorizationStop: under policy "stop", where a pass is left open or there is none.
 
         """
-        if self.now is None and self.reports:
-            log.warning("%s: %s", type(error).__name__, error, exc_info=error)
-            last = self.reports[-1]
-            self.reports[-1] = replace(last, notes=(*last.notes, in_words(error)))
+        if self.now is not None or not self.reports:
+            self.broke(error)
             return
+        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        last = self.reports[-1]
+        self.reports[-1] = replace(last, notes=(*last.notes, in_words(error)))
+
+    def broke(self, error: Exception) -> None:
+        """Take an error of ours, which is of the pass in progress or of one that is about to begin.
+
+        Raises:
+            MemorizationStop: under policy "stop".
+
+        """
         try:
             now = self.now or self.begin(NEVER)  # the report must say why there is no score
         except Exception as worse:

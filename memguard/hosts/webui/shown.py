@@ -73,7 +73,8 @@ def _block(report: Report, pictures: Sequence[tuple[str, str]], name: str) -> st
     verdict = report.verdict if report.verdict_after == "unknown" else report.verdict_after
     mark = f'<b class="memguard-{verdict}" aria-hidden="true">{MARKS[verdict]}</b>'
     lines = [f"<p>{mark} {escape(f'{name}: ' if name else '')}{escape(message(report).removeprefix('MemGuard: '))}</p>"]
-    scored = next((finding for finding in report.findings if len(finding.scores) > 1), None)
+    own = [finding for finding in report.findings if not finding.carried]
+    scored = next((finding for finding in own if len(finding.scores) > 1), None)
     if scored is not None:
         told = ("none" if math.isnan(score) else f"{score:.3g}" for score in scored.scores)
         lines.append(f"<p>by image: {', '.join(told)}</p>")

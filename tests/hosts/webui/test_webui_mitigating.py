@@ -144,6 +144,24 @@ def test_and_is_refused_with_a_reason(server):
     ]
 
 
+def test_a_flagged_run_at_cfg_1_says_why_it_stays_as_it_is(server, profile):
+    """Forge predicts nothing without the prompt there; compared with the empty prompt there is a score all the same."""
+    if not server.forge:
+        pytest.skip("A1111 predicts both")
+    path = written(server)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"reference": "negative"', '"reference": "empty"'), encoding="utf-8")
+    try:
+        plain = server.generate(prompt=MEMORIZED, cfg_scale=1.0)
+        made = mitigated(server, "padding", guard={"reference": "empty"}, cfg_scale=1.0)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    (report,) = made.reports
+    assert np.array_equal(plain.pictures[0], made.pictures[0])
+    assert report["verdict"] == "memorized", report
+    assert report["attempts"][0]["changes"][0].startswith("cfg is 1, so there is no guidance to change")
+
+
 def test_hires_mitigates_both_passes(server):
     more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": server.upscaler, "denoising_strength": 0.7}
     if server.forge:

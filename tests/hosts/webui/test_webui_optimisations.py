@@ -24,6 +24,7 @@ STARTS = [
     ("forge", ["--always-cpu", "--attention-split"], "Using split optimization for cross attention"),
     ("forge", ["--always-cpu", "--attention-quad"], "Using sub quadratic optimization for cross attention"),
     ("forge", ["--always-cpu", "--attention-pytorch"], "Using pytorch cross attention"),
+    ("neo", [*FLAGS["neo"], "--use-pytorch-cross-attention"], "Using PyTorch Cross Attention"),
 ]
 
 

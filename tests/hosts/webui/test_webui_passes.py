@@ -4,8 +4,12 @@ A second pass paints the memorized picture again, if nothing keeps it from that:
 of a generation.
 """
 
+import base64
+
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, ORDINARY, written
 from memguard_pack.tests.hosts.webui.test_webui_troubles import hooks_left
@@ -160,6 +164,25 @@ def test_stop_ends_one_cell_of_a_plot_and_not_the_plot(server):
     cells = [[each for each in one.pictures if each.shape == (64, 64, 3)] for one in (plain, made)]
     assert len(cells[0]) == len(cells[1]) == 3
     assert [np.array_equal(a, b) for a, b in zip(*cells, strict=True)] == [True, False, True]
+
+
+def test_stop_ends_one_picture_of_a_folder_and_not_the_folder(server, tmp_path):
+    """The second picture has no text, so its prompt is the negative one and it has no score."""
+    for number, prompt in enumerate((ORDINARY, "", "a blue house")):
+        text = PngInfo()
+        if prompt:
+            text.add_text("parameters", f"{prompt}\nSteps: 3, Sampler: Euler, CFG scale: 7.5, Seed: 3, Size: 64x64")
+        picture = Image.fromarray(np.full((64, 64, 3), 60 * (number + 1), np.uint8))
+        picture.save(tmp_path / f"{number}.png", pnginfo=text)
+    picture = base64.b64encode((tmp_path / "0.png").read_bytes()).decode()
+    asked = {"init_images": [picture], "denoising_strength": 0.7, "kind": "img2img", "prompt": "", **SMALL}
+    asked |= {"script_name": "folder", "script_args": [str(tmp_path)]}
+    plain, made = server.generate(**asked), server.generate({"policy": "stop"}, **asked)
+    assert len(plain.coded) == len(made.coded) == 3
+    same = [np.array_equal(a, b) for a, b in zip(plain.pictures, made.pictures, strict=True)]
+    assert same == [True, False, True]
+    told = ["no score, because" in text for text in made.info["infotexts"]]
+    assert told == [False, True, False]  # one processing makes all, and what is said of one is not said of the next
 
 
 def test_later_parts_of_a_prompt_are_named_as_not_scored(server):

@@ -244,6 +244,10 @@ def test_attention_stands_in_where_the_gradient_fails():
     explanation = Explanation("always")
     explanation.take(broken_told, evidence(told.predict(Encoded(encoded))), {})
     assert explanation.words().status.startswith("the gradient failed (the model cannot be differentiated")
+    two = Asked(told.prompt, (("a red", (0,)), ("fox", (1,))), engine, broken, nullcontext, grad)
+    explanation = Explanation("always")
+    explanation.take(two, evidence(told.predict(Encoded(encoded))), {"down": mass})
+    assert "no attention was read" not in explanation.words().status  # it was
 
 
 def test_texts_and_their_rows():

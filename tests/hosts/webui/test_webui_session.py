@@ -230,7 +230,7 @@ def test_an_error_after_the_last_pass_stops_nothing(session):
     made, stops = session(policy="stop")
     made.begin(object(), model=MODEL).look(lambda number: evidence(number, 0.01))
     made.end()
-    with made.careful():
+    with made.careful(over=True):
         raise KeyError("inside")
     assert not stops and made.reports[0].notes == (UNFORESEEN,) and made.reports[0].verdict == "ordinary"
 
@@ -252,3 +252,44 @@ def test_settings_that_cannot_be_used_are_a_report_a_toast_and_a_line(session):
     assert made.reports[0].findings[0].status == "the settings cannot be used: steps is 2.7"
     assert warning(made) == "MemGuard: off, because the settings cannot be used: steps is 2.7"
     assert "the settings cannot be used: steps is 2.7" in html(made)
+
+
+@pytest.mark.parametrize(("policy", "stopped"), [("warn", False), ("stop", True)])
+def test_an_error_before_the_next_batch_is_that_batch_s_and_lets_nothing_out_under_stop(session, policy, stopped):
+    made, stops = session(policy=policy)
+    made.begin(object(), model=MODEL).look(lambda number: evidence(number, 0.01))
+    made.end()
+    with made.careful():
+        raise KeyError("inside")
+    made.end()
+    assert bool(stops) == stopped
+    first, second = made.reports
+    assert (first.error, first.notes, first.verdict) == (None, (), "ordinary")
+    assert second.error == "KeyError: 'inside'" and second.findings[0].status == UNFORESEEN
+
+
+def test_the_scores_of_an_earlier_pass_are_not_said_to_be_a_picture_s(session):
+    made, _ = session()
+    made.begin("first", Place(prompt="a"), model=MODEL).look(lambda number: evidence(number, 0.5, 0.5))
+    made.begin("second", Place(kind="hires", prompt="a"), model=MODEL).look(lambda number: "cfg is 1")
+    made.end()
+    alone = made.reports[1:]
+    assert alone[0].findings[-1].carried and len(alone[0].findings[-1].scores) == 2
+    assert "MemGuard score" not in infotext(alone, 2, made.places[1:])
+    del made.reports[0], made.places[0], made.pictures[0], made.maps[0]
+    assert "by image" not in html(made)
+
+
+def test_a_sampler_that_starts_once_more_leaves_no_map_of_the_first_start(session):
+    made, _ = session()
+    now = made.begin("pass", model=MODEL)
+    now.reader = SimpleNamespace(tally="of the noise that was given up")
+    now.again()
+    assert now.reader.tally is None
+
+
+def test_negative_prompts_of_a_second_pass_are_its_own():
+    p = SimpleNamespace(negative_prompts=[""], hr_negative_prompts=["ugly"], is_hr_pass=True)
+    assert model.negatives(p) == ["ugly"]
+    p.is_hr_pass = False
+    assert model.negatives(p) == [""]
