@@ -68,11 +68,10 @@ class Call:
         """
         rows = len(self.x)
         text = repeat_to_batch_size(text_of(cond), rows)
-        pooled = cond.get("pooled_output")
-        y = cond["model_conds"].get(POOLED)
-        if y is None or pooled is None:
+        width = _pooled_width(cond)
+        if width == 0:
             return Encoded(text)
-        return Encoded(text, repeat_to_batch_size(y.cond, rows)[:, : pooled.shape[-1]])
+        return Encoded(text, repeat_to_batch_size(cond["model_conds"][POOLED].cond, rows)[:, :width])
 
     def again(self, conds: Sequence[Cond], index: int) -> Callable[[Encoded], Tensor]:
         """Return the function from other prompts to predictions.
@@ -148,11 +147,24 @@ def with_prompt(cond: Cond, text: Tensor, pooled: Tensor | None) -> Cond:
     """Return a processed conditioning with another encoded prompt."""
     parts = dict(cond["model_conds"])
     parts[TEXT] = parts[TEXT]._copy_with(text.to(parts[TEXT].cond))
-    if pooled is not None and POOLED in parts:
-        y = repeat_to_batch_size(parts[POOLED].cond, len(pooled))
-        rest = y[:, pooled.shape[-1] :]  # SDXL's sizes follow the pooled vector
-        parts[POOLED] = parts[POOLED]._copy_with(torch.cat([pooled.to(y), rest], 1))
-    return {**cond, "model_conds": parts}
+    width = _pooled_width(cond)
+    if pooled is None or pooled.shape[-1] != width:
+        return {**cond, "model_conds": parts}
+    y = repeat_to_batch_size(parts[POOLED].cond, len(pooled))
+    rest = y[:, width:]  # SDXL's sizes follow the pooled vector
+    parts[POOLED] = parts[POOLED]._copy_with(torch.cat([pooled.to(y), rest], 1))
+    return {**cond, "pooled_output": pooled, "model_conds": parts}
+
+
+def _pooled_width(cond: Cond) -> int:
+    """Return how much of a model's vector beside the prompt is the prompt's own; 0 where it is of other things."""
+    vector, pooled = pooled_of(cond), cond.get("pooled_output")
+    if vector is None or pooled is None or vector.ndim != 2:
+        return 0
+    width = int(pooled.shape[-1])
+    own = vector[:1, :width].detach()
+    # an unCLIP picture, a task (Lotus), the motion of a video
+    return width if torch.equal(own, pooled[:1].detach().to(own)) else 0
 
 
 def normal_cond(cond: Cond) -> Cond:
