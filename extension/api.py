@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,28 +14,26 @@ from fastapi import Body, HTTPException
 
 from ..memguard.calibration import store
 from ..memguard.hosts.webui import fields
+from ..memguard.hosts.webui.finished import Finished
 from ..memguard.hosts.webui.session import Session
 from ..memguard.troubles import Told, in_words
 from . import access, calibrate, check, host
 
 log = logging.getLogger("memguard")
 
-KEPT = 32  # jobs
 REMEMBER: dict[str, fields.Field] = {"enabled": fields.Truth(), "clear": fields.Truth()}
-_sessions: OrderedDict[str, list[Session]] = OrderedDict()
+_finished = Finished()
 
 
 def keep(job: str, session: Session) -> None:
-    """Keep a finished session by the host's timestamp of the job, which all jobs of one second share."""
-    _sessions.setdefault(job, []).append(session)
-    while len(_sessions) > KEPT:
-        _sessions.popitem(last=False)
+    """Keep a finished session by the host's timestamp of the job in progress."""
+    _finished.keep(job, host.job(), session)
 
 
 def sessions_of(info: str) -> list[Session]:
-    """Return the sessions of a generation info, the JSON that the host shows and returns; a script makes several."""
+    """Return the sessions of a generation info, the JSON that the host shows when the job is over."""
     try:
-        return _sessions[json.loads(info)["job_timestamp"]]
+        return _finished.newest(json.loads(info)["job_timestamp"])
     except (ValueError, KeyError, TypeError):
         return []
 
@@ -59,8 +56,8 @@ def serve(_: Any, app: Any) -> None:
     """Add the routes below /memguard/v1."""
 
     def report(job: str | None = None) -> dict[str, Any]:
-        """Return the reports of a job, by its ``job_timestamp``, or of the last one."""
-        sessions = _sessions.get(job, []) if job else next(reversed(_sessions.values()), [])[-1:]
+        """Return the reports of all jobs of a ``job_timestamp``, or of the last session."""
+        sessions = _finished.of(job) if job else _finished.last()
         return {"reports": [report.to_dict() for session in sessions for report in session.reports]}
 
     def checked(body: Any = Body(...)) -> dict[str, Any]:  # noqa: B008 how FastAPI is told

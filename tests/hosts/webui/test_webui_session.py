@@ -9,6 +9,7 @@ import torch
 from memguard import Guard
 from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.webui import model
+from memguard.hosts.webui.finished import KEPT, Finished
 from memguard.hosts.webui.places import Place, infotext, of_all
 from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
@@ -293,3 +294,21 @@ def test_negative_prompts_of_a_second_pass_are_its_own():
     assert model.negatives(p) == ["ugly"]
     p.is_hr_pass = False
     assert model.negatives(p) == [""]
+
+
+def test_a_page_is_shown_its_own_job_where_two_began_in_one_second():
+    finished = Finished()
+    for begun, session in ((1.2, "stopped"), (1.7, "first cell"), (1.7, "second cell")):
+        finished.keep("20260101000001", begun, session)
+    assert finished.newest("20260101000001") == ["first cell", "second cell"]
+    assert finished.of("20260101000001") == ["stopped", "first cell", "second cell"]
+    assert finished.last() == ["second cell"] and finished.newest("gone") == finished.of("gone") == []
+
+
+def test_the_last_jobs_are_kept_and_no_more():
+    finished = Finished()
+    assert finished.last() == []
+    for number in range(KEPT + 1):
+        finished.keep(str(number), number, number)
+    finished.keep("1", KEPT + 1, "again")
+    assert finished.of("0") == [] and finished.of("1") == [1, "again"] and finished.last() == ["again"]
