@@ -21,6 +21,7 @@ import re
 import runpy
 import signal
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,7 +33,11 @@ RAW = re.compile(
 PICTURES = re.compile(r"img2img|inpaint|image2video|image_to_video|video2|pix2pix|edit|upscale|combined|_i2")
 CHOSEN = {"paraphrase": {"text": "a crimson fox"}, "noise_adjustment": {"rounds": 1}}
 CHOSEN |= {"prompt_optimization": {"iterations": 2}}
-SECONDS = 240  # for one recipe
+LOOPS = {
+    "mitigate": ("guidance_delay", "noise_adjustment", "prompt_optimization"),
+    "mitigate, other text": ("padding", "attention_scaling", "paraphrase"),
+}
+SECONDS = 200  # for one recipe
 
 
 class Late(BaseException):
@@ -61,12 +66,24 @@ def same(one, other) -> bool:
     return bool(one) and len(one) == len(other) and all(map(torch.equal, one, other))
 
 
+def low(report):
+    """A profile of a report's run under which ordinary prompts score next to nothing."""
+    from memguard.calibration import Conditions, Profile, fit
+    from memguard.calibration.conditions import EMPTY, negative_of
+
+    first = report.findings[0]
+    facts = (report.model, "other", (8, 8), first.sigma or 1.0, first.timestep, 1, 4, "", first.reference, "")
+    negative = negative_of(report.negative_prompt) or EMPTY
+    ordinary = [2e-9 * 1.1 ** (number / 50) for number in range(100)]
+    return Profile(Conditions(*facts, 7.5, negative=negative), {"text_noise_norm": fit(ordinary)})
+
+
 class Row:
     """One pipeline and what was found."""
 
     def __init__(self, cls, recipe):
         self.cls, self.recipe = cls, recipe
-        self.found: dict = {"pipeline": cls.__name__}
+        self.found: dict = {"pipeline": cls.__name__, "recipe": type(recipe).__module__}
         self.bad: list[str] = []
 
     def call(self, pipe, block=None):
@@ -112,8 +129,34 @@ class Row:
                     self.found[name] = str(error)
                 else:
                     self.bad.append(f"{name} killed the run: {type(error).__name__}: {error}")
+        self.loop(plain, pipe)
         self.words(memguard, pipe)
         self.bad += [] if same(plain, self.call(pipe)) else ["something was left behind"]
+
+    def loop(self, plain, pipe) -> None:
+        """Policy mitigate, where ordinary prompts score next to nothing and whatever is tried counts as a help."""
+        from memguard import Guard, distance, mitigations
+
+        distance.HELPED = distance.CLOSE = float("inf")
+        scored = Guard()
+        self.call(pipe, scored.attach(pipe))
+        if not scored.report or not scored.report.findings[0].scores:
+            return
+        for label, names in LOOPS.items():
+            ladder = [mitigations.get(name, **CHOSEN.get(name, {})) for name in names]
+            guard = Guard(policy="mitigate", mitigation=ladder, profile=low(scored.report))
+            try:
+                changed = not same(plain, self.call(pipe, guard.attach(pipe)))
+            except Exception as error:
+                self.bad.append(f"{label} killed the run: {type(error).__name__}: {error}")
+                continue
+            report = guard.report
+            lines = [line for attempt in report.attempts for line in attempt.changes]
+            self.found[label] = {"verdict": report.verdict, "actions": report.actions, "tried": lines}
+            self.bad += [f"{label}: {line}" for line in (*lines, *report.notes) if RAW.search(line)]
+            self.bad += [f"{label}: {report.error}"] if report.error else []
+            if changed is not bool(report.actions) and self.found["repeats"]:
+                self.bad.append(f"{label}: picture changed: {changed}, actions: {report.actions}")
 
     def words(self, memguard, pipe) -> None:
         settings = {"num_inference_steps": 2, "guidance_scale": 5.0}
@@ -124,7 +167,7 @@ class Row:
                 self.bad += [f"explain: {found.status}"] if RAW.search(found.status) else []
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
-                if self.fails_alike(pipe, error, settings):  # the pipeline's own, at its default size
+                if "MemGuard" not in said and self.fails_alike(pipe, error, settings):  # its own, at its default size
                     self.found[f"explain {method}"] = f"the pipeline failed: {said}"
                 elif isinstance(error, ValueError):  # not a pipeline of text alone, or a size that it does not have
                     self.found[f"explain {method}"] = f"refused: {error}"
@@ -163,14 +206,16 @@ def rows(module: str, out: str) -> None:
             continue
         seen.add(cls)
         row = Row(cls, kind.__new__(kind))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS, 5)  # again where the first one was swallowed
+        began = time.monotonic()
         try:
             row.fill(said)
         except Late:
             row.found["late"] = True
         except Exception as error:
             row.found["not built"] = f"{type(error).__name__}: {error}"[:200]
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        row.found["seconds"] = round(time.monotonic() - began)
         with Path(out).open("a") as file:
             file.write(json.dumps(row.found | {"bad": row.bad}, default=str) + "\n")
 

@@ -8,12 +8,14 @@ import torch
 
 import memguard
 from memguard import Guard, MemorizationStop
+from memguard.hosts.diffusers import probing, treating
 from memguard.hosts.diffusers.attention import no_layers
 from memguard.hosts.diffusers.calls import Call, prompt_of
 from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.pipes import family, latent_pixels, learns_variance
 from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored, _split
 from memguard.mitigations import get
+from memguard.troubles import NotFinite
 from tests.hosts import tiny
 from tests.hosts.test_diffusers import FLUX, finding, generate
 
@@ -163,3 +165,36 @@ def test_an_encoder_that_is_told_how_many_is_told_how_many():
     prompts = Prompts()
     prompts.learn(encode_prompt, ([PROMPT], 1), {}, encode_prompt([PROMPT]))
     assert prompts.encode(["a", "fox", "red"]).text.shape == (3, 3, 4)
+
+
+class TestAPipelineThatDoesNotCallItsModel:
+    @pytest.fixture
+    def idle(self):
+        class Idle(type(tiny.sd())):
+            def __call__(self, prompt=None, num_images_per_prompt=1, **_):
+                return "picture"
+
+        pipe = tiny.sd()
+        pipe.__class__ = Idle
+        return pipe
+
+    @pytest.mark.parametrize(
+        "ask", [memguard.mitigations.optimize_prompt, lambda pipe, text: probing.start(pipe, text, 1, 0)]
+    )
+    def test_who_asks_for_a_number_is_told(self, idle, ask):
+        with pytest.raises(ValueError, match="did not call its unet or transformer"):
+            ask(idle, "a red fox")
+
+    def test_who_attached_a_mitigation_is_told(self, idle, caplog):
+        with memguard.mitigations.get("guidance_delay").attach(idle):
+            assert idle("a red fox") == "picture"
+        assert "did not call its unet or transformer" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_passes_optimize_prompt_as_it_says(monkeypatch):
+    def fails(*_):
+        raise NotFinite("the gradient holds NaN")
+
+    monkeypatch.setattr(treating, "optimize", fails)
+    with pytest.raises(FloatingPointError, match="holds NaN"):
+        memguard.mitigations.optimize_prompt(tiny.sd(), "a red fox", num_inference_steps=2)

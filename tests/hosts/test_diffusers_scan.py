@@ -328,3 +328,9 @@ def test_what_a_pipeline_changes_for_a_run_is_put_back_where_the_run_ends_early(
     assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())
     memguard.explain(pipe, "a red fox", num_inference_steps=2, height=16, width=16, steps=1)
     assert all(pipe.unet.attn_processors[name] is each for name, each in before.items())
+
+
+def test_one_detector_to_calibrate_may_be_a_name_as_for_a_guard(pipe):
+    texts = [f"{word} {i}" for i in range(15) for word in "a b c d".split()]
+    profile = memguard.calibrate(pipe, texts, "text_noise_norm", num_inference_steps=STEPS)
+    assert list(profile.distributions) == ["text_noise_norm"]

@@ -58,6 +58,7 @@ def calibrate(
     texts = ordinary_prompts() if prompts is None else list(prompts)
     if len(texts) < MINIMUM:
         raise ProfileError(f"{len(texts)} prompts; a profile needs at least {MINIMUM}")
+    detectors = (detectors,) if isinstance(detectors, str) else tuple(detectors)  # as a Guard takes them
     reports: list[Report] = []
     scanned = scan(
         pipe,

@@ -26,7 +26,7 @@ from .caches import differentiable
 from .calls import Call
 from .levels import level
 from .methods import encoding, methods
-from .rows import Enough, Prompts, own, until_enough
+from .rows import UNCALLED, Enough, Prompts, own, until_enough
 
 STEPS = 50  # of the schedule; its first or second timestep is used
 NEMO = ("down", "mid")  # NeMo searches the seven layers of SD1's down blocks and middle
@@ -76,7 +76,8 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
     """Let a pipeline prepare a run and stop it before the first row is computed.
 
     Raises:
-        ValueError: for a prompt that is no text, or a pipeline that does not make pictures from text alone.
+        ValueError: for a prompt that is no text, or a pipeline that does not make pictures from text alone or that does
+            not call its denoiser.
 
     """
     if not isinstance(prompt, str):
@@ -113,6 +114,8 @@ def start(pipe: Any, prompt: str, images: int, seed: int, height: int | None = N
         object.__setattr__(pipe, name, module)
         handle.remove()
         pipe.set_progress_bar_config(**before)
+    if not seen:
+        raise ValueError(UNCALLED)
     return Start(plain, seen[0], prompts)
 
 

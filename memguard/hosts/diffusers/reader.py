@@ -22,7 +22,7 @@ from .attention import Reading
 from .calls import Call
 from .levels import level, steps_of
 from .pipes import family, latent_pixels, learns_variance, model_calls
-from .rows import OWN, SAME, SAME_EMPTY, Prompts, Unscored
+from .rows import OWN, SAME, SAME_EMPTY, UNCALLED, Prompts, Unscored
 from .tokens import summary
 
 
@@ -130,7 +130,7 @@ class Reader:
     def why_not(self) -> str:
         """Return why a run that went to its end has no evidence."""
         if self.calls == 0:
-            return "the pipeline did not call its unet or transformer, so nothing could be seen"
+            return UNCALLED
         return "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
 
     def _step(self, call: Call) -> int:

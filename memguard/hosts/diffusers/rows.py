@@ -86,6 +86,7 @@ def told() -> Iterator[None]:
         raise Unscored(in_words(error)) from error
 
 
+UNCALLED = "the pipeline did not call its unet or transformer, so nothing could be seen"
 UNKNOWN = "this pipeline encodes prompts in a way that MemGuard does not know"
 SAME = "the prompt and the negative prompt are the same for the model, so there is nothing to compare"
 SAME_EMPTY = "the prompt is encoded as the prompt that it is compared with, so there is nothing to compare"

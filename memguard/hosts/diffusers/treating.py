@@ -19,13 +19,13 @@ from ...loop import BROKEN
 from ...mitigations.base import Mitigation, Parity, Treatment
 from ...mitigations.effect import NOTHING
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
-from ...troubles import Told, careful, in_words
+from ...troubles import NotFinite, Told, careful, in_words
 from . import pipes
 from .calls import Call
 from .edits import PLAN, Editor
 from .hooks import Trouble, eagerly, listening, set_eager
 from .methods import encoding, methods
-from .rows import OWN, SWAPPED, Enough, Prompts, until_enough
+from .rows import OWN, SWAPPED, UNCALLED, Enough, Prompts, until_enough
 from .starting import start
 from .steering import Steering, keeping_latents, suitable
 
@@ -74,13 +74,20 @@ class _Treating:
             with ExitStack() as stack:
                 self.trouble(self._prepare, call, pipe, args, kwargs, stack)
                 made = call(pipe, *args, **kwargs)
-            for line in () if self.trouble.over or self.steering is None else self.steering.effect.left:
-                log.warning("%s: %s", line, NOTHING)
+            if self.steering is not None:
+                self.trouble(self._tell, self.steering)
             return made
         finally:
             self.prompts = self.steering = self.trouble = None
             SWAPPED.set(None)
             PLAN.set(None)  # a call that failed leaves its plan behind
+
+    def _tell(self, steering: Steering) -> None:
+        """Say what of the mitigation came to nothing in a run that has ended."""
+        if steering.calls == 0:
+            log.warning(LEFT, self.mitigation.TITLE, UNCALLED)
+        for line in steering.effect.left:
+            log.warning("%s: %s", line, NOTHING)
 
     def encoded(self, *what: Any) -> None:
         """Take what the pipeline encodes."""
@@ -212,9 +219,13 @@ def optimize_prompt(
             until_enough(module),
         ):
             pipe(**pipes.known(pipe, call))
+    except NotFinite:
+        raise
     except Told as reason:
         raise ValueError(f"the prompt cannot be optimised: {in_words(reason)}") from None
     finally:
         pipe.set_progress_bar_config(**progress)
         pipe.maybe_free_model_hooks()
+    if not found:
+        raise ValueError(f"the prompt cannot be optimised: {UNCALLED}")
     return found[0].text[:1]
