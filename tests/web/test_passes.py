@@ -65,6 +65,12 @@ def test_a_run_that_is_told_again_is_one_run_and_may_rise_or_fall():
     assert shown(report("1"), report("2", "suspicious"), report("1", "ordinary"))["report"]["run"] == "2"
 
 
+def test_the_gravest_stays_however_many_runs_come_after_it():
+    found = shown(FIRST, *[report(f"n{i}", "ordinary") for i in range(70)])
+    assert found["report"]["run"] == "1"
+    assert len(found["runs"]) == 64 and [found["runs"][i]["run"] for i in (0, 1, 63)] == ["1", "n7", "n69"]
+
+
 def test_another_prompt_begins_anew():
     code = "passes.gathered(passes.gathered(null, first), second).runs.map(({ run }) => run)"
     assert ask("passes", code, first=entry(FIRST), second=entry(GREY, "q")) == ["2"]

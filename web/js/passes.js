@@ -22,10 +22,11 @@ export function gathered(shown, next) {
   if (!shown || !next.prompt || shown.prompt !== next.prompt) return { ...next, runs: [next.report] };
   const found = new Map((shown.runs ?? [shown.report]).map((report) => [report.run, report]));
   found.set(next.report.run, next.report);
-  const runs = [...found.values()].slice(-KEPT);
-  const whole = runs.filter(({ findings }) => findings); // a saved workflow keeps lines of the others only
+  const all = [...found.values()];
+  const whole = all.filter(({ findings }) => findings); // a saved workflow keeps lines of the others only
   const report = whole.reduce((best, one) => (gravity(one) > gravity(best) ? one : best));
-  return { ...next, report, runs };
+  const last = all.slice(-KEPT);
+  return { ...next, report, runs: last.includes(report) ? last : [report, ...last.slice(1)] };
 }
 
 /** What a saved workflow keeps of a run that is listed and not shown. */

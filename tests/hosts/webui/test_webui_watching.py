@@ -19,6 +19,12 @@ SAMPLERS = ("Euler", "Euler a", "Heun", "DPM++ 2M", "DPM++ SDE", "DDIM", "UniPC"
 PROMPT = "a red fox on a roof"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def said_before(server):
+    """Length of the server's log before this file: another breaks hooks of ours on purpose, on the same server."""
+    return len(server.said())
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_watching_changes_no_byte_and_scores(server, sampler):
     plain = server.generate(sampler_name=sampler)
@@ -241,6 +247,6 @@ def test_the_neighbour_was_there(server):
         assert f"neighbour: {line}" in server.said()
 
 
-def test_the_server_printed_no_error(server):
-    said = server.said()
+def test_the_server_printed_no_error(server, said_before):
+    said = server.said()[said_before:]
     assert "memguard" not in "".join(line for line in said.splitlines() if "rror" in line).lower()
