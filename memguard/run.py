@@ -102,7 +102,8 @@ class Run:
             return
         error = self._judge()
         if error is not None:
-            self.failed(error)
+            self.noted(error)
+            self._fail_closed(error)
         self.publish()
         if self.guard.policy == "stop" and (self.report.flagged or not self._scored):
             raise MemorizationStop(self.report)
@@ -154,7 +155,7 @@ class Run:
             self.publish()
 
     def failed(self, error: Exception) -> None:
-        """Record an error inside memguard. The picture goes on, except under policy "stop".
+        """Record an error inside memguard. The picture goes on, except under policy "stop" before there is a score.
 
         Raises:
             MemorizationStop: under policy "stop", which fails closed; the error is its cause.
@@ -162,6 +163,10 @@ class Run:
         """
         self.noted(error)
         self.unavailable(in_words(error))
+        if not self._scored:
+            self._fail_closed(error)
+
+    def _fail_closed(self, error: Exception) -> None:
         if self.guard.policy == "stop":
             raise MemorizationStop(self.report, f"no score, because {in_words(error)}") from error
 
@@ -173,7 +178,7 @@ class Run:
             passing: the host's own exceptions, which end a run because somebody pressed a button.
 
         Raises:
-            MemorizationStop: that the policy asked for; under policy "stop" for any error.
+            MemorizationStop: that the policy asked for; under policy "stop" for any error before there is a score.
 
         """
         with careful(self.failed, MemorizationStop, *passing):

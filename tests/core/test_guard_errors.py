@@ -94,6 +94,27 @@ def test_a_scored_run_is_not_ended_for_want_of_a_score(step):
     assert run.finish().findings[0].score is not None
 
 
+def test_an_error_after_the_score_ends_no_run(step):
+    """There is a score, so "no score, because ..." would be false; before it, the same error ends the run."""
+    run = Guard(policy="stop", steps=2).begin()
+    run.observe(step(0.01))
+    with pytest.raises(MemorizationStop), run.careful():
+        raise KeyError("layer")
+    run = Guard(policy="stop").begin()
+    run.observe(step(0.01))
+    with run.careful():
+        raise KeyError("layer")
+    report = run.finish()
+    assert report.findings[0].score is not None and report.error == "KeyError: 'layer'"
+
+
+def test_a_broken_detector_beside_one_that_works_ends_the_run_under_stop(step):
+    guard = Guard(policy="stop")
+    guard._asked = [*guard._asked, BROKEN]
+    with pytest.raises(MemorizationStop, match=f"no score, because {UNFORESEEN}"):
+        guard.begin().observe(step(0.01))
+
+
 def test_an_error_that_shows_only_at_the_end_is_reported_not_raised(step):
     guard = Guard(policy="stop", steps=2)
     guard._asked = [BROKEN]

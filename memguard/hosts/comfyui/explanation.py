@@ -44,13 +44,14 @@ class Explanation:
     def __init__(self, clip: Any, texts: Callable[[], Sequence[str]], when: When) -> None:
         self.clip, self.texts, self.when = clip, texts, when
         self.rows = 0  # of the network that the gradient cost
+        self._tried = False
         self._weighing: Weighing | None = None
         self._note = ""
         self._failed = ""
 
     def wants(self, flagged: bool) -> bool:
-        """Whether a run is to be explained."""
-        return self.when == "always" or (self.when == "flagged" and flagged)
+        """Whether a run is to be explained now."""
+        return not self._tried and (self.when == "always" or (self.when == "flagged" and flagged))
 
     @property
     def taken(self) -> bool:
@@ -65,7 +66,13 @@ class Explanation:
         evidence: StepEvidence,
         masses: dict[int, dict[str, Tensor]],
     ) -> None:
-        """Weigh the words at the first model call, by gradient; where that fails, by attention."""
+        """Weigh the words at the first model call, by gradient; where that fails, by attention.
+
+        Raises:
+            Unknown: for a model that takes its prompt in a way that MemGuard does not know.
+
+        """
+        self._tried = True
         namer = Namer(self.clip, ())
         weighing = Weighing(namer, "gradient")
         weighing.take(call, conds, reference, evidence)

@@ -6,10 +6,11 @@ Found by walking the graph that is being executed. Part of the ComfyUI host; may
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from . import texts
-from .links import DEPTH, Graph, inputs_of, linked
+from .links import Graph, inputs_of, kind_of, linked
 
 FILES = ("ckpt_name", "unet_name", "model_name")  # how loaders call the widget with the model's file
 WAYS = ("model", "base_model", "guider", "pipe", "basic_pipe", "context", "base_ctx")  # inputs that lead to a loader
@@ -23,14 +24,8 @@ def prompt_texts(graph: Graph, node_id: str | None, role: str, index: int | None
 
 def guard(graph: Graph, node_id: str | None) -> str | None:
     """Return the id of the MemGuard node that a sampler's model comes through, the nearest one; None without one."""
-    guider = linked(inputs_of(graph, node_id).get("guider"))
-    here, seen = linked(inputs_of(graph, node_id).get("model")) or guider, set()
-    while here is not None and here not in seen:
-        if graph.get(str(here), {}).get("class_type") == "MemGuard":
-            return str(here)
-        seen.add(here)
-        here = linked(inputs_of(graph, here).get("model"))
-    return None
+    found = (node for node in _upstream(graph, node_id) if kind_of(graph, node) == "MemGuard")
+    return next(found, None)
 
 
 def painted_before(graph: Graph, node_id: str | None) -> set[str]:
@@ -67,21 +62,27 @@ def sampler_name(graph: Graph, node_id: str | None) -> str | None:
 
 def checkpoint(graph: Graph, node_id: str | None) -> str | None:
     """Return the model file that a sampler's model was loaded from; of merged ones the first."""
-    waiting, seen = [str(node_id)], set[str]()
-    while waiting and len(seen) < DEPTH:
-        node = waiting.pop(0)
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in _upstream(graph, node_id):
         inputs = inputs_of(graph, node)
         for widget in FILES:
             if name := _string(graph, inputs.get(widget)):
                 return name
-        links = {name: str(source) for name, value in inputs.items() if (source := linked(value)) is not None}
-        # a switch or a reroute calls its inputs as it likes
-        ways = [source for name, source in links.items() if name.startswith(WAYS)] or list(links.values())
-        waiting = ways + waiting
     return None
+
+
+def _upstream(graph: Graph, node_id: str | None) -> Iterator[str]:
+    """Yield a node and those that its model comes through, the nearest first."""
+    waiting, seen = [str(node_id)], set[str]()
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        links = {name: str(source) for name, value in inputs_of(graph, node).items() if (source := linked(value))}
+        # a switch or a reroute calls its inputs as it likes
+        ways = [source for name, source in links.items() if name.startswith(WAYS)]
+        waiting = (ways or list(links.values())) + waiting
 
 
 def _string(graph: Graph, value: Any) -> str | None:

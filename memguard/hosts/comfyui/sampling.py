@@ -20,7 +20,7 @@ from ...detectors.text_noise_norm import gap_map
 from ...guard import MemorizationStop, Run
 from ...records import Report, StepEvidence
 from ...steps import Steps
-from ...troubles import careful, in_words
+from ...troubles import Told, careful, in_words
 from ..curve import Curve
 from . import roles, schedule
 from .calls import Call, Cond, alone
@@ -129,8 +129,7 @@ class Sampling:
         try:
             self.run.observe(evidence)
         except MemorizationStop:  # the words of such a run matter most, and its message most of all
-            with careful(self.run.noted, InterruptProcessingException):
-                self._explain(evidence, x, sigma, options)
+            self._explain(evidence, x, sigma, options)
             raise
         self._explain(evidence, x, sigma, options)
         self._mitigate(evidence, x, sigma, options)
@@ -161,13 +160,20 @@ class Sampling:
         self._curve.add(sigma, cond, uncond, both(one, other))
 
     def _explain(self, evidence: StepEvidence, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
-        if self.explanation is None or self.explanation.taken or not self.explanation.wants(self.run.report.flagged):
+        if self.explanation is None or not self.explanation.wants(self.run.report.flagged):
             return
         conds = self.guider.conds
         reference = conds.get(evidence.roles[1])
         masses = {} if self.reading.reader is None else self.reading.reader.masses
         call = Call(self.guider, x, sigma, alone(options))
-        self.explanation.take(call, conds[roles.PROMPT], reference[0] if reference else None, evidence, masses)
+        # the run has its score, so this costs the words only, under policy "stop" too
+        with careful(self._unexplained, InterruptProcessingException):
+            self.explanation.take(call, conds[roles.PROMPT], reference[0] if reference else None, evidence, masses)
+
+    def _unexplained(self, error: Exception) -> None:
+        if not isinstance(error, Told):
+            self.run.noted(error)
+        self.run.learn(notes=(*self.run.report.notes, f"no words or maps, because {in_words(error)}"))
 
     def over(self) -> None:
         """Under policy "stop", end a run whose sampler is done and that nobody could score.
@@ -201,8 +207,7 @@ class Sampling:
             run.learn(maps=tuple(self.maps if keep is None else keep(self.maps)))
             run.learn(notes=(*run.report.notes, *missing))
         except Exception as error:
-            run.noted(error)
-            run.learn(notes=(*run.report.notes, f"no words or maps, because {in_words(error)}"))
+            self._unexplained(error)
         report = run.finish()
         return report if self._ending is None else replace(report, noise_gap_map=self._ending)
 

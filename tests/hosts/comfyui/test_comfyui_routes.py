@@ -469,6 +469,39 @@ def test_a_format_without_colours_or_of_an_unknown_kind_has_no_preview():
     assert maps.preview(torch.zeros(1, 9, 8, 8), comfy.latent_formats.SD15()) is None
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"class_type": "Any Switch (rgthree)", "inputs": {"any_01": ["g", 0], "any_02": ["1", 0]}},
+        {"class_type": "ImpactSwitch", "inputs": {"select": 1, "input1": ["g", 0]}},
+        {"class_type": "ToBasicPipe", "inputs": {"model": ["g", 0], "clip": ["1", 1], "vae": ["1", 2]}},
+        {"class_type": "ModelMergeSimple", "inputs": {"model1": ["1", 0], "model2": ["g", 0], "ratio": 0.5}},
+        {"class_type": "Reroute", "inputs": {"": ["g", 0]}},
+    ],
+)
+def test_the_guard_of_a_sampler_is_found_through_switches_pipes_and_merges(between):
+    nodes = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+        "g": {"class_type": "MemGuard", "inputs": {"model": ["1", 0]}},
+        "b": between,
+        "f": {"class_type": "FromBasicPipe", "inputs": {"basic_pipe": ["b", 0]}},
+        "s": {
+            "class_type": "KSampler",
+            "inputs": {"model": ["f", 0], "sampler_name": "euler", "latent_image": ["first", 0]},
+        },
+        "first": {"class_type": "KSampler", "inputs": {"model": ["g", 0]}},
+    }
+    assert graph.guard(nodes, "s") == "g" and graph.unguarded_after(nodes, "first") == []
+    nodes["f"]["inputs"] = {"basic_pipe": ["1", 0]}
+    assert graph.guard(nodes, "s") is None and graph.unguarded_after(nodes, "first") == ["s"]
+
+
+def test_the_guard_of_a_sampler_is_found_however_many_nodes_are_between():
+    nodes = {str(n): {"class_type": "LoraLoaderModelOnly", "inputs": {"model": [str(n + 1), 0]}} for n in range(60)}
+    nodes["60"] = {"class_type": "MemGuard", "inputs": {"model": ["0", 0]}}
+    assert graph.guard(nodes, "0") == "60"
+
+
 def test_the_guard_of_a_sampler_is_found_through_model_nodes_and_guiders():
     nodes = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {}},

@@ -168,24 +168,69 @@ def test_a_model_whose_attention_is_not_known_is_not_said_to_have_none():
         cross_paths(network)
 
 
-def test_a_model_that_takes_its_prompt_elsewhere_has_a_reason_and_no_key_error(monkeypatch):
-    here = Scene(monkeypatch)
+def elsewhere(here, monkeypatch):
+    """Give a model a network that takes its prompt under another name."""
     extra = here.model.model.extra_conds
 
-    def elsewhere(**given):
+    def renamed(**given):
         found = extra(**given)
         found["text"] = found.pop("c_crossattn")
         return found
 
-    monkeypatch.setattr(here.model.model, "extra_conds", elsewhere, raising=False)
+    monkeypatch.setattr(here.model.model, "extra_conds", renamed, raising=False)
     apply = here.model.model.apply_model
 
     def take(x, t, text=None, **given):
         return apply(x, t, c_crossattn=text, **given)
 
     monkeypatch.setattr(here.model.model, "apply_model", take, raising=False)
+
+
+def test_a_model_that_takes_its_prompt_elsewhere_has_a_reason_and_no_key_error(monkeypatch):
+    here = Scene(monkeypatch)
+    elsewhere(here, monkeypatch)
     watcher = Watcher(Guard(BOTH), clip=here.clip, explain="always")
     here.sample(watcher.install(here.model), steps=2)
     report = watcher.guard.report
     said = " ".join((*(finding.status for finding in report.findings), *report.notes))
     assert "KeyError" not in said and "c_crossattn" not in said and UNFORESEEN not in said
+
+
+def cut(here, monkeypatch):
+    """Let every layer show the rows of one image only."""
+    hooks = import_module("memguard_pack.memguard.hosts.comfyui.attention")
+    keep = hooks._keep_output
+    monkeypatch.setattr(hooks, "_keep_output", lambda found, *args: keep(found, *args[:-1], args[-1][:1]))
+
+
+def no_memory(here, monkeypatch):
+    """Let weighing the words fail in a way that nobody foresaw."""
+    weighing = import_module("memguard_pack.memguard.hosts.comfyui.weighing")
+
+    def fail(*_, **__):
+        raise KeyError("on purpose")
+
+    monkeypatch.setattr(weighing.Weighing, "take", fail)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (cut, "another node replaces the layers or changes their rows"),
+        (elsewhere, "MemGuard does not know where this model takes its prompt from"),
+        (no_memory, UNFORESEEN),
+    ],
+)
+@pytest.mark.parametrize("policy", ["observe", "warn", "stop"])
+def test_an_ordinary_run_that_has_its_score_is_not_ended_for_want_of_words(policy, spoil, said, monkeypatch):
+    here = Scene(monkeypatch)
+    known = here.watched(None, 10.0)[1].guard.profile
+    watcher = Watcher(Guard("text_noise_norm", policy=policy, profile=known), clip=here.clip, explain="always")
+    watched = watcher.install(here.model)
+    spoil(here, monkeypatch)
+    assert torch.equal(here.sample(steps=2), here.sample(watched, steps=2))
+    report = watcher.guard.report
+    lines = " ".join((*report.notes, report.attribution.status if report.attribution else ""))
+    assert report.findings[0].status == "ok" and report.findings[0].verdict == "ordinary"
+    assert bool(report.error) == (spoil is no_memory) and "bright_ending" not in report.maps
+    assert spoil is cut or lines.count(said) == 1
