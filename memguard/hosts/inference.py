@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from ..attributions.lean import lean
 
 # whose kernels without a derivative are left out while this says that somebody trains; hosts that lack it have none
 TRAINING = "comfy.model_management", "in_training"
-ROPE = "comfy_kitchen::apply_rope", "comfy_kitchen::apply_rope1"  # of Flux and its kin; newer ComfyUI
+# operators of newer ComfyUI that rotate one tensor; each has a brother, without the 1, that rotates two
+ROPE = "apply_rope1", "apply_rope_split_half1"  # of Flux and its kin, of Ernie and LTXV
 
 
 @contextmanager
@@ -83,9 +84,12 @@ def _as_in_training() -> Iterator[None]:
 @lru_cache(maxsize=1)  # an operator takes one derivative per process
 def _know_rope() -> None:
     """Give ComfyUI's rotary operators the derivative that they lack: backward is the rotation the other way round."""
-    for name in ROPE if "comfy_kitchen" in sys.modules else ():
-        with suppress(RuntimeError):  # a version that brings its own, or that has no such operator
-            torch.library.register_autograd(name, _rotate_back, setup_context=_keep_angles)
+    for one in ROPE if "comfy_kitchen" in sys.modules else ():
+        for name in (one, one.removesuffix("1")):
+            with suppress(RuntimeError):  # a version that brings its own, or that has no such operator
+                torch.library.register_autograd(
+                    f"comfy_kitchen::{name}", partial(_rotate_back, one), setup_context=_keep_angles
+                )
 
 
 def _keep_angles(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -93,9 +97,9 @@ def _keep_angles(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(angles)
 
 
-def _rotate_back(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def _rotate_back(one: str, ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     (angles,) = ctx.saved_tensors
-    rope = torch.ops.comfy_kitchen.apply_rope1
+    rope = getattr(torch.ops.comfy_kitchen, one)
     back = angles.transpose(-1, -2).contiguous()
     return (*(rope(gradient.contiguous(), back) for gradient in gradients), None)
 

@@ -109,6 +109,17 @@ def text_of(cond: Cond) -> Tensor:
     return text
 
 
+def leading(cond: Cond) -> int:
+    """Return how many columns a model puts before those of the prompt: Flux.2 fills short prompts up on their left."""
+    text, own = text_of(cond), cond.get("cross_attn")
+    if own is None:
+        return 0
+    more = text.shape[1] - own.shape[1]
+    if more <= 0 or text.shape[-1] != own.shape[-1]:
+        return 0
+    return more if torch.equal(text[:1, more:].detach(), own[:1].detach().to(text)) else 0
+
+
 def pooled_of(cond: Cond) -> Tensor | None:
     """Return what a processed conditioning gives to the model beside its encoded prompt; None where nothing."""
     found = getattr(cond["model_conds"].get(POOLED), "cond", None)

@@ -14,11 +14,12 @@ from typing import Any
 import comfy.model_management
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...attributions.moment import Encoded
-from ...mitigations.edit import CODES, OTHER
+from ...mitigations.edit import CODES, OTHER, PADDING
 from . import graph, roles, screen, tokens
-from .calls import Cond, text_of
+from .calls import Cond, leading, text_of
 from .naming import Namer, Segment
 
 UNCONNECTED = (
@@ -97,7 +98,7 @@ class Prompts:
         for segment in found:
             for group, columns in segment.groups(self.clip).items():
                 table[0, columns] = CODES[group]
-        return table
+        return functional.pad(table, (leading(cond), 0), value=PADDING)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ...attributions.moment import Encoded, Moment
 from ...records import Attribution, StepEvidence
 from ...troubles import Told, careful, in_words
 from ..inference import differentiable, normal
-from .calls import Call, Cond, normal_cond
+from .calls import Call, Cond, leading, normal_cond
 from .inputs import Pullback, input_gradients, is_open
 from .naming import Namer, Segment
 
@@ -97,7 +97,8 @@ class Weighing:
             self._parts.append(part)
             if self.method == "gradient" and part.active and not self.failed:
                 with careful(self._fails, InterruptProcessingException):
-                    part.gradient = _gradient(call, conds, index, moment)
+                    text, pooled = _gradient(call, conds, index, moment)
+                    part.gradient = text[:, leading(cond) :], pooled
             if masses is not None:
                 part.masses = masses.get(index)
             if variants is not None and part.active:

@@ -50,10 +50,8 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def picture(request, monkeypatch):
-    """A model of one-frame latents, its CLIP, prompt, negative prompt and latent."""
-    name, settings = request.param, dict(KINDS[request.param])
+def build(name, settings, size, monkeypatch):
+    """Return a tiny random model of a class of ComfyUI's, its CLIP, prompt, negative prompt and latent."""
     monkeypatch.setattr(graph, "prompt_texts", lambda *_: ["a red fox"])
     if not hasattr(comfy.supported_models, name):
         pytest.skip(f"this ComfyUI has no {name}")
@@ -67,16 +65,24 @@ def picture(request, monkeypatch):
         model = comfy.model_patcher.ModelPatcher(network, tiny.CPU, tiny.CPU)
         clip = Clip(name)
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red fox", ""))
-        image = comfy.sample.fix_empty_latent_channels(model, torch.zeros((1, 16, 1, 8, 8)))
-    assert image.ndim == 5 and image.shape[2] == 1
+        image = comfy.sample.fix_empty_latent_channels(model, torch.zeros((1, *size)))
     return model, clip, positive, negative, image
 
 
-def test_word_weights_are_the_finite_differences(picture, monkeypatch):
+@pytest.fixture(params=KINDS)
+def picture(request, monkeypatch):
+    """A model of one-frame latents, its CLIP, prompt, negative prompt and latent."""
+    found = build(request.param, KINDS[request.param], (16, 1, 8, 8), monkeypatch)
+    assert found[-1].ndim == 5 and found[-1].shape[2] == 1
+    return found
+
+
+def check_weights(picture, monkeypatch):
+    """Compare the words' weights with how far the score moves when their columns are moved."""
     model, clip, positive, negative, image = picture
     taken = []
-    take = weighing.gradient.prompt_gradient
-    monkeypatch.setattr(weighing.gradient, "prompt_gradient", lambda moment: (taken.append(take(moment)), taken[-1])[1])
+    take = weighing._gradient
+    monkeypatch.setattr(weighing, "_gradient", lambda *asked: (taken.append(take(*asked)), taken[-1])[1])
     with torch.inference_mode():
         latent = {"samples": image}
         found = explaining.explain(model, clip, "a red fox", negative, latent, 5, respect_to="encoded")
@@ -86,7 +92,9 @@ def test_word_weights_are_the_finite_differences(picture, monkeypatch):
             moved = [[positive[0][0] + shift, positive[0][1]]]
             return preflight.check(Guard(), model, moved, negative, latent, [5]).findings[0].score
 
-        (gradient, _), columns = taken[0], slice(1, 4)  # the words
+        count, columns = positive[0][0].shape[1], slice(1, 4)  # the words
+        (gradient, _) = taken[0]
+        gradient = gradient[:, -count:]  # what is more stands before them
         along = torch.zeros_like(positive[0][0])
         along[:, columns] = gradient[:, columns]
         along /= along.norm()
@@ -97,6 +105,10 @@ def test_word_weights_are_the_finite_differences(picture, monkeypatch):
     assert [weight for _, weight in found.words] == pytest.approx(
         [float(gradient[0, column].norm()) for column in (1, 2, 3)], rel=1e-4
     )
+
+
+def test_word_weights_are_the_finite_differences(picture, monkeypatch):
+    check_weights(picture, monkeypatch)
 
 
 def test_local_guidance_acts_and_a_watched_run_is_the_plain_one(picture):
