@@ -139,7 +139,7 @@ def first_calls(watch: Any, **asked: Any) -> None:
         p.scripts, p.script_args = runner, ()
         setattr(p, controls.HELD, watch)
         processing.process_images(p)
-    watch.session.end()
+    watch.finish()
 
 
 def _sample(asked: dict[str, Any], watch: Any) -> None:

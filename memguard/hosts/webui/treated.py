@@ -185,7 +185,10 @@ class Treated:
             run = self.session.now.run
             run.learn(notes=(*run.report.notes, *left))
         self.leave()
-        self.session.end()
+        try:
+            self.session.end()
+        finally:  # sessions are kept for their reports; the network of another checkpoint must not be kept with them
+            self._sampler, self.inner, self.reader, self.session.aside = None, None, None, aside
 
     def _rows(self, rows: int, named: dict[str, Any], who: str = "edit") -> Sequence[bool]:
         begun = self._asked.get(who, 0)

@@ -1,5 +1,7 @@
 """Edits inside a network of the original code's layout, against attention that is written out; no host."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -242,6 +244,29 @@ def test_whatever_ends_the_sampling_nothing_stays_in_the_network(network, inputs
         sampler.sample(None, x, context)
     assert not [layer for layer in network.modules() if "forward" in vars(layer)]
     assert not network._forward_hooks and not network._forward_pre_hooks
+
+
+@pytest.mark.parametrize("policy", ["observe", "mitigate"])
+def test_a_session_that_is_kept_keeps_no_network(policy, inputs):
+    """The reports of many jobs are kept, each of which may have had a checkpoint of its own."""
+    x, context = inputs
+    network = Network()
+    gone = weakref.ref(network)
+    asked = {"detectors": "attention_entropy", "policy": policy}
+    if policy == "mitigate":
+        asked["mitigation"] = "attention_scaling"
+    treated = Treated(Session(Guard(**asked), "a1111", "v1", lambda: None, explain="always"))
+    sampler = Sampler(network, None)
+    treated.edit(network)
+    treated.before_sampling(network, sampler)
+    now = treated.session.begin("pass")
+    now.reader = treated.reader
+    sampler.sample(None, x, context)
+    treated.finish()
+    assert len(treated.session.reports) == 1
+    del network, sampler, now
+    gc.collect()
+    assert gone() is None
 
 
 def test_other_noise_starts_the_sampler_once_more(network, inputs):
