@@ -139,7 +139,9 @@ class AttentionReader:
         fit = {name for name in self.layers if name in q and name in k and len(q[name]) == len(k[name]) == count}
         self.left |= self.layers.keys() - fit
         if not fit:
-            raise Unreadable("the attention cannot be read: another node replaces the layers or changes their rows")
+            raise Unreadable(
+                "the attention cannot be read: another node, or the model itself, changes layers or their rows"
+            )
         tokens = text_of(self._conds[part]).shape[1]
         found = {}
         for name in [name for name in self.layers if name in fit]:

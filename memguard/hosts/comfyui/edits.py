@@ -31,7 +31,7 @@ from .following import KEY, Followed, left_out
 
 PATH = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.attn2$")
 PLAIN = "the network ran as it is and not as compiled, so that the edits of its attention act"
-LEFT = "cross-attention was left alone in {} layers: another node changes its rows or columns, or all of it"
+LEFT = "cross-attention was left alone in {} layers: another node, or the model itself, changes its rows or columns"
 
 Table = Callable[[Cond], "Tensor | None"]  # what stands in the columns of a conditioning, int8 [1, tokens]
 

@@ -24,7 +24,9 @@ from .weighing import Weighing
 
 When = Literal["flagged", "always", "never"]
 STOOD_IN = "the gradient failed ({}); attention stood in"
-LEFT_OUT = "maps: the attention of {} layers was left out, another node changes their rows or their size"
+LEFT_OUT = (
+    "maps: the attention of {} layers was left out: another node, or the model itself, changes their rows or their size"
+)
 NO_WORDS = "maps: no attention was read for the words"
 NO_ENDING = "map bright_ending is missing: the attention of the last step: {}"
 ODD = "maps of another size than the latent are missing: {}"

@@ -17,7 +17,9 @@ from .calls import alone, is_compiled
 from .explanation import Explanation
 
 WINDOWS = "attention is not read within context windows"
-LEFT = "the attention of {} layers cannot be read: another node replaces them or changes their rows"
+LEFT = (
+    "the attention of {} layers cannot be read: another node, or the model itself, replaces them or changes their rows"
+)
 
 
 class Reading:

@@ -256,7 +256,7 @@ def test_a_node_that_changes_the_rows_inside_is_left_alone_and_named(scene):
     assert torch.equal(plain, seen)
     report = watcher.report_of(seen)
     assert (
-        "cross-attention was left alone in 7 layers: another node changes its rows or columns, or all of it"
+        "cross-attention was left alone in 7 layers: another node, or the model itself, changes its rows or columns"
         in report.notes
     )
 
