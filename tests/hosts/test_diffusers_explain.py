@@ -1,5 +1,7 @@
 """``explain`` on small pipelines of diffusers, against computations that share nothing with it."""
 
+from functools import wraps
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -239,6 +241,22 @@ def test_a_patch_that_computes_in_place_is_explained_by_ablation_and_says_so(sd,
     found = memguard.explain(sd, PROMPT, **SIZE)
     assert found.method == "ablation" and found.status == "ok"
     assert "computes in place" in found.notes[0]
+
+
+def test_a_template_that_is_taken_off_again_is_a_reason_and_no_error(monkeypatch):
+    """As Ovis-Image does: the encoder's columns are not those that the model gets."""
+    pipe = tiny.sd()
+    whole = StableDiffusionPipeline.encode_prompt
+
+    @wraps(whole)
+    def without_template(*args, **named):
+        return tuple(None if part is None else part[:, 5:] for part in whole(*args, **named))
+
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", without_template)
+    found = memguard.explain(pipe, PROMPT, **SIZE)
+    assert found.status.startswith("the text encoder reads more tokens than the model gets") and not found.weights
+    assert memguard.explain(pipe, PROMPT, respect_to="encoded", **SIZE).status == "ok"
+    assert memguard.explain(pipe, PROMPT, method="ablation", **SIZE).status == "ok"
 
 
 def test_freeu_is_explained(sd):

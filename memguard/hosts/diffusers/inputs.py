@@ -16,6 +16,11 @@ from .pipes import denoiser, family
 from .rows import Prompts, Unscored
 from .tokens import columns
 
+TEMPLATE = (
+    "the text encoder reads more tokens than the model gets (a template around the prompt); "
+    "use respect_to='encoded' or method ablation"
+)
+
 
 def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Encode a prompt with its graph, and return the pullback for ``gradient.significance``.
@@ -26,7 +31,7 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
         text: the prompt.
 
     Raises:
-        Unscored: if no text encoder can be followed.
+        Unscored: if no text encoder can be followed; from the pullback, if its columns are not those of the prompt.
 
     """
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -62,6 +67,8 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
             for (name, _), grad in zip(leaves, found, strict=True):
                 start = _start(pipe, name, starts)
                 if grad is not None and start is not None:
+                    if start + grad.shape[1] > count:  # a template around the prompt, taken off again behind it
+                        raise Unscored(TEMPLATE)
                     part = grad[0].float().pow(2).sum(-1).to(squares)
                     squares[image, start : start + len(part)] += part
         return squares
