@@ -8,7 +8,7 @@ from weakref import ref
 
 from modules import script_callbacks, scripts
 
-from ..memguard.hosts.webui.places import SCORE, VERDICT, infotext, of_all
+from ..memguard.hosts.webui.places import SCORE, VERDICT, infotext, of_all, stopped_by
 from ..memguard.hosts.webui.session import Session
 from ..memguard.hosts.webui.settings import Settings
 from ..memguard.troubles import Told, in_words
@@ -151,9 +151,7 @@ def _write(p: Any, session: Session, first: int) -> None:
     if session.trouble:
         return
     p.extra_generation_params.pop(SCORE, None)  # of the batch before, which may be the only one with a score
-    told = infotext(session.reports[first:], len(p.prompts), session.places[first:])
-    if session.stopped and not told:
-        told = {VERDICT: session.stopped.removeprefix("MemGuard: ")}
+    told = stopped_by(infotext(session.reports[first:], len(p.prompts), session.places[first:]), session.stopped)
     p.extra_generation_params.update(told)
 
 

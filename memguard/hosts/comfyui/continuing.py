@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import torch
+
 from ...guard import Run
 from ...passes import Pass, Passes
 from . import graph, roles, screen
@@ -52,7 +54,8 @@ class Place:
         self._after = graph.unguarded_after(nodes, self.node_id)
         starts = {self._made_by(node) for node in graph.painted_before(nodes, self.node_id)}
         starts |= {mark for mark in (fingerprint(latent),) if mark is not None}
-        run.earlier = passes.before(self.prompt_id, self.key, starts, run.report.model, screen.owner())
+        if torch.count_nonzero(latent):  # what starts from noise alone continues nothing
+            run.earlier = passes.before(self.prompt_id, self.key, starts, run.report.model, screen.owner())
 
     @property
     def same_prompt(self) -> bool:

@@ -111,6 +111,7 @@ def place(p: Any, owner: Any = None) -> Place:
         batches=int(whole.n_iter or 1),
         kind="inner" if owner is not None else "hires" if hires else "",
         prompt="\0".join(prompts(p)),
+        painted=from_picture(p),
     )
 
 

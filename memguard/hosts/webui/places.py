@@ -32,6 +32,7 @@ class Place:
         batches: how many there are.
         kind: what the pass is beside the first one of its batch.
         prompt: key of its prompts, equal for equal ones.
+        painted: whether it starts from a picture, which an earlier pass may have made, and not from noise alone.
 
     """
 
@@ -39,6 +40,7 @@ class Place:
     batches: int = 1
     kind: Kind = ""
     prompt: str = ""
+    painted: bool = False
 
     @property
     def first(self) -> bool:
@@ -77,6 +79,20 @@ def infotext(reports: Sequence[Report], images: int, places: Sequence[Place] = (
     own = [finding for finding in reports[0].findings if not finding.carried]
     scored = next((finding for finding in own if len(finding.scores) == images), None)
     return told if scored is None else told | {SCORE: [f"{score:.4g}" for score in scored.scores]}
+
+
+def stopped_by(told: dict[str, Any], stopped: str) -> dict[str, Any]:
+    """Return a batch's text with what stopped the generation, where it does not say so already.
+
+    Args:
+        told: of ``infotext``.
+        stopped: the message of policy "stop"; empty where nothing was stopped.
+
+    """
+    why, known = stopped.removeprefix("MemGuard: "), told.get(VERDICT, "")
+    if not why or why.split(". Stopped")[0] in known:
+        return told
+    return told | {VERDICT: "; ".join(filter(None, (known, why)))}
 
 
 def of_all(reports: Sequence[Report], places: Sequence[Place]) -> str:

@@ -92,7 +92,8 @@ class Session:
             facts["notes"] = (*self.notes, *place.notes, *facts.get("notes", ()))
             run = self.guard.begin(host=self.host, host_version=self.version, **facts)
             starts = () if place.first else (self._made(place),)
-            run.earlier = self._passes.before(self._job, place.prompt, starts, run.report.model)
+            if place.painted or not place.first:  # what starts from noise alone continues nothing
+                run.earlier = self._passes.before(self._job, place.prompt, starts, run.report.model)
             self.now = Pass(self, key, run, place)
         return self.now
 

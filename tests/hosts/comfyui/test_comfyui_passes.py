@@ -66,6 +66,17 @@ def test_the_latent_itself_tells_its_run_also_with_another_prompt(scene):
     assert watcher.report_of(third).attempts == () and watcher.report_of(third).verdict == "unknown"
 
 
+def test_what_starts_from_noise_alone_takes_over_no_verdict(scene):
+    """The same prompt again, which has no score of its own this time: another run's is not said to be its."""
+    here = scene()
+    watched, watcher = here.watched(made("padding"))
+    assert watcher.report_of(sampled(here, watched, here.latent(), **STEPS)).verdict == "memorized"
+    for prompt_id in ("job", "another"):
+        again = sampled(here, watched, here.latent(), node="2", prompt_id=prompt_id, cfg=1.0, **STEPS)
+        report = watcher.report_of(again)
+        assert report.verdict == "unknown" and report.attempts == () and len(report.findings) == 1
+
+
 def test_the_graph_tells_whose_picture_was_decoded_and_encoded_again(scene, monkeypatch):
     here = scene()
     nodes = {

@@ -10,10 +10,11 @@ from memguard import Guard
 from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.webui import model
 from memguard.hosts.webui.finished import KEPT, Finished
-from memguard.hosts.webui.places import Place, infotext, of_all
+from memguard.hosts.webui.places import Place, infotext, of_all, stopped_by
 from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
 from memguard.hosts.webui.shown import MARKS, html, warning
+from memguard.passes import Passes
 from memguard.records import Attempt, StepEvidence
 from memguard.troubles import UNFORESEEN
 from tests.spread import spread
@@ -35,9 +36,10 @@ def profile():
 def session():
     """A function that builds a session and the list of its stops."""
 
-    def build(**settings):
+    def build(passes=None, **settings):
         stops = []
-        made = Session(Guard(profile=profile(), **settings), "a1111", "v1", lambda: stops.append(True))
+        guard = Guard(profile=profile(), **settings)
+        made = Session(guard, "a1111", "v1", lambda: stops.append(True), passes=passes)
         return made, stops
 
     return build
@@ -225,6 +227,35 @@ def test_a_second_pass_takes_over_the_verdict_and_says_whose_it_is(session):
     assert "; second pass of hires: looks memorized" in told
     page = html(made)
     assert page.index("first pass: ") < page.index("second pass of hires: ")
+
+
+@pytest.mark.parametrize("painted", [False, True])
+def test_only_what_starts_from_a_picture_takes_over_a_verdict_of_another_generation(session, painted):
+    passes = Passes()
+    before, _ = session(passes)
+    before.begin("first", Place(prompt="a"), model=MODEL).look(evidence)
+    before.end()
+    made, stops = session(passes, policy="stop")
+    made.begin("pass", Place(prompt="a", painted=painted), model=MODEL)
+    with made.careful():
+        raise KeyError("inside")
+    made.end()
+    (report,) = made.reports
+    assert (report.verdict == "memorized") == painted and stops and UNFORESEEN in made.stopped
+    told = stopped_by(infotext(made.reports, 1, made.places), made.stopped)["MemGuard verdict"]
+    assert told.count(UNFORESEEN) == 1 and ("of an earlier pass" in told) == painted
+
+
+def test_the_infotext_of_a_stopped_generation_says_once_what_stopped_it():
+    stopped = "MemGuard: no score, because cfg is 1. Stopped before more steps were spent: change the policy."
+    assert (
+        stopped_by({}, "") == {} and stopped_by({"MemGuard verdict": "ordinary"}, "")["MemGuard verdict"] == "ordinary"
+    )
+    assert stopped_by({}, stopped) == {"MemGuard verdict": stopped.removeprefix("MemGuard: ")}
+    said = {"MemGuard verdict": "no score, because cfg is 1"}
+    assert stopped_by(said, stopped) == said
+    told = stopped_by({"MemGuard verdict": "looks ordinary"}, stopped)["MemGuard verdict"]
+    assert told == "looks ordinary; " + stopped.removeprefix("MemGuard: ")
 
 
 def test_an_error_after_the_last_pass_stops_nothing(session):
