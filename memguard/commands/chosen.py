@@ -53,10 +53,7 @@ def _parsed(text: str) -> Any:
             settings[key.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # no Python value: a text
             settings[key.strip()] = value
-    try:
-        return get(name, **settings)
-    except TypeError:
-        raise ValueError(f"--mitigation {text}: a value is of the wrong kind") from None
+    return get(name, **settings)
 
 
 def list_mitigations() -> None:

@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -231,6 +232,16 @@ class Treatment:
         return replace(self, notes=(*self.notes, text), deeds=deeds, claimed=parts)
 
 
+# of parameters, by their annotations
+KINDS: dict[str, tuple[type, str]] = {
+    "float": (Real, "a number"),
+    "int": (Integral, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+    "None": (type(None), "nothing"),
+}
+
+
 @dataclass(frozen=True)
 class Mitigation(ABC):
     """A way to reduce memorization, with its parameters.
@@ -249,6 +260,13 @@ class Mitigation(ABC):
     parity: Parity = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value, kinds = getattr(self, each.name), str(each.type).split(" | ")
+            if not set(kinds) <= KINDS.keys() or (value is None and "None" in kinds):
+                continue  # a choice, or something with checks of its own
+            kind, said = KINDS[kinds[0]]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise Refused(f"{self.NAME}: {each.name} is {value!r}; give {said}")
         if not 0 <= self.strength <= 1:
             raise Refused(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
         if self.parity not in (None, "official"):

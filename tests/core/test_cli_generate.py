@@ -81,7 +81,7 @@ def test_the_mitigations_are_listed(capsys):
         (("--mitigation", "padding:tau=1"), "padding has no parameter 'tau'"),
         (("--mitigation", "padding:tau"), "'tau' is no PARAMETER=VALUE"),
         (("--mitigation", "attention_scaling:bos_scale=0"), "bos_scale is 0; give a number above 0, such as 1.25"),
-        (("--mitigation", "attention_scaling:bos_scale=high"), "a value is of the wrong kind"),
+        (("--mitigation", "attention_scaling:bos_scale=high"), "bos_scale is 'high'; give a number"),
         (("--mitigation", "neuron_mask"), "--mitigation neuron_mask needs --neurons FILE"),
         (("--always",), "--always needs --mitigation"),
         (("--always", "--mitigation", "auto"), "auto decides by the score"),

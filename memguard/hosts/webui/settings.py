@@ -148,6 +148,8 @@ class Settings:
         if self.policy != "mitigate" or self.mitigation == AUTO:
             return None
         more: dict[str, Any] = parsed(self.parameters)
+        if "strength" in more:
+            raise Refused("parameters has strength, which is a setting of its own")
         if self.mitigation == "neuron_mask":
             if self.neurons in ("", NONE):
                 raise Refused("neurons is none, and neuron_mask needs a set; choose one, or use another mitigation")

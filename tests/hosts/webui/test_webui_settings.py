@@ -82,6 +82,14 @@ def test_the_guard_that_settings_mean(folder):
             {"policy": "mitigate", "mitigation": "padding", "parameters": "bos_scale=1"},
             "^padding has no parameter 'bos_",
         ),
+        (
+            {"policy": "mitigate", "mitigation": "padding", "parameters": "share=word"},
+            "^padding: share is 'word'; give a number$",
+        ),
+        (
+            {"policy": "mitigate", "mitigation": "padding", "parameters": "strength=0.5"},
+            "^parameters has strength, which is a setting of its own$",
+        ),
         ({"policy": "mitigate", "steps": 2}, "^policy mitigate decides at the first step; use steps 1"),
     ],
 )
