@@ -185,6 +185,20 @@ class Server:
             body["alwayson_scripts"]["MemGuard"] = {"args": [given]}
         return Made(self, self.post(f"/sdapi/v1/{kind}", body))
 
+    def axes(self) -> list[str]:
+        """Return the labels of the X/Y/Z plot's axes, in the order that its arguments count."""
+        scripts = self.get("/sdapi/v1/script-info")
+        plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
+        return plot["args"][0]["choices"]
+
+    def plot(self, x: tuple[str, str], y: tuple[str, str] = ("Nothing", "")) -> dict:
+        """Return what asks for a plot of lone pictures: the labels of its axes and their values."""
+        known = self.axes()
+        args = [known.index(x[0]), x[1], [], known.index(y[0]), y[1], [], 0, "", []]
+        args += [True, True, False, False, False, False, False]  # a legend, and lone pictures
+        args += [0, 0, True] if self.host == "neo" else [0, True]  # Neo asks for the number of rows, too
+        return {"script_name": "x/y/z plot", "script_args": args}
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()

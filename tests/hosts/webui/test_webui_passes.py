@@ -153,13 +153,8 @@ def test_stop_ends_one_line_of_a_list_and_not_the_list(server):
 
 def test_stop_ends_one_cell_of_a_plot_and_not_the_plot(server):
     """The second cell looks memorized."""
-    plot = next(
-        each for each in server.get("/sdapi/v1/script-info") if each["name"] == "x/y/z plot" and not each["is_img2img"]
-    )
-    number = plot["args"][0]["choices"].index("Prompt S/R")
-    args = [number, f"{ORDINARY}, {MEMORIZED}, a blue house", [], 0, "", [], 0, "", []]
-    args += [True, True, False, False, False, False, False, 0, True]
-    asked = {"script_name": "x/y/z plot", "script_args": args, "prompt": ORDINARY, **SMALL}
+    plot = server.plot(("Prompt S/R", f"{ORDINARY}, {MEMORIZED}, a blue house"))
+    asked = {"prompt": ORDINARY, **plot, **SMALL}
     plain, made = server.generate(**asked), server.generate({"policy": "stop"}, **asked)
     cells = [[each for each in one.pictures if each.shape == (64, 64, 3)] for one in (plain, made)]
     assert len(cells[0]) == len(cells[1]) == 3

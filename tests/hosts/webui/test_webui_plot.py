@@ -7,22 +7,12 @@ from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, pro
 PREFIX = "[MemGuard] "
 
 
-def axes(server):
-    """The labels of the plot's axes, in the order that its arguments count."""
-    scripts = server.get("/sdapi/v1/script-info")
-    plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
-    return plot["args"][0]["choices"]
-
-
-def plotted(server, x, y=None):
-    known = axes(server)
-    args = [known.index(PREFIX + x[0]), x[1], [], known.index(PREFIX + y[0]) if y else 0, y[1] if y else "", []]
-    args += [0, "", [], True, True, False, False, False, False, False, 0, True]  # lone images, no grids within, as text
-    return server.generate(script_name="x/y/z plot", script_args=args, prompt=MEMORIZED, cfg_scale=5)
+def plotted(server, x, y):
+    return server.generate(prompt=MEMORIZED, cfg_scale=5, **server.plot((PREFIX + x[0], x[1]), (PREFIX + y[0], y[1])))
 
 
 def test_every_axis_is_there_once(server):
-    ours = [label for label in axes(server) if label.startswith(PREFIX)]
+    ours = [label for label in server.axes() if label.startswith(PREFIX)]
     assert ours == [PREFIX + name for name in ("policy", "sensitivity", "mitigation", "strength")]
 
 
@@ -39,11 +29,7 @@ def test_a_plot_of_policies_and_mitigations(server):
 
 def test_a_plot_of_strengths_keeps_the_other_settings(server):
     whole = {"policy": "mitigate", "mitigation": "guidance_delay"}
-    body = {"script_name": "x/y/z plot"}
-    known = axes(server)
-    body["script_args"] = [known.index(PREFIX + "strength"), "0.5, 1", [], 0, "", [], 0, "", []]
-    body["script_args"] += [True, True, False, False, False, False, False, 0, True]
-    made = server.generate(whole, prompt=MEMORIZED, cfg_scale=5, **body)
+    made = server.generate(whole, prompt=MEMORIZED, cfg_scale=5, **server.plot((PREFIX + "strength", "0.5, 1")))
     lone = [picture for picture in made.pictures if picture.shape == (128, 128, 3)]
     half = server.generate(whole | {"strength": 0.5}, prompt=MEMORIZED, cfg_scale=5).pictures[0]
     full = server.generate(whole, prompt=MEMORIZED, cfg_scale=5).pictures[0]
