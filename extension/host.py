@@ -19,6 +19,8 @@ from ..memguard.passes import Passes
 from ..memguard.troubles import Told
 
 log = logging.getLogger("memguard")
+if not log.isEnabledFor(logging.WARNING):  # Forge Neo prints errors alone, and reasons refer to the log
+    log.setLevel(logging.WARNING)
 
 
 def _name_of_host() -> str:

@@ -46,7 +46,8 @@ def test_pictures_keep_every_byte(server, draws, run):
     asked |= {"negative_prompt": "ugly"} if "reference" in guard else {}
     plain, watched = server.generate(**asked), server.generate(guard, **asked)
     report = watched.reports[-1]
-    assert report["error"] is None and report["extra_rows"] > 0, report["notes"]
+    stood_in = "attention stood in" in str(report["attribution"])  # Forge Neo merges tokens without a derivative
+    assert report["error"] is None and (report["extra_rows"] > 0 or stood_in), report["notes"]
     if not report["actions"]:
         assert np.array_equal(plain.pictures[0], watched.pictures[0])
     else:

@@ -137,6 +137,8 @@ def test_interrupt_saves_nothing_and_the_next_generation_is_as_ever(server, befo
 
 
 def test_a_reason_is_said_and_nothing_saved(server):
+    if server.host == "neo":
+        pytest.skip("Forge Neo leaves no prediction out at the first step")
     server.post("/sdapi/v1/options", {"skip_early_cond": 0.5})
     try:
         with pytest.raises(urllib.error.HTTPError) as refused:
