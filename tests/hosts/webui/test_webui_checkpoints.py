@@ -86,10 +86,18 @@ def test_the_same_file_under_another_name_is_the_same_model(server):
     assert twin.reports[0]["model"] == first.reports[0]["model"]
 
 
-def test_a_refiner_that_comes_late_leaves_the_score(server, middle):
+@pytest.fixture
+def late(server, middle):
+    """What asks for a refiner that comes late."""
+    asked = {"refiner_checkpoint": middle, "refiner_switch_at": 0.5}
+    if server.host == "neo":
+        server.generate(**asked)  # its first picture with a refiner differs by 1 of 255 from the others, without us
+    return asked
+
+
+def test_a_refiner_that_comes_late_leaves_the_score(server, late):
     first = server.generate({})
-    more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.5}
-    plain, watched = server.generate(**more), server.generate({}, **more)
+    plain, watched = server.generate(**late), server.generate({}, **late)
     assert same(plain, watched) and not same(first, watched)
     assert "Refiner: " in watched.info["infotexts"][0]
     (report,) = watched.reports
@@ -98,6 +106,8 @@ def test_a_refiner_that_comes_late_leaves_the_score(server, middle):
 
 
 def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(server, middle):
+    if server.host == "neo":
+        pytest.skip("Forge Neo takes a switch at 0 for no refiner")
     other = server.generate({}, override_settings={"sd_model_checkpoint": middle})
     more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.0}
     plain, watched = server.generate(**more), server.generate({}, **more)
@@ -112,10 +122,10 @@ def test_a_refiner_from_the_start_is_the_model_that_is_scored_or_the_reason(serv
 
 
 @pytest.mark.parametrize("name", ["attention_scaling", "guidance_delay", "noise_adjustment"])
-def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, middle, name):
+def test_a_mitigated_run_with_a_refiner_leaves_nothing_behind(server, late, name):
     path = written(server)
     try:
-        more = {"refiner_checkpoint": middle, "refiner_switch_at": 0.5, "prompt": MEMORIZED}
+        more = late | {"prompt": MEMORIZED}
         plain, made = server.generate(**more), mitigated(server, name, neighbour="keep", **more)
         (report,) = made.reports
         assert report["error"] is None and report["attempts"][0]["kept"], report
