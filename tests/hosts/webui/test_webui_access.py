@@ -6,6 +6,7 @@ The login of the page is that of gradio, which gives a cookie.
 import base64
 import http.cookiejar
 import importlib.util
+import time
 import urllib.parse
 import urllib.request
 
@@ -113,7 +114,10 @@ def test_the_page_works_after_a_login(by_login, tmp_path):
         for each in jar:
             browser.send("Network.setCookie", name=each.name, value=each.value, url=server.url)
         browser.send("Page.navigate", url=server.url)
-        browser.wait("window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true", 600)
+        there = "window.gradioApp && gradioApp().querySelector('#memguard_txt2img_check') && true"
+        browser.wait(there, 600)
+        time.sleep(5)  # Forge Neo loads its page once more, for its theme
+        browser.wait(there, 600)
         browser.run("gradioApp().querySelector('#memguard_txt2img_check').click()")
         said = "gradioApp().querySelector('#memguard_txt2img_panel').innerText"
         assert "prompt is empty" in browser.wait(f"{said}.includes('because') && {said}", 600)
