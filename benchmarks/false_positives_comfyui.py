@@ -1,10 +1,11 @@
-"""How many ordinary prompts a profile of ComfyUI's Calibrate node flags by mistake, and how many duplicates it flags.
+r"""How many ordinary prompts a profile of ComfyUI's Calibrate node flags by mistake, and how many duplicates it flags.
 
 The shipped prompts are calibrated by the code of the Calibrate node and the others scored by that of the Check Prompt
-node, one image each, every prompt with a seed of its own. The prompts are those of ``false_positives.py``, the
-checkpoint is the test bed's (``memguard testbed export --format checkpoint --vae kl``).
+node, every prompt with a seed of its own. The prompts are those of ``false_positives.py``, the checkpoint is the test
+bed's (``memguard testbed export --format checkpoint --vae kl``).
 
-    COMFYUI_ROOT=/path/to/ComfyUI python benchmarks/false_positives_comfyui.py CHECKPOINT [--limit N] [--out FILE.json]
+    COMFYUI_ROOT=/path/to/ComfyUI python benchmarks/false_positives_comfyui.py CHECKPOINT \
+        [--num-images 4] [--limit N] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def enter() -> None:
     logging.getLogger().setLevel(logging.ERROR)
 
 
-def run(checkpoint: Path, limit: int | None) -> list[dict]:
+def run(checkpoint: Path, images: int, limit: int | None) -> list[dict]:
     """Calibrate, check, print a table; return its rows."""
     import comfy.sd
     import folder_paths
@@ -49,7 +50,7 @@ def run(checkpoint: Path, limit: int | None) -> list[dict]:
     from memguard_pack.memguard.hosts.comfyui.tokens import encode
 
     patcher, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=True)
-    latent = {"samples": torch.zeros(1, 4, PIXELS // 8, PIXELS // 8)}
+    latent = {"samples": torch.zeros(images, 4, PIXELS // 8, PIXELS // 8)}
     negative = encode(clip, "")
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.add_model_folder_path(profiles.FOLDER, folder, is_default=True)
@@ -63,20 +64,23 @@ def run(checkpoint: Path, limit: int | None) -> list[dict]:
     table = []
     for name, prompts in groups().items():
         found = [finding(text, FIRST_SEED + number) for number, text in enumerate(prompts[:limit])]
-        table += rows(name, 1, found)
+        table += rows(name, images, found)
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "--num-images", type=int, default=1, help="of each prompt, one batch; the profile is over as many"
+    )
     parser.add_argument("--limit", type=int, help="prompts of each group")
     parser.add_argument("--out", type=Path, help="rows as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["MEMGUARD_HOME"] = home
         enter()
-        table = run(args.checkpoint.resolve(), args.limit)
+        table = run(args.checkpoint.resolve(), args.num_images, args.limit)
     if args.out:
         args.out.write_text(json.dumps(table, indent=1), encoding="utf-8")
 

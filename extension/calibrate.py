@@ -62,8 +62,8 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
         with _last_prompt_kept():
             for numbers in batches:
                 watch = host.watch(Settings("observe", explain="never"), check.enough, watching())
-                texts = [asked.prompts[n] for n in numbers]
-                more = {"prompt": texts, "seed": list(numbers), "batch_size": len(texts), **SAMPLING}
+                texts, seeds = asked.rows(numbers)
+                more = {"prompt": texts, "seed": seeds, "batch_size": len(texts), **SAMPLING}
                 more |= {"width": asked.width, "height": asked.height, "negative_prompt": asked.negative_prompt}
                 check.first_calls(watch, **more)
                 if shared.state.interrupted or shared.state.stopping_generation or not watch.session.reports:
@@ -71,7 +71,7 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
                 reports += watch.session.reports
                 if not reports[-1].findings[0].rms:
                     break
-                done += len(texts)
+                done += len(numbers)
                 progress(done, len(asked.prompts))
                 shared.state.nextjob()
     finally:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from ..memguard.calibration import store
 from ..memguard.hosts.webui import listed
+from ..memguard.hosts.webui.calibrating import TOGETHER
 from ..memguard.troubles import Told, in_words
 from . import calibrate, host
 
@@ -37,10 +38,14 @@ def tabs() -> list[tuple[Any, str, str]]:
 
 
 def _calibration() -> Any:
-    gr.HTML("<h3>Calibrate</h3><p>Scores ordinary prompts on the loaded checkpoint, once for each picture size.</p>")
+    gr.HTML(
+        "<h3>Calibrate</h3><p>Scores ordinary prompts on the loaded checkpoint, once for each picture size. "
+        "A profile of batch size 4 judges batches of 4 images and more.</p>"
+    )
     with gr.Row():
         width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="memguard_tab_width")
         height = gr.Slider(64, 2048, value=512, step=8, label="Height", elem_id="memguard_tab_height")
+        images = gr.Slider(1, TOGETHER, value=1, step=1, label="Batch size", elem_id="memguard_tab_batch_size")
     negative = gr.Textbox("", label="Negative prompt", lines=1, elem_id="memguard_tab_negative")
     prompts = gr.Textbox(
         "",
@@ -55,7 +60,7 @@ def _calibration() -> Any:
         stop = gr.Button("Interrupt", elem_id="memguard_tab_interrupt")
     answer = gr.HTML("", elem_id="memguard_tab_answer")
     stop.click(fn=calibrate.interrupt, inputs=[], outputs=[], show_progress=False)
-    asked = [width, height, negative, prompts]
+    asked = [width, height, images, negative, prompts]
     return start.click(fn=_calibrate, inputs=asked, outputs=[answer], show_progress=False).then
 
 
@@ -79,9 +84,10 @@ def _memory(tab: Any) -> None:
     tab.load(fn=_held, inputs=[], outputs=[enabled, held], show_progress=False)
 
 
-def _calibrate(width: float, height: float, negative: str, prompts: str) -> Iterator[str]:
+def _calibrate(width: float, height: float, images: float, negative: str, prompts: str) -> Iterator[str]:
     """Calibrate in a thread, and say how far it is: in Forge the page is lost to what samples."""
-    given = {"width": width, "height": height, "negative_prompt": negative, "prompts": prompts.splitlines()}
+    given = {"width": width, "height": height, "batch_size": images}
+    given |= {"negative_prompt": negative, "prompts": prompts.splitlines()}
     said = ["Waiting for the generation in progress."]
 
     def work() -> None:

@@ -19,9 +19,13 @@ PROMPTS = [f"a plain thing {i}" for i in range(50)]
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"colour": 1}, "'colour' is no setting of a profile; there are width, height, prompts, negative_prompt, name"),
+        (
+            {"colour": 1},
+            "'colour' is no setting of a profile; there are width, height, batch_size, prompts, negative_prompt, name",
+        ),
         ({"width": 100}, "width is 100; give a multiple of 8 between 64 and 2048 pixels"),
         ({"height": True}, "height is True; give a multiple of 8"),
+        ({"batch_size": 9}, "batch_size is 9; give a whole number between 1 and 8"),
         ({"height": "512"}, "height is '512'; give a multiple of 8"),
         ({"prompts": PROMPTS[:49] + [" "]}, "prompts holds 49; a profile needs at least 50, or none for ours"),
         ({"prompts": "a fox"}, "prompts is no list of texts; give at least 50, or none for ours"),
@@ -39,13 +43,16 @@ def test_bad_input_is_one_line(given, line):
 
 
 def test_no_prompts_are_the_shipped_ones():
-    assert Request.of({}) == Request(512, 512, tuple(ordinary_prompts()))
+    assert Request.of({}) == Request(512, 512, 1, tuple(ordinary_prompts()))
     assert Request.of({"prompts": ["", " "]}).prompts == tuple(ordinary_prompts())
 
 
-@pytest.mark.parametrize(("size", "most"), [(512, 8), (128, 8), (768, 3), (1024, 2), (2048, 1)])
-def test_calls_hold_fewer_large_pictures(size, most):
-    batches = list(Request(size, size, tuple(PROMPTS)).batches(lambda text: True))
+@pytest.mark.parametrize(
+    ("size", "images", "most"),
+    [(512, 1, 8), (128, 1, 8), (768, 1, 3), (1024, 1, 2), (2048, 1, 1), (512, 4, 2), (512, 3, 2), (1024, 4, 1)],
+)
+def test_calls_hold_fewer_large_pictures(size, images, most):
+    batches = list(Request(size, size, images, tuple(PROMPTS)).batches(lambda text: True))
     assert [n for batch in batches for n in batch] == list(range(50))
     assert max(map(len, batches)) == most == len(batches[0])
 
@@ -54,6 +61,13 @@ def test_a_long_prompt_is_alone():
     texts = (*PROMPTS[:3], "long", *PROMPTS[3:5], "long")
     batches = list(Request(prompts=texts).batches(lambda text: text != "long"))
     assert batches == [range(0, 3), range(3, 4), range(4, 6), range(6, 7)]
+
+
+def test_each_image_of_a_prompt_has_a_seed_of_its_own():
+    asked = Request(batch_size=3, prompts=("a", "b", "c"))
+    assert asked.rows(range(0, 2)) == (["a", "a", "a", "b", "b", "b"], [0, 1, 2, 3, 4, 5])
+    assert asked.rows(range(2, 3)) == (["c", "c", "c"], [6, 7, 8])
+    assert Request(prompts=("a", "b", "c")).rows(range(1, 3)) == (["b", "c"], [1, 2])
 
 
 @pytest.fixture
@@ -89,6 +103,19 @@ def test_saved_profiles_are_found_and_hold_the_scores(reports, tmp_path):
     distribution = read.distributions["text_noise_norm"]
     assert distribution.count == 50
     assert distribution.log_median == pytest.approx(math.log(0.01) + 0.245, abs=1e-4)
+
+
+def test_a_score_is_the_mean_over_the_images_of_a_prompt(reports, tmp_path):
+    pairs = [image for score in SCORES for image in (0.5 * score, 1.5 * score)]
+    asked = Request(batch_size=2, prompts=tuple(PROMPTS))
+    made, _ = saved(asked, reports(pairs[:60], pairs[60:]), "float16", tmp_path)
+    assert made.conditions.images == 2 and "-n2-" in made.source
+    assert made.distributions[NAME].scores == pytest.approx(SCORES, rel=1e-4)
+    assert "<td>50, 2 images each</td>" in listed.profiles(MODEL, [made])
+    with pytest.raises(ProfileError, match="^ordinary prompt 31 has no score"):
+        saved(asked, reports(pairs[:60], [None, None]), "float16", tmp_path)
+    with pytest.raises(ProfileError, match="^ordinary prompt 31 or one of those after it has no score"):
+        saved(asked, reports(pairs[:60], [None] * 4), "float16", tmp_path)
 
 
 def test_every_detector_that_could_score_is_in_the_profile(reports, tmp_path):

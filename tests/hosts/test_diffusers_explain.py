@@ -243,14 +243,15 @@ def test_a_patch_that_computes_in_place_is_explained_by_ablation_and_says_so(sd,
     assert "computes in place" in found.notes[0]
 
 
-def test_a_template_that_is_taken_off_again_is_a_reason_and_no_error(monkeypatch):
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_template_that_is_taken_off_again_is_a_reason_and_no_error(monkeypatch, tokens):
     """As Ovis-Image does: the encoder's columns are not those that the model gets."""
     pipe = tiny.sd()
     whole = StableDiffusionPipeline.encode_prompt
 
     @wraps(whole)
     def without_template(*args, **named):
-        return tuple(None if part is None else part[:, 5:] for part in whole(*args, **named))
+        return tuple(None if part is None else part[:, tokens:] for part in whole(*args, **named))
 
     monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", without_template)
     found = memguard.explain(pipe, PROMPT, **SIZE)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ...calibration import Conditions, Profile, ProfileError, fit, negative_of, ordinary_prompts, save
@@ -22,10 +23,11 @@ from ...records import Reference, Report
 from . import fields
 
 DETECTORS = (NAME, *(name for name, each in available().items() if name != NAME and "late" not in each.NEEDS))
-TOGETHER = 8  # prompts of one call at 512 x 512; fewer of larger pictures
+TOGETHER = 8  # images of one call at 512 x 512; fewer of larger ones
 FIELDS: dict[str, fields.Field] = {
     "width": fields.PIXELS,
     "height": fields.PIXELS,
+    "batch_size": fields.Number(1, TOGETHER),
     "prompts": fields.Texts(remedy=f"give at least {MINIMUM}, or none for ours"),
     "negative_prompt": fields.Text(),
     "name": fields.Text(fields.NAME),
@@ -40,6 +42,7 @@ class Request:
     Attributes:
         width: pixels.
         height: pixels.
+        batch_size: images of each prompt; a score is the mean over them.
         prompts: ordinary ones.
         negative_prompt: that they are compared with.
         name: note in the file.
@@ -48,6 +51,7 @@ class Request:
 
     width: int = 512
     height: int = 512
+    batch_size: int = 1
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
     name: str = ""
@@ -81,7 +85,8 @@ class Request:
             short: whether a prompt fills one chunk of the text encoder only.
 
         """
-        most = max(1, min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height)))
+        images = min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height))
+        most = max(1, images // self.batch_size)
         begin, total = 0, len(self.prompts)
         while begin < total:
             end = begin + 1
@@ -89,6 +94,11 @@ class Request:
                 end += 1
             yield range(begin, end)
             begin = end
+
+    def rows(self, numbers: range) -> tuple[list[str], list[int]]:
+        """Return the prompt and the seed of each image of a call; no two images of a profile share a seed."""
+        seeds = range(numbers.start * self.batch_size, numbers.stop * self.batch_size)
+        return [self.prompts[seed // self.batch_size] for seed in seeds], list(seeds)
 
 
 def prepared(folder: Path) -> Path:
@@ -130,15 +140,17 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
 
     """
     scores: dict[str, list[float]] = {name: [] for name in DETECTORS}
+    images = asked.batch_size
     for report in reports:
         for finding in report.findings:
             if finding.detector == NAME and not finding.rms:
                 done = len(scores[NAME]) + 1
-                numbers = f"{done}" if len(report.seeds) < 2 else f"{done} or one of those after it"
+                numbers = f"{done}" if len(report.seeds) <= images else f"{done} or one of those after it"
                 raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
             if finding.detector == NAME and any(map(math.isnan, finding.rms)):
                 raise ProfileError(f"an ordinary prompt has no score: {finding.caveat}")
-            scores[finding.detector] += finding.rms
+            rms = finding.rms
+            scores[finding.detector] += [fmean(rms[i : i + images]) for i in range(0, len(rms), images)]
     done = len(scores[NAME])
     if done < len(asked.prompts):
         raise ProfileError(f"interrupted after {done} of {len(asked.prompts)} prompts; no profile was saved")
@@ -163,6 +175,7 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
             dtype=dtype,
             guidance_scale=first.cfg or 0.0,
             negative=negative_of(asked.negative_prompt) or "",
+            images=images,
         )
         made.append(Profile.read(save(Profile(conditions, distributions, asked.name), folder)))
     return made

@@ -42,11 +42,12 @@ def profiles(model: str, found: Sequence[Profile], loaded: str = "", chosen: str
 
 def _cells(profile: Profile) -> tuple[str, ...]:
     height, width = profile.conditions.latent
+    images = profile.conditions.images
     counts = sorted({each.count for each in profile.distributions.values()})
     return (
         f"{width * PIXELS}x{height * PIXELS}",
         f"{profile.conditions.reference} prompt",
-        ", ".join(map(str, counts)),
+        ", ".join(map(str, counts)) + (f", {images} images each" if images > 1 else ""),
         Path(profile.source).name,
         profile.note,
     )

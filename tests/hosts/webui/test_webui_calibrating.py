@@ -5,7 +5,7 @@ import math
 import threading
 import time
 import urllib.error
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import pytest
@@ -51,6 +51,12 @@ def scores(profile):
     return profile["distributions"]["text_noise_norm"]["scores"]
 
 
+def found(server, check):
+    """The finding of a check."""
+    (report,) = server.post("/memguard/v1/check", check)["reports"]
+    return report["findings"][0]
+
+
 def test_a_profile_for_each_reference(server, made):
     assert [each["conditions"]["reference"] for each in made["profiles"]] == ["negative", "empty"]
     for profile in made["profiles"]:
@@ -87,6 +93,23 @@ def test_diffusers_calibration_agrees(made, pipe):
     assert (theirs.conditions.negative, theirs.conditions.images) == (ours["negative"], ours["images"]) == ("empty", 1)
     known = theirs.distributions["text_noise_norm"].log_median
     assert math.log(median(scores(made["profiles"][0]))) == pytest.approx(known, rel=0.02)
+
+
+def test_a_profile_of_batches(server, made):
+    """A score is the mean over a prompt's images, each from a seed of its own; no single image is judged by it."""
+    asked = {**SIZE, "prompts": TEXTS, "batch_size": 2}
+    files = [each["file"] for each in server.post("/memguard/v1/profiles", asked)["profiles"]]
+    known = {each["conditions"]["images"]: each for each in server.get("/memguard/v1/profiles")["profiles"]}
+    check = {**SIZE, "prompt": TEXTS[9], "seed": 18, "profile": files[0], "explain": "never"}
+    try:
+        single = found(server, check)
+        assert "of means over 2 images, this run has 1" in single["threshold_source"] and single["verdict"] == "unknown"
+        pair = found(server, {**check, "batch_size": 2})
+        assert pair["verdict"] == "ordinary" and pair["rms"][0] == pytest.approx(single["rms"][0], rel=1e-3)
+        assert min(abs(mean(pair["rms"]) / score - 1) for score in scores(known[2])) < 1e-3
+    finally:
+        for file in files:
+            (server.folder / "models" / "memguard" / file).unlink()
 
 
 def test_verdicts_follow(server, made):
