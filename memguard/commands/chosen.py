@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Mapping
 from typing import Any
 
 from ..lists import BadInput
 from . import common
+
+MASK = "neuron_mask"
 
 
 def chosen(args: argparse.Namespace) -> list[Any]:
@@ -24,12 +27,13 @@ def chosen(args: argparse.Namespace) -> list[Any]:
     from ..neurons import files
 
     try:
-        found: list[Any] = [_parsed(text) for text in args.mitigation if not text.startswith("neuron_mask")]
-        named = any(text.startswith("neuron_mask") for text in args.mitigation)
+        named = any(text.partition(":")[0] == MASK for text in args.mitigation)
         if named and args.neurons is None:
-            raise BadInput("--mitigation neuron_mask needs --neurons FILE")
-        if args.neurons is not None:
-            found.append(get("neuron_mask", neurons=files.load(args.neurons)))
+            raise BadInput(f"--mitigation {MASK} needs --neurons FILE")
+        more = {} if args.neurons is None else {MASK: {"neurons": files.load(args.neurons)}}
+        found: list[Any] = [_parsed(text, more) for text in args.mitigation]
+        if more and not named:
+            found.append(get(MASK, **more[MASK]))
     except (ValueError, OSError) as error:
         raise BadInput(common.first_line(error)) from None
     if args.always and (not found or not all(isinstance(each, Mitigation) for each in found)):
@@ -37,8 +41,8 @@ def chosen(args: argparse.Namespace) -> list[Any]:
     return found
 
 
-def _parsed(text: str) -> Any:
-    """Return the mitigation of "name:parameter=value,parameter=value", or "auto"."""
+def _parsed(text: str, more: Mapping[str, dict[str, Any]]) -> Any:
+    """Return the mitigation of "name:parameter=value,parameter=value", or "auto"; some have parameters of options."""
     from ..mitigations import get
 
     name, _, given = text.partition(":")
@@ -53,7 +57,7 @@ def _parsed(text: str) -> Any:
             settings[key.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # no Python value: a text
             settings[key.strip()] = value
-    return get(name, **settings)
+    return get(name, **(settings | dict(more.get(name, {}))))
 
 
 def list_mitigations() -> None:

@@ -86,7 +86,8 @@ def _know_rope() -> None:
     """Give ComfyUI's rotary operators the derivative that they lack: backward is the rotation the other way round."""
     for one in ROPE if "comfy_kitchen" in sys.modules else ():
         for name in (one, one.removesuffix("1")):
-            with suppress(RuntimeError):  # a version that brings its own, or that has no such operator
+            # RuntimeError: a version that brings a derivative of its own; AttributeError: one without the operator
+            with suppress(RuntimeError, AttributeError):
                 torch.library.register_autograd(
                     f"comfy_kitchen::{name}", partial(_rotate_back, one), setup_context=_keep_angles
                 )

@@ -62,7 +62,7 @@ def describe(name: str) -> str:
     return f"{cls.TITLE} ({cls.SOURCE})"
 
 
-def get(name: str, **settings: Any) -> Mitigation:
+def get(name: str, /, **settings: Any) -> Mitigation:
     """Return a mitigation.
 
     Args:

@@ -41,6 +41,8 @@ class NeuronMask(Mitigation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.neurons, NeuronSet):
+            raise Refused(f"{self.NAME}: neurons is {self.neurons!r}; give a NeuronSet")
         if not any(self.neurons.indices.values()):
             raise Refused(f"{self.NAME}: neurons is empty; load a set, or find one with memguard neurons find")
 

@@ -63,6 +63,9 @@ def test_a_neuron_set_is_taken_from_its_file(capsys, model, tmp_path, plain):  #
     files.save(NeuronSet({"mid_block.attentions.0.transformer_blocks.0.attn2": tuple(range(16))}), path)
     run(capsys, "generate", "a red fox", "--model", model, "--out", out, "--always", "--neurons", path, *SHORT)
     assert not np.array_equal(pictures(out)[0], plain[0])
+    same = ("--neurons", path, "--mitigation", "neuron_mask:factor=1.0")
+    run(capsys, "generate", "a red fox", "--model", model, "--out", tmp_path / "same", "--always", *same, *SHORT)
+    assert np.array_equal(pictures(tmp_path / "same")[0], plain[0])
 
 
 def test_the_mitigations_are_listed(capsys):
@@ -79,6 +82,7 @@ def test_the_mitigations_are_listed(capsys):
         (("--model", "testbed"), "--out is missing"),
         (("--mitigation", "colour"), "there is no mitigation 'colour'; use one of attention_scaling"),
         (("--mitigation", "padding:tau=1"), "padding has no parameter 'tau'"),
+        (("--mitigation", "padding:name=x"), "padding has no parameter 'name'"),
         (("--mitigation", "padding:tau"), "'tau' is no PARAMETER=VALUE"),
         (("--mitigation", "attention_scaling:bos_scale=0"), "bos_scale is 0; give a number above 0, such as 1.25"),
         (("--mitigation", "attention_scaling:bos_scale=high"), "bos_scale is 'high'; give a number"),

@@ -20,6 +20,7 @@ from ...troubles import Told
 from ..inference import normal
 
 TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
+LEADING = "memguard_leading"  # of a processed conditioning: columns before those of its prompt
 COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in place
 CACHES = ("easycache", "lazycache")  # of wrappers that answer from a cache of earlier calls
 Cond = dict[str, Any]
@@ -111,6 +112,8 @@ def text_of(cond: Cond) -> Tensor:
 
 def leading(cond: Cond) -> int:
     """Return how many columns a model puts before those of the prompt: Flux.2 fills short prompts up on their left."""
+    if LEADING in cond:
+        return int(cond[LEADING])
     text, own = text_of(cond), cond.get("cross_attn")
     if own is None:
         return 0
@@ -155,7 +158,8 @@ def rows_of(conds: Sequence[Cond], x: Tensor, sigma: Tensor) -> int:
 
 
 def with_prompt(cond: Cond, text: Tensor, pooled: Tensor | None) -> Cond:
-    """Return a processed conditioning with another encoded prompt."""
+    """Return a processed conditioning with another encoded prompt, whose columns stand where the first one's stood."""
+    cond = {**cond, LEADING: leading(cond)}
     parts = dict(cond["model_conds"])
     parts[TEXT] = parts[TEXT]._copy_with(text.to(parts[TEXT].cond))
     width = _pooled_width(cond)

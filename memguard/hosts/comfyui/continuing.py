@@ -52,9 +52,12 @@ class Place:
         self.prompt_id, self.node_id = screen.place()
         nodes = screen.running_prompt(self.prompt_id)
         self._after = graph.unguarded_after(nodes, self.node_id)
-        starts = {self._made_by(node) for node in graph.painted_before(nodes, self.node_id)}
-        starts |= {mark for mark in (fingerprint(latent),) if mark is not None}
-        if torch.count_nonzero(latent):  # what starts from noise alone continues nothing
+        empty = not torch.count_nonzero(latent)
+        starts = {self._made_by(node) for node in graph.painted_before(nodes, self.node_id, empty)}
+        if empty:  # noise alone continues no run of the same prompt; a picture may still come in beside it
+            run.earlier = passes.before(self.prompt_id, "", starts, owner=screen.owner())
+        else:
+            starts |= {mark for mark in (fingerprint(latent),) if mark is not None}
             run.earlier = passes.before(self.prompt_id, self.key, starts, run.report.model, screen.owner())
 
     @property

@@ -14,6 +14,7 @@ from .links import Graph, inputs_of, kind_of, linked
 
 FILES = ("ckpt_name", "unet_name", "model_name")  # how loaders call the widget with the model's file
 WAYS = ("model", "base_model", "guider", "pipe", "basic_pipe", "context", "base_ctx")  # inputs that lead to a loader
+CHOICES = ("switch", "select", "index")  # how a switch calls the widget that says which of its inputs goes on
 PAINTED = re.compile(r"latent|sample|image|pixel|segs", re.IGNORECASE)  # inputs that lead to a picture before this one
 
 
@@ -28,8 +29,15 @@ def guard(graph: Graph, node_id: str | None) -> str | None:
     return next(found, None)
 
 
-def painted_before(graph: Graph, node_id: str | None) -> set[str]:
-    """Return the nodes that a sampler's latent, or a detailer's picture, comes from; samplers before it among them."""
+def painted_before(graph: Graph, node_id: str | None, empty: bool = False) -> set[str]:
+    """Return the nodes that a sampler's latent, or a detailer's picture, comes from; samplers before it among them.
+
+    Args:
+        graph: that is executed.
+        node_id: the sampler.
+        empty: whether its latent is zeros; then what gives that only its size is no picture before it.
+
+    """
     inputs = inputs_of(graph, node_id)
     waiting = [linked(value) for name, value in inputs.items() if PAINTED.search(name)]
     found: set[str] = set()
@@ -38,7 +46,8 @@ def painted_before(graph: Graph, node_id: str | None) -> set[str]:
         if source is None or str(source) in found:
             continue
         found.add(str(source))
-        waiting += [linked(value) for value in inputs_of(graph, source).values()]
+        more = inputs_of(graph, source).items()
+        waiting += [linked(value) for name, value in more if not empty or PAINTED.search(name)]
     return found
 
 
@@ -79,10 +88,21 @@ def _upstream(graph: Graph, node_id: str | None) -> Iterator[str]:
             continue
         seen.add(node)
         yield node
-        links = {name: str(source) for name, value in inputs_of(graph, node).items() if (source := linked(value))}
-        # a switch or a reroute calls its inputs as it likes
-        ways = [source for name, source in links.items() if name.startswith(WAYS)]
-        waiting = (ways or list(links.values())) + waiting
+        waiting = _ways(inputs_of(graph, node)) + waiting
+
+
+def _ways(inputs: dict[str, Any]) -> list[str]:
+    """Return the nodes that a node's model may come from: one, unless it is a switch whose choice is not known."""
+    links = {name: str(source) for name, value in inputs.items() if (source := linked(value))}
+    for way in WAYS:
+        # a merge is the first model with weights of the others, so what watches those does not watch it
+        if named := sorted(name for name in links if name.startswith(way)):
+            return [links[named[0]]]
+    for choice in (inputs[name] for name in CHOICES if isinstance(inputs.get(name), bool | int)):
+        ending = f"on_{choice}".lower() if isinstance(choice, bool) else str(choice)
+        if chosen := [source for name, source in links.items() if re.search(rf"(?<!\d){ending}$", name)]:
+            return chosen
+    return list(links.values())  # a switch or a reroute calls its inputs as it likes
 
 
 def _string(graph: Graph, value: Any) -> str | None:

@@ -5,16 +5,20 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.samplers
 from torch import Tensor
 
 from ...aside import aside
+from ...troubles import Told, in_words
 from . import roles
 from .attention import AttentionReader, Careful, Unreadable
 from .calls import alone, is_compiled
 from .explanation import Explanation
+
+log = logging.getLogger("memguard")
 
 WINDOWS = "attention is not read within context windows"
 LEFT = (
@@ -100,6 +104,12 @@ class Reading:
         combined = f"the prompt is combined of {parts} parts, and their attention is not one" if parts > 1 else ""
         reason = self.unread or (self.reader.reason if self.reader is not None else "")
         return {"unread": reason or combined or "attention was not read"}
+
+    def failed(self, error: Exception) -> None:
+        """Read no more, and keep why."""
+        self.unread, self._now = in_words(error), False
+        if not isinstance(error, Told):
+            log.warning("attention: %s: %s", type(error).__name__, error, exc_info=error)
 
     def _ready(self, windows: bool) -> bool:
         if windows:

@@ -53,7 +53,8 @@ class Sampling:
         self.guider = guider
         self.place: Place | None = None  # among the runs of its prompt id
         self.explanation = explanation
-        self.reading = Reading(guider, run.guard.attention, explanation, self._careful if self._stops else None)
+        stops = run.guard.policy == "stop" and run.guard.attention  # what only words and maps need ends no run
+        self.reading = Reading(guider, run.guard.attention, explanation, self._careful if stops else None)
         self.seen = Predictions(run, guider)
         self.mitigating = None if prompts is None else Mitigating(run, guider, prompts, self._careful)
         self._curve = Curve()
@@ -100,14 +101,16 @@ class Sampling:
         """Return the arguments of a model call that is watched."""
         watched = past_windows(args, self)
         if len(watched) > 2:
-            options = self.reading.begin(wanted, ends, watched[2], watched is not args)
-            watched = (*watched[:2], options, *watched[3:])
+            with self._attentive():
+                options = self.reading.begin(wanted, ends, watched[2], watched is not args)
+                watched = (*watched[:2], options, *watched[3:])
         return watched
 
     def _look(self, step: int, wanted: bool, ends: bool, x: Tensor, sigma: Tensor, *rest: Any) -> None:
         """Take what the call that was just made has shown."""
         options = rest[0] if rest else {}
-        self.reading.end(x, sigma, options)
+        with self._attentive():
+            self.reading.end(x, sigma, options)
         if not wanted and not ends:
             self._follow(sigma)
             return
@@ -162,12 +165,12 @@ class Sampling:
     def _explain(self, evidence: StepEvidence, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
         if self.explanation is None or not self.explanation.wants(self.run.report.flagged):
             return
-        conds = self.guider.conds
-        reference = conds.get(evidence.roles[1])
-        masses = {} if self.reading.reader is None else self.reading.reader.masses
-        call = Call(self.guider, x, sigma, alone(options))
         # the run has its score, so this costs the words only, under policy "stop" too
         with careful(self._unexplained, InterruptProcessingException):
+            conds = self.guider.conds
+            reference = conds.get(evidence.roles[1])
+            masses = {} if self.reading.reader is None else self.reading.reader.masses
+            call = Call(self.guider, x, sigma, alone(options))
             self.explanation.take(call, conds[roles.PROMPT], reference[0] if reference else None, evidence, masses)
 
     def _unexplained(self, error: Exception) -> None:
@@ -239,7 +242,7 @@ class Sampling:
     def evaluate(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one evaluation of conditionings and take what it predicts."""
         if self.armed:
-            with self._careful():
+            with self._attentive():
                 self.reading.expect(args[1], args[2])
         if self.mitigating is None:
             predictions = executor(*args, **kwargs)
@@ -285,9 +288,11 @@ class Sampling:
             self.armed = False
         self.run.extra_rows += len(x)
 
-    @property
-    def _stops(self) -> bool:
-        return self.run.guard.policy == "stop"
+    def _attentive(self) -> AbstractContextManager[None]:
+        """Return the guard around what reads attention: where no detector asks for it, an error costs the maps only."""
+        if self.run.guard.attention:
+            return self._careful()
+        return careful(self.reading.failed, InterruptProcessingException)
 
     def _careful(self) -> AbstractContextManager[None]:
         return self.run.careful(InterruptProcessingException)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -19,7 +19,7 @@ from ...mitigations.base import Start, Unsuitable, View
 from ...records import Finding
 from ..inference import differentiable, normal
 from . import model, roles
-from .calls import Call, Cond, normal_cond, rows_of, with_prompt
+from .calls import Call, Cond, leading, normal_cond, rows_of, with_prompt
 from .edits import Editor
 from .prompts import Prompts
 
@@ -161,7 +161,12 @@ def start(predict: Predictor, prompts: Prompts, reference: str | None, finding: 
     def encode(texts: Sequence[str], padding: int | None = None) -> Encoded:
         if len(parts) != 1:
             exchanged(parts, prompt)
-        return prompts.encode(texts, padding)
+        made = prompts.encode(texts, padding)
+        filled = prompt.text.shape[1] - made.text.shape[1] if leading(parts[0]) else 0
+        if filled <= 0:
+            return made
+        left = prompt.text[:1, :filled].to(made.text).expand(len(texts), -1, -1)  # as the model fills up its own
+        return replace(made, text=torch.cat([left, made.text], 1))
 
     known = tables[0] if len(parts) == 1 else next((table for table in tables if table is not None), None)
     pure = began is not None and began.pure(guider)

@@ -41,6 +41,7 @@ def test_neutral_parameters_are_the_treatment_of_before(name, settings, start):
     [
         ("colouring", {}, "there is no mitigation 'colouring'; use one of attention_scaling, "),
         ("padding", {"tau": 1}, "padding has no parameter 'tau'; it has strength, parity, variant, share"),
+        ("padding", {"name": "x"}, "padding has no parameter 'name'"),
         ("padding", {"strength": 1.5}, "padding: strength is 1.5; give a number from 0 (nothing) to 1 (all)"),
         ("padding", {"parity": "paper"}, "padding: parity is 'paper'; use None or 'official'"),
         ("attention_scaling", {"bos_scale": 0}, "attention_scaling: bos_scale is 0; give a number above 0"),
@@ -52,6 +53,7 @@ def test_neutral_parameters_are_the_treatment_of_before(name, settings, start):
         ("prompt_optimization", {"lr": 0}, "lr is 0; give a learning rate above 0"),
         ("prompt_optimization", {"target": -1.0}, "target is -1.0; give a noise gap above 0"),
         ("noise_adjustment", {"method": "swap"}, "method is swap; use one of batch, sample, sail"),
+        ("neuron_mask", {"neurons": "a.safetensors"}, "neuron_mask: neurons is 'a.safetensors'; give a NeuronSet"),
         ("neuron_mask", {}, "neurons is empty; load a set, or find one with memguard neurons find"),
         ("paraphrase", {}, "text is empty; give the prompt in other words"),
         ("paraphrase", {"text": "x", "lower": 5, "upper": 4}, "upper is 4; give a noise gap above lower (5)"),

@@ -1,12 +1,15 @@
 """What is computed beside a run leaves it alone: random generators, caches of other nodes, gradients."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 import comfy.model_management
 import pytest
 import torch
 
 from memguard_pack.memguard import Guard
+from memguard_pack.memguard.hosts import inference
 from memguard_pack.memguard.hosts.comfyui import explaining, preflight, preparing
 from memguard_pack.memguard.hosts.comfyui.mitigating import CACHED
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
@@ -50,6 +53,15 @@ def drawing(request, monkeypatch):
     monkeypatch.setattr(import_module(f"comfy_extras.nodes_{module}"), "randint", draw, raising=False)
     assert torch.equal(plain, here.sample(model, image=image, steps=2)) and hits, "this model draws nothing"
     return here, model, image, plain
+
+
+def test_a_version_without_a_kernel_that_lacks_a_derivative_is_differentiated_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", ModuleType("comfy_kitchen"))
+    monkeypatch.setattr(inference, "ROPE", ("no_such_rope1",))
+    inference._know_rope.cache_clear()
+    with differentiable(torch.nn.Linear(2, 2)) as blocks:
+        assert blocks == 0
+    inference._know_rope.cache_clear()
 
 
 @pytest.mark.parametrize("way", ["explained", "flagged and explained", "reference empty", "mitigate, ordinary"])

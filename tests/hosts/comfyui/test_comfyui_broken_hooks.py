@@ -52,6 +52,7 @@ MITIGATING = {
     "attention: layer": f"{HERE}.edits.Editor.layers",
     "attention: fit": "memguard_pack.memguard.mitigations.edit.Plan.fits",
 }
+READING = [name for name, target in WATCHING.items() if "eading." in target or "attention." in target]
 NODES = [name for name in MITIGATING if name != "calc: first call"]
 
 
@@ -76,10 +77,10 @@ def broken(monkeypatch):
     return put
 
 
-def watched(here, policy, rms):
+def watched(here, policy, rms, detectors=("text_noise_norm", "attention_entropy")):
     known = here.watched(made("attention_scaling"), rms)[1].guard.profile
     guard = Guard(
-        ("text_noise_norm", "attention_entropy"),
+        detectors,
         policy=policy,
         mitigation="auto" if policy == "mitigate" else None,
         profile=known,
@@ -127,6 +128,26 @@ def test_a_broken_hook_of_watching_ends_the_run_under_stop(name, broken, monkeyp
     with pytest.raises(MemorizationStop, match=r"^MemGuard: no score, because an error inside MemGuard.*\. Stopped"):
         sampled(here, model)
     assert (state(here.model), state(model)) == before and _running.get() == ()
+
+
+@pytest.mark.parametrize("name", READING)
+def test_attention_that_no_detector_asks_for_ends_no_run_under_stop(name, broken, monkeypatch, caplog):
+    here = Scene(monkeypatch)
+    model, watcher = watched(here, "stop", 10.0, ("text_noise_norm",))
+    reached = broken(WATCHING[name])
+    assert torch.equal(plain(), sampled(here, model)) and reached
+    assert watcher.guard.report.verdict == "ordinary" and "on purpose" in caplog.text
+    with pytest.raises(MemorizationStop, match="looks memorized"):
+        sampled(here, watched(here, "stop", 1e-7, ("text_noise_norm",))[0])
+
+
+def test_a_flagged_run_is_stopped_whatever_breaks_before_its_words(broken, monkeypatch):
+    here = Scene(monkeypatch)
+    model, watcher = watched(here, "stop", 1e-7)
+    reached = broken(f"{HERE}.sampling.alone")
+    with pytest.raises(MemorizationStop, match="looks memorized"):
+        sampled(here, model)
+    assert reached and watcher.guard.report.verdict == "memorized"
 
 
 @pytest.mark.parametrize(

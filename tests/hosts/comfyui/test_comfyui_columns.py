@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from memguard_pack.memguard import Guard
 from memguard_pack.memguard.hosts.comfyui.calls import leading
 from memguard_pack.memguard.hosts.comfyui.treating import Treater
+from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
 from memguard_pack.tests.hosts.comfyui import tiny
 from memguard_pack.tests.hosts.comfyui.scene import made
 from memguard_pack.tests.hosts.comfyui.test_comfyui_frames import WIDTH, build, check_weights
@@ -62,6 +64,32 @@ def test_prompt_optimisation_acts(picture, caplog):
         treated = Treater(made("prompt_optimization"), clip).install(model)
         assert not torch.equal(plain, tiny.sample(treated, positive, negative, image, steps=2))
     assert not [line for line in caplog.messages if "left out" in line]
+
+
+@pytest.mark.parametrize("name", ["random_tokens", "paraphrase"])
+def test_other_wordings_act(name, picture, caplog):
+    model, clip, positive, negative, image = picture
+    with torch.inference_mode():
+        plain = tiny.sample(model, positive, negative, image, steps=2)
+        treated = Treater(made(name), clip).install(model)
+        assert not torch.equal(plain, tiny.sample(treated, positive, negative, image, steps=2))
+    assert not [line for line in caplog.messages if "left out" in line]
+
+
+def test_a_prompt_that_was_exchanged_keeps_its_columns(picture):
+    """One treatment on another, and the words of the run."""
+    model, clip, positive, negative, image = picture
+    with torch.inference_mode():
+        once = Treater(made("prompt_optimization"), clip).install(model)
+        twice = Treater(made("prompt_optimization"), clip).install(once)
+        found = [tiny.sample(each, positive, negative, image, steps=2) for each in (once, twice)]
+        assert not torch.equal(*found)
+        counts = []
+        for each in (model, once):
+            watcher = Watcher(Guard(policy="observe"), clip=clip, explain="always")
+            tiny.sample(watcher.install(each), positive, negative, image, steps=2)
+            counts.append(len(watcher.guard.report.attribution.token_scores))
+        assert counts[0] == counts[1] == positive[0][0].shape[1]
 
 
 def test_leading_columns_are_those_before_the_prompts_own():

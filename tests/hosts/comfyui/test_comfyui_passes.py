@@ -4,6 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_execution.utils import CurrentNodeContext
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 
 from memguard_pack.memguard.hosts.comfyui import graph, screen
 from memguard_pack.memguard.hosts.comfyui.continuing import UNGUARDED
@@ -75,6 +76,37 @@ def test_what_starts_from_noise_alone_takes_over_no_verdict(scene):
         again = sampled(here, watched, here.latent(), node="2", prompt_id=prompt_id, cfg=1.0, **STEPS)
         report = watcher.report_of(again)
         assert report.verdict == "unknown" and report.attempts == () and len(report.findings) == 1
+
+
+def test_a_picture_that_comes_in_beside_an_empty_latent_is_gone_on_with(scene, monkeypatch):
+    """SD_4XUpscale_Conditioning and InstructPixToPixConditioning give the sampler zeros; a size alone is no picture."""
+    here = scene()
+    nodes = {
+        "1": {"class_type": "KSampler", "inputs": {"latent_image": ["0", 0]}},
+        "2": {"class_type": "VAEDecode", "inputs": {"samples": ["1", 0]}},
+        "3": {"class_type": "SD_4XUpscale_Conditioning", "inputs": {"images": ["2", 0], "positive": ["8", 0]}},
+        "4": {"class_type": "KSampler", "inputs": {"latent_image": ["3", 2], "positive": ["3", 0]}},
+        "5": {"class_type": "GetImageSize", "inputs": {"image": ["2", 0]}},
+        "6": {"class_type": "EmptyLatentImage", "inputs": {"width": ["5", 0], "height": ["5", 1]}},
+        "7": {"class_type": "KSampler", "inputs": {"latent_image": ["6", 0], "positive": ["8", 0]}},
+    }
+    monkeypatch.setattr(screen, "running_prompt", lambda prompt_id: nodes)
+    watched, watcher = here.watched(made("padding"))
+    sampled(here, watched, here.latent(), **STEPS)
+    empty = torch.zeros_like(upscaled(here.latent(), 12))
+    for node, carried in (("4", True), ("7", False)):
+        report = watcher.report_of(sampled(here, watched, empty, node=node, cfg=1.0, **STEPS))
+        assert bool(report.findings[-1].carried) == carried, node
+
+
+def test_a_merge_is_watched_by_its_first_model_s_guard(scene):
+    here = scene()
+    watched, watcher = here.watched(made("padding"))
+    for models, seen in (((here.model, watched), False), ((watched, here.model), True)):
+        watcher.guard.report = None
+        (merged,) = ModelMergeSimple().merge(*models, 0.5)
+        sampled(here, merged, here.latent(), **STEPS)
+        assert (watcher.guard.report is not None) == seen
 
 
 def test_the_graph_tells_whose_picture_was_decoded_and_encoded_again(scene, monkeypatch):

@@ -473,9 +473,10 @@ def test_a_format_without_colours_or_of_an_unknown_kind_has_no_preview():
     "between",
     [
         {"class_type": "Any Switch (rgthree)", "inputs": {"any_01": ["g", 0], "any_02": ["1", 0]}},
-        {"class_type": "ImpactSwitch", "inputs": {"select": 1, "input1": ["g", 0]}},
+        {"class_type": "ImpactSwitch", "inputs": {"select": 2, "input1": ["1", 0], "input2": ["g", 0]}},
+        {"class_type": "ComfySwitchNode", "inputs": {"switch": True, "on_false": ["1", 0], "on_true": ["g", 0]}},
         {"class_type": "ToBasicPipe", "inputs": {"model": ["g", 0], "clip": ["1", 1], "vae": ["1", 2]}},
-        {"class_type": "ModelMergeSimple", "inputs": {"model1": ["1", 0], "model2": ["g", 0], "ratio": 0.5}},
+        {"class_type": "ModelMergeSimple", "inputs": {"model1": ["g", 0], "model2": ["1", 0], "ratio": 0.5}},
         {"class_type": "Reroute", "inputs": {"": ["g", 0]}},
     ],
 )
@@ -494,6 +495,31 @@ def test_the_guard_of_a_sampler_is_found_through_switches_pipes_and_merges(betwe
     assert graph.guard(nodes, "s") == "g" and graph.unguarded_after(nodes, "first") == []
     nodes["f"]["inputs"] = {"basic_pipe": ["1", 0]}
     assert graph.guard(nodes, "s") is None and graph.unguarded_after(nodes, "first") == ["s"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"class_type": "ModelMergeSimple", "inputs": {"model2": ["g", 0], "model1": ["1", 0], "ratio": 0.5}},
+        {"class_type": "ImpactSwitch", "inputs": {"select": 2, "input12": ["g", 0], "input2": ["1", 0]}},
+        {"class_type": "ComfySwitchNode", "inputs": {"switch": False, "on_false": ["1", 0], "on_true": ["g", 0]}},
+        {"class_type": "Context Big (rgthree)", "inputs": {"base_ctx": ["g", 0], "model": ["1", 0]}},
+    ],
+)
+def test_a_guard_on_what_a_node_does_not_go_on_with_is_none(between):
+    """A merge has no wrapper of its second model, as the real one in test_comfyui_passes shows."""
+    nodes = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+        "g": {"class_type": "MemGuard", "inputs": {"model": ["1", 0]}},
+        "b": between,
+        "s": {
+            "class_type": "KSampler",
+            "inputs": {"model": ["b", 0], "sampler_name": "euler", "latent_image": ["first", 0]},
+        },
+        "first": {"class_type": "KSampler", "inputs": {"model": ["g", 0]}},
+    }
+    assert graph.guard(nodes, "s") is None and graph.unguarded_after(nodes, "first") == ["s"]
+    assert graph.checkpoint(nodes, "s") == "a.safetensors"
 
 
 def test_the_guard_of_a_sampler_is_found_however_many_nodes_are_between():
