@@ -76,6 +76,14 @@ def test_other_wordings_act(name, picture, caplog):
     assert not [line for line in caplog.messages if "left out" in line]
 
 
+def test_the_prompt_itself_as_the_other_wording_changes_nothing(picture):
+    model, clip, positive, negative, image = picture
+    with torch.inference_mode():
+        plain = tiny.sample(model, positive, negative, image, steps=2)
+        treated = Treater(made("paraphrase", text="a red fox", lower=1e6, upper=2e6), clip).install(model)
+        assert torch.allclose(plain, tiny.sample(treated, positive, negative, image, steps=2), atol=1e-4)
+
+
 def test_a_prompt_that_was_exchanged_keeps_its_columns(picture):
     """One treatment on another, and the words of the run."""
     model, clip, positive, negative, image = picture
