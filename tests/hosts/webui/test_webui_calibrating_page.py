@@ -7,7 +7,10 @@ import time
 
 import pytest
 
+from memguard_pack.memguard.calibration import ordinary_prompts
 from memguard_pack.tests.hosts.webui.test_webui_page import PATIENCE, picture, put, shown  # noqa: F401 a fixture
+
+COUNT = 64  # prompts; all that ship take minutes
 
 
 def said(browser, name):
@@ -65,8 +68,9 @@ def test_calibrate(tab):
     before = of_size(server)
     for name in ("width", "height"):
         put(browser, f"memguard_tab_{name}", 128)
+    put(browser, "memguard_tab_prompts", "\n".join(ordinary_prompts()[:COUNT]))
     press(browser, "calibrate")
-    browser.wait(holds("answer", "of 634 prompts are scored."), PATIENCE)
+    browser.wait(holds("answer", f"of {COUNT} prompts are scored."), PATIENCE)
     picture(browser, f"{server.host}-calibrating")
     browser.wait(holds("answer", "Saved"), PATIENCE)
     made = sorted(of_size(server) - before)
@@ -76,6 +80,7 @@ def test_calibrate(tab):
         assert all(path.name in said(browser, "profiles") for path in made)
         picture(browser, f"{server.host}-calibrated")
     finally:
+        put(browser, "memguard_tab_prompts", "")
         for path in made:
             path.unlink()
 
