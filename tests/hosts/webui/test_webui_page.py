@@ -97,8 +97,10 @@ def generated(browser, policy):
     )
     choose(browser, "memguard_txt2img_policy", policy)
     info = "(gradioApp().querySelector('#generation_info_txt2img textarea') || {}).value"
-    browser.run(f"window.before = {info}; gradioApp().querySelector('#txt2img_generate').click()")
-    browser.wait(f"{info} !== window.before", PATIENCE)
+    panel = "gradioApp().querySelector('#memguard_txt2img_panel').innerHTML"
+    press = "gradioApp().querySelector('#txt2img_generate').click()"
+    browser.run(f"window.before = {info}; window.panel = {panel}; {press}")
+    browser.wait(f"{info} !== window.before && {panel} !== window.panel", PATIENCE)  # the panel follows by itself
     toast = "[...document.querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
     return browser.wait(toast, 20)
 
