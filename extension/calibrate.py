@@ -50,7 +50,7 @@ def interrupt() -> None:
 
 
 def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
-    engine, reports, done = host.engine(), [], 0
+    engine, reports = host.engine(), []
     network = host.adapter().network(engine)
     if network is None:
         raise ProfileError("no checkpoint is loaded; choose one above the tabs")
@@ -60,9 +60,9 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
     shared.state.job_count = len(batches)
     try:
         with _last_prompt_kept():
-            for numbers in batches:
+            for images in batches:
                 watch = host.watch(Settings("observe", explain="never"), check.enough, watching())
-                texts, seeds = asked.rows(numbers)
+                texts, seeds = asked.rows(images)
                 more = {"prompt": texts, "seed": seeds, "batch_size": len(texts), **SAMPLING}
                 more |= {"width": asked.width, "height": asked.height, "negative_prompt": asked.negative_prompt}
                 check.first_calls(watch, **more)
@@ -71,8 +71,7 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
                 reports += watch.session.reports
                 if not reports[-1].findings[0].rms:
                     break
-                done += len(numbers)
-                progress(done, len(asked.prompts))
+                progress(images.stop // asked.batch_size, len(asked.prompts))
                 shared.state.nextjob()
     finally:
         shared.state.end()

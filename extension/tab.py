@@ -40,7 +40,7 @@ def tabs() -> list[tuple[Any, str, str]]:
 def _calibration() -> Any:
     gr.HTML(
         "<h3>Calibrate</h3><p>Scores ordinary prompts on the loaded checkpoint, once for each picture size. "
-        "A profile of batch size 4 judges batches of 4 images and more.</p>"
+        "A profile of batch size 4 judges 4 images and more of one prompt.</p>"
     )
     with gr.Row():
         width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="memguard_tab_width")

@@ -49,24 +49,26 @@ def test_no_prompts_are_the_shipped_ones():
 
 @pytest.mark.parametrize(
     ("size", "images", "most"),
-    [(512, 1, 8), (128, 1, 8), (768, 1, 3), (1024, 1, 2), (2048, 1, 1), (512, 4, 2), (512, 3, 2), (1024, 4, 1)],
+    [(512, 1, 8), (128, 1, 8), (768, 1, 3), (1024, 1, 2), (2048, 1, 1), (512, 3, 8), (1024, 4, 2), (2048, 8, 1)],
 )
 def test_calls_hold_fewer_large_pictures(size, images, most):
     batches = list(Request(size, size, images, tuple(PROMPTS)).batches(lambda text: True))
-    assert [n for batch in batches for n in batch] == list(range(50))
+    assert [n for batch in batches for n in batch] == list(range(50 * images))
     assert max(map(len, batches)) == most == len(batches[0])
 
 
 def test_a_long_prompt_is_alone():
-    texts = (*PROMPTS[:3], "long", *PROMPTS[3:5], "long")
+    texts = (*PROMPTS[:3], "long", *PROMPTS[3:5], "long", "long")
     batches = list(Request(prompts=texts).batches(lambda text: text != "long"))
-    assert batches == [range(0, 3), range(3, 4), range(4, 6), range(6, 7)]
+    assert batches == [range(0, 3), range(3, 4), range(4, 6), range(6, 7), range(7, 8)]
+    pairs = list(Request(768, 768, batch_size=4, prompts=texts[2:5]).batches(lambda text: text != "long"))
+    assert pairs == [range(0, 3), range(3, 4), range(4, 7), range(7, 8), range(8, 11), range(11, 12)]
 
 
 def test_each_image_of_a_prompt_has_a_seed_of_its_own():
     asked = Request(batch_size=3, prompts=("a", "b", "c"))
-    assert asked.rows(range(0, 2)) == (["a", "a", "a", "b", "b", "b"], [0, 1, 2, 3, 4, 5])
-    assert asked.rows(range(2, 3)) == (["c", "c", "c"], [6, 7, 8])
+    assert asked.rows(range(0, 4)) == (["a", "a", "a", "b"], [0, 1, 2, 3])
+    assert asked.rows(range(4, 9)) == (["b", "b", "c", "c", "c"], [4, 5, 6, 7, 8])
     assert Request(prompts=("a", "b", "c")).rows(range(1, 3)) == (["b", "c"], [1, 2])
 
 
@@ -108,7 +110,7 @@ def test_saved_profiles_are_found_and_hold_the_scores(reports, tmp_path):
 def test_a_score_is_the_mean_over_the_images_of_a_prompt(reports, tmp_path):
     pairs = [image for score in SCORES for image in (0.5 * score, 1.5 * score)]
     asked = Request(batch_size=2, prompts=tuple(PROMPTS))
-    made, _ = saved(asked, reports(pairs[:60], pairs[60:]), "float16", tmp_path)
+    made, _ = saved(asked, reports(pairs[:61], pairs[61:62], pairs[62:]), "float16", tmp_path)  # 31 is in two calls
     assert made.conditions.images == 2 and "-n2-" in made.source
     assert made.distributions[NAME].scores == pytest.approx(SCORES, rel=1e-4)
     assert "<td>50, 2 images each</td>" in listed.profiles(MODEL, [made])
@@ -116,6 +118,13 @@ def test_a_score_is_the_mean_over_the_images_of_a_prompt(reports, tmp_path):
         saved(asked, reports(pairs[:60], [None, None]), "float16", tmp_path)
     with pytest.raises(ProfileError, match="^ordinary prompt 31 or one of those after it has no score"):
         saved(asked, reports(pairs[:60], [None] * 4), "float16", tmp_path)
+    with pytest.raises(ProfileError, match="^ordinary prompt 31 has no score"):
+        saved(asked, reports(pairs[:61], [None]), "float16", tmp_path)
+    with pytest.raises(ProfileError, match="^ordinary prompt 31 or one of those after it has no score"):
+        saved(asked, reports(pairs[:61], [None, None]), "float16", tmp_path)
+    for done in (60, 61):
+        with pytest.raises(ProfileError, match="^interrupted after 30 of 50 prompts"):
+            saved(asked, reports(pairs[:done]), "float16", tmp_path)
 
 
 def test_every_detector_that_could_score_is_in_the_profile(reports, tmp_path):

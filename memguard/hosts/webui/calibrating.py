@@ -79,26 +79,28 @@ class Request:
         return asked
 
     def batches(self, short: Callable[[str], bool]) -> Iterator[range]:
-        """Yield the numbers of the prompts of each call; a long prompt would lengthen its neighbours, and is alone.
+        """Yield the images of each call; a long prompt would lengthen its neighbours, and is alone with its own images.
 
         Args:
             short: whether a prompt fills one chunk of the text encoder only.
 
         """
-        images = min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height))
-        most = max(1, images // self.batch_size)
-        begin, total = 0, len(self.prompts)
+        most = max(1, min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height)))
+        alone = [not short(text) for text in self.prompts]
+        begin, total = 0, len(self.prompts) * self.batch_size
         while begin < total:
-            end = begin + 1
-            while end < min(begin + most, total) and short(self.prompts[begin]) and short(self.prompts[end]):
+            first, end = begin // self.batch_size, begin + 1
+            while end < min(begin + most, total):
+                other = end // self.batch_size
+                if other != first and (alone[first] or alone[other]):
+                    break
                 end += 1
             yield range(begin, end)
             begin = end
 
-    def rows(self, numbers: range) -> tuple[list[str], list[int]]:
+    def rows(self, images: range) -> tuple[list[str], list[int]]:
         """Return the prompt and the seed of each image of a call; no two images of a profile share a seed."""
-        seeds = range(numbers.start * self.batch_size, numbers.stop * self.batch_size)
-        return [self.prompts[seed // self.batch_size] for seed in seeds], list(seeds)
+        return [self.prompts[image // self.batch_size] for image in images], list(images)
 
 
 def prepared(folder: Path) -> Path:
@@ -139,26 +141,27 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
         ProfileError: where a prompt has no score, or where there are too few.
 
     """
-    scores: dict[str, list[float]] = {name: [] for name in DETECTORS}
+    rms: dict[str, list[float]] = {name: [] for name in DETECTORS}  # of all images; a prompt's may be of two calls
     images = asked.batch_size
     for report in reports:
         for finding in report.findings:
             if finding.detector == NAME and not finding.rms:
-                done = len(scores[NAME]) + 1
-                numbers = f"{done}" if len(report.seeds) <= images else f"{done} or one of those after it"
+                begun = len(rms[NAME])
+                one, last = begun // images + 1, (begun + max(len(report.seeds), 1) - 1) // images + 1
+                numbers = f"{one}" if one == last else f"{one} or one of those after it"
                 raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
             if finding.detector == NAME and any(map(math.isnan, finding.rms)):
                 raise ProfileError(f"an ordinary prompt has no score: {finding.caveat}")
-            rms = finding.rms
-            scores[finding.detector] += [fmean(rms[i : i + images]) for i in range(0, len(rms), images)]
-    done = len(scores[NAME])
+            rms[finding.detector] += finding.rms
+    done = len(rms[NAME]) // images
     if done < len(asked.prompts):
         raise ProfileError(f"interrupted after {done} of {len(asked.prompts)} prompts; no profile was saved")
     first = reports[0]
     finding, gap = first.findings[0], first.noise_gap_map
     assert gap is not None and finding.sigma is not None
     # a model without cross-attention has no scores of it
-    distributions = {name: fit(found) for name, found in scores.items() if len(found) == done}
+    scores = {name: _means(found, images) for name, found in rms.items() if len(found) == len(rms[NAME])}
+    distributions = {name: fit(found) for name, found in scores.items()}
     references: tuple[Reference, ...] = ("negative",) if asked.negative_prompt.strip() else ("negative", "empty")
     made = []
     for reference in references:
@@ -179,3 +182,8 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
         )
         made.append(Profile.read(save(Profile(conditions, distributions, asked.name), folder)))
     return made
+
+
+def _means(found: Sequence[float], images: int) -> list[float]:
+    """Return the score of each prompt: the mean over its images, which lie beside each other."""
+    return [fmean(found[i : i + images]) for i in range(0, len(found), images)]
