@@ -85,7 +85,7 @@ class Request:
             short: whether a prompt fills one chunk of the text encoder only.
 
         """
-        most = max(1, min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height)))
+        most = min(TOGETHER, TOGETHER * 512 * 512 // (self.width * self.height))
         alone = [not short(text) for text in self.prompts]
         begin, total = 0, len(self.prompts) * self.batch_size
         while begin < total:
@@ -147,7 +147,7 @@ def saved(asked: Request, reports: Sequence[Report], dtype: str, folder: str | P
         for finding in report.findings:
             if finding.detector == NAME and not finding.rms:
                 begun = len(rms[NAME])
-                one, last = begun // images + 1, (begun + max(len(report.seeds), 1) - 1) // images + 1
+                one, last = begun // images + 1, (begun + len(report.seeds) - 1) // images + 1
                 numbers = f"{one}" if one == last else f"{one} or one of those after it"
                 raise ProfileError(f"ordinary prompt {numbers} has no score, because {finding.status}")
             if finding.detector == NAME and any(map(math.isnan, finding.rms)):
