@@ -67,12 +67,12 @@ class Watch(Treated):
 
     def before(self, params: Any) -> None:
         """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
+        self.session.prepare(params.denoiser)  # a sampler has a denoiser of its own for each pass
         self._call = call = Call(params)
         p, now = call.denoiser.p, self.session.now
-        if now is None or now.key is not call.denoiser:  # a sampler has a denoiser of its own for each pass
+        if now is None or now.key is not call.denoiser:
             unet = p.sd_model.model.diffusion_model
             if not self.prepared(call.denoiser.sampler):
-                self.session.end()
                 self.before_sampling(unet, call.denoiser.sampler, running=True)
             notes = prompts.unscored(prompt_parser, p)
             name = model.name_of(unet, p.sd_model)

@@ -58,10 +58,11 @@ class Watch(Treated):
 
     def _watch(self, p: Any, sampler: Any, running: bool) -> None:
         engine, session = p.sd_model, self.session
+        key = (sampler, p.iteration, bool(getattr(p, "is_hr_pass", False)))
+        session.prepare(key)
         unet = engine.forge_objects.unet.clone()
         self.before_sampling(unet.model.diffusion_model, sampler, running)
         name = model.name_of(unet.model.diffusion_model, engine)
-        key = (sampler, p.iteration, bool(getattr(p, "is_hr_pass", False)))
         notes = prompts.unscored(prompt_parser, p)
         now = session.begin(key, self.place(p), model=name, notes=notes, **model.facts(p))
         now.reader = self.reader

@@ -92,10 +92,15 @@ class Session:
             facts["notes"] = (*self.notes, *place.notes, *facts.get("notes", ()))
             run = self.guard.begin(host=self.host, host_version=self.version, **facts)
             starts = () if place.first else (self._made(place),)
-            if place.painted or not place.first:  # what starts from noise alone continues nothing
+            if place.painted:  # what starts from noise alone continues nothing
                 run.earlier = self._passes.before(self._job, place.prompt, starts, run.report.model)
             self.now = Pass(self, key, run, place)
         return self.now
+
+    def prepare(self, key: object) -> None:
+        """Close the pass in progress where another is about to begin: an error on the way there is not its own."""
+        if self.now is not None and self.now.key not in (key, NEVER):
+            self.end()
 
     def end(self) -> None:
         """Close the pass in progress."""

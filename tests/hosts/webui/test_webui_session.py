@@ -48,6 +48,7 @@ def session():
 def test_equal_keys_are_one_pass_and_another_closes_it(session):
     made, _ = session()
     first = made.begin(("p", 0), model=MODEL)
+    made.prepare(("p", 0))
     assert made.begin(("p", 0)) is first
     first.look(evidence)
     made.begin(("p", 1), model=MODEL)
@@ -217,7 +218,7 @@ def test_a_second_pass_takes_over_the_verdict_and_says_whose_it_is(session):
     made, _ = session()
     first = made.begin("first", Place(prompt="a"), model=MODEL)
     first.look(evidence)
-    second = made.begin("second", Place(kind="hires", prompt="b"), model=MODEL)
+    second = made.begin("second", Place(kind="hires", prompt="b", painted=True), model=MODEL)
     second.look(lambda number: "cfg is 1")
     made.end()
     assert [report.verdict for report in made.reports] == ["memorized", "memorized"]
@@ -227,6 +228,15 @@ def test_a_second_pass_takes_over_the_verdict_and_says_whose_it_is(session):
     assert "; second pass of hires: looks memorized" in told
     page = html(made)
     assert page.index("first pass: ") < page.index("second pass of hires: ")
+
+
+@pytest.mark.parametrize(("prompt", "painted"), [("a house", False), ("a fox", False), ("a house", True)])
+def test_another_extension_s_pass_takes_over_a_verdict_where_it_paints_the_picture_again(session, prompt, painted):
+    made, _ = session()
+    made.begin("first", Place(prompt="a fox"), model=MODEL).look(evidence)
+    made.begin("inner", Place(kind="inner", prompt=prompt, painted=painted), model=MODEL).look(lambda n: "cfg is 1")
+    made.end()
+    assert [report.verdict for report in made.reports] == ["memorized", "memorized" if painted else "unknown"]
 
 
 @pytest.mark.parametrize("painted", [False, True])
@@ -303,7 +313,7 @@ def test_an_error_before_the_next_batch_is_that_batch_s_and_lets_nothing_out_und
 def test_the_scores_of_an_earlier_pass_are_not_said_to_be_a_picture_s(session):
     made, _ = session()
     made.begin("first", Place(prompt="a"), model=MODEL).look(lambda number: evidence(number, 0.5, 0.5))
-    made.begin("second", Place(kind="hires", prompt="a"), model=MODEL).look(lambda number: "cfg is 1")
+    made.begin("second", Place(kind="hires", prompt="a", painted=True), model=MODEL).look(lambda number: "cfg is 1")
     made.end()
     alone = made.reports[1:]
     assert alone[0].findings[-1].carried and len(alone[0].findings[-1].scores) == 2
