@@ -40,8 +40,7 @@ class MemGuardScript(scripts.Script):
         if jobs.inside(p):  # a copy of a generation in progress
             return
         setattr(p, HELD, None)
-        for key in (VERDICT, SCORE):  # a folder of pictures is made by one processing
-            p.extra_generation_params.pop(key, None)
+        _forget(p)  # a folder of pictures is made by one processing
         jobs.clear()
         changed = getattr(p, controls.CHANGED, None)
         try:
@@ -58,6 +57,12 @@ class MemGuardScript(scripts.Script):
             watch = Refused(p, why, trouble, _asks_for(STOP, args, changed))
             log.warning("%s", why)
         jobs.open(p, watch)
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Forget what was said of the batch before: hires saves pictures in the midst of this one, too."""
+        watch = getattr(p, HELD, None)
+        if watch is not None and watch.owner() is p and not watch.session.trouble:
+            _forget(p)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         watch = getattr(p, HELD, None)
@@ -146,20 +151,28 @@ def _begun(session: Session) -> int:
     return next(number for number, place in enumerate(session.places) if place.batch == batch)
 
 
+def _forget(p: Any) -> None:
+    """Take back what pictures are saved with."""
+    for key in (VERDICT, SCORE):
+        p.extra_generation_params.pop(key, None)
+
+
 def _write(p: Any, session: Session, first: int) -> None:
     """Write down what a batch's pictures say of the passes that made them."""
     if session.trouble:
         return
-    p.extra_generation_params.pop(SCORE, None)  # of the batch before, which may be the only one with a score
     told = stopped_by(infotext(session.reports[first:], len(p.prompts), session.places[first:]), session.stopped)
     p.extra_generation_params.update(told)
 
 
 def _write_all(p: Any, session: Session) -> None:
     """Write down what is said of all batches: in a grid's text, and in the answer."""
-    if not session.trouble and len({place.batch for place in session.places}) > 1:
-        p.extra_generation_params[VERDICT] = of_all(session.reports, session.places)
-        p.extra_generation_params.pop(SCORE, None)
+    if session.trouble or not session.reports:
+        return
+    if len({place.batch for place in session.places}) > 1 or VERDICT not in p.extra_generation_params:
+        _forget(p)
+        told = {VERDICT: of_all(session.reports, session.places)}
+        p.extra_generation_params.update(stopped_by(told, session.stopped))
 
 
 def _asks_for(policy: str, *given: Any) -> bool:
@@ -170,17 +183,19 @@ def _asks_for(policy: str, *given: Any) -> bool:
 
 def register() -> None:
     """Register the callbacks; "Reload UI" forgets them and calls this again."""
-    seen: list[Any] = [None]  # the watch whose denoiser was asked last: on_cfg_denoised does not name it
+    seen: list[ref[Any]] = []  # the watch whose denoiser was asked last: on_cfg_denoised does not name it
 
     def before(params: Any) -> None:
-        seen[0] = watch = jobs.of(params.denoiser.p)
+        seen.clear()
+        watch = jobs.of(params.denoiser.p)
         if watch is not None:
+            seen.append(ref(watch))
             with watch.session.careful():
                 watch.before(params)
             watch.cancel()
 
     def after(params: Any) -> None:
-        watch = seen[0]
+        watch = seen[0]() if seen else None
         if watch is not None:
             with watch.session.careful():
                 watch.after(params)

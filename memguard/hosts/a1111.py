@@ -67,6 +67,7 @@ class Watch(Treated):
 
     def before(self, params: Any) -> None:
         """Take what the model is about to be asked (``on_cfg_denoiser``), under a treatment with its text."""
+        self._call = None  # of a call that the model's error has ended
         self.session.prepare(params.denoiser)  # a sampler has a denoiser of its own for each pass
         self._call = call = Call(params)
         p, now = call.denoiser.p, self.session.now

@@ -180,7 +180,7 @@ def test_a_reason_is_said_and_nothing_saved(server):
         ({"width": 100}, "width is 100; give a multiple of 8 between 64 and 2048 pixels"),
         ({"prompts": ["a fox"] * 49}, "prompts holds 49; a profile needs at least 50, or none for ours"),
         ({"prompts": ["a <lora:x:1>"] * 50}, "<lora:x:1> is in a prompt; a profile is of the checkpoint alone"),
-        ({"progress": 1}, "'progress' is no setting of a profile; there are width, height, prompts"),
+        ({"progress": 1}, "'progress' is no setting of a profile; there are width, height, batch_size"),
     ],
 )
 def test_bad_input_is_one_line(server, body, line):
