@@ -1,8 +1,9 @@
-"""Fixtures for tests against real WebUIs: one server for each host that there is."""
+"""Fixtures: one server for each real WebUI that there is, and their modules, stood in for."""
 
 import pytest
 
 from memguard_pack.tests.hosts.webui.server import FLAGS, Server, missing
+from memguard_pack.tests.hosts.webui.stand_ins import Door, modules
 
 
 @pytest.fixture(scope="session", params=list(FLAGS))
@@ -15,3 +16,15 @@ def server(request, tmp_path_factory):
     made.host = request.param
     yield made
     made.close()
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """The hosts' modules, stood in for; what of ours is imported beside them is forgotten again."""
+    yield from modules(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def door(host, monkeypatch):
+    """The extension's script and callbacks over these modules."""
+    return Door(host, monkeypatch)
