@@ -8,7 +8,7 @@ from weakref import ref
 
 from modules import script_callbacks, scripts
 
-from ..memguard.hosts.webui.places import SCORE, VERDICT, infotext, of_all, stopped_by
+from ..memguard.hosts.webui.places import SCORE, VERDICT, Place, infotext, of_all, stopped_by
 from ..memguard.hosts.webui.session import Session
 from ..memguard.hosts.webui.settings import Settings
 from ..memguard.troubles import Told, in_words
@@ -63,6 +63,7 @@ class MemGuardScript(scripts.Script):
         watch = getattr(p, HELD, None)
         if watch is not None and watch.owner() is p and not watch.session.trouble:
             _forget(p)
+            watch.session.batch = Place(p.iteration, p.n_iter)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         watch = getattr(p, HELD, None)

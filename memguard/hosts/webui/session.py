@@ -57,6 +57,7 @@ class Session:
         stopped: the message of policy "stop"; empty where nothing was stopped.
         trouble: why settings or the WebUI cannot be used, so that nothing is guarded; empty where they can.
         aside: the block around every evaluation of ours.
+        batch: that is in progress, which is all that is known of a pass that never began.
 
     """
 
@@ -82,6 +83,7 @@ class Session:
         self.stopped = self.trouble = ""
         self.told = 0  # how many reports saved pictures have been told of
         self.now: Pass | None = None
+        self.batch = Place()
         self.aside: Callable[[], AbstractContextManager[None]] = aside
         self._passes, self._job = passes or Passes(), uuid.uuid4().hex
 
@@ -96,6 +98,10 @@ class Session:
                 run.earlier = self._passes.before(self._job, place.prompt, starts, run.report.model)
             self.now = Pass(self, key, run, place)
         return self.now
+
+    def current(self) -> Pass:
+        """Return the pass in progress, or what stands for one that has not begun: a report must say why."""
+        return self.now or self.begin(NEVER, self.batch)
 
     def prepare(self, key: object) -> None:
         """Close the pass in progress where another is about to begin: an error on the way there is not its own."""
@@ -153,7 +159,7 @@ class Session:
 
         """
         try:
-            now = self.now or self.begin(NEVER)  # the report must say why there is no score
+            now = self.current()
         except Exception as worse:
             log.warning("%s: %s", type(error).__name__, error, exc_info=worse)
             if self.guard.policy == "stop":

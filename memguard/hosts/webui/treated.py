@@ -26,7 +26,7 @@ from .first import Again
 from .places import Place
 from .reading import Reader
 from .sampling import Pass
-from .session import ENDED, NEVER, Session
+from .session import ENDED, Session
 
 log = logging.getLogger("memguard")
 
@@ -232,7 +232,7 @@ class Treated:
     def _witness(self, *_: Any) -> None:
         """The sampler's denoiser was called; where none of our functions were, there is no score."""
         with self.session.careful():
-            (self.session.now or self.session.begin(NEVER)).unseen()
+            self.session.current().unseen()
         self.cancel()
 
     def cancel(self) -> None:

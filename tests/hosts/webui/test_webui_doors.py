@@ -98,6 +98,21 @@ def test_the_text_of_all_batches_is_there_where_the_last_has_no_report(door):
     assert p.extra_generation_params[VERDICT].startswith("looks ordinary")
 
 
+def test_an_error_before_the_second_batch_begins_is_that_batch_s(door):
+    p, made = Processing(n_iter=2), session()
+    door.begin(p, made)
+    door.batch(p, made, 0, evidence)
+    door.monkeypatch.setattr(door.adapter.Watch, "before_pass", broken)
+    p.iteration = 1
+    door.script.process_batch(p, batch_number=1)
+    door.script.process_before_every_sampling(p)
+    door.script.postprocess_batch(p, batch_number=1)
+    assert p.extra_generation_params[VERDICT].startswith("no score, because an error inside MemGuard")
+    assert [report.notes[0] for report in made.reports] == ["batch 1 of 2", "batch 2 of 2"]
+    door.grid(None)
+    assert p.extra_generation_params[VERDICT].startswith("batch 1 of 2: looks memorized")
+
+
 def test_without_any_report_nothing_is_said(door):
     p, made = Processing(), session()
     door.begin(p, made)
