@@ -90,6 +90,10 @@ def test_the_guard_that_settings_mean(folder):
             {"policy": "mitigate", "mitigation": "padding", "parameters": "strength=0.5"},
             "^parameters has strength, which is a setting of its own$",
         ),
+        (
+            {"policy": "mitigate", "mitigation": "padding", "parameters": "name=x"},
+            "^padding has no parameter 'name'; it",
+        ),
         ({"policy": "mitigate", "steps": 2}, "^policy mitigate decides at the first step; use steps 1"),
     ],
 )
