@@ -81,6 +81,7 @@ def test_check_prompt_scores_without_generating(shown):
     put(browser, "txt2img_prompt", MEMORIZED)
     for name, value in VALUES.items():
         put(browser, name, value)
+    time.sleep(1)  # gradio takes what was typed
     browser.run("gradioApp().querySelector('#memguard_txt2img_check').click()")
     browser.wait("gradioApp().querySelector('#memguard_txt2img_panel').innerText.includes('score')", PATIENCE)
     assert "looks memorized (score" in text(browser)
@@ -95,6 +96,8 @@ def generated(browser, policy):
         if (!box.checked) box.click();
         await new Promise((done) => setTimeout(done, 1000));"""
     )
+    for name, value in VALUES.items():
+        put(browser, name, value)
     choose(browser, "memguard_txt2img_policy", policy)
     info = "(gradioApp().querySelector('#generation_info_txt2img textarea') || {}).value"
     panel = "gradioApp().querySelector('#memguard_txt2img_panel').innerHTML"
