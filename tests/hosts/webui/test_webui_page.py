@@ -17,6 +17,7 @@ from memguard_pack.tests.hosts.webui.test_webui_mitigating import MEMORIZED, wri
 
 PATIENCE = 600
 VALUES = {"txt2img_width": 128, "txt2img_height": 128, "txt2img_steps": 4, "txt2img_cfg_scale": 5, "txt2img_seed": 3}
+MARKS = {"stop": "Stopped before", "warn": "noise gap over", "mitigate": "mitigated by"}  # of a policy's panel
 
 
 @pytest.fixture(scope="module", params=list(FLAGS))
@@ -100,10 +101,9 @@ def generated(browser, policy):
         put(browser, name, value)
     choose(browser, "memguard_txt2img_policy", policy)
     info = "(gradioApp().querySelector('#generation_info_txt2img textarea') || {}).value"
-    panel = "gradioApp().querySelector('#memguard_txt2img_panel').innerHTML"
-    press = "gradioApp().querySelector('#txt2img_generate').click()"
-    browser.run(f"window.before = {info}; window.panel = {panel}; {press}")
-    browser.wait(f"{info} !== window.before && {panel} !== window.panel", PATIENCE)  # the panel follows by itself
+    browser.run(f"window.before = {info}; gradioApp().querySelector('#txt2img_generate').click()")
+    panel = "gradioApp().querySelector('#memguard_txt2img_panel').innerText"
+    browser.wait(f"{info} !== window.before && {panel}.includes({MARKS[policy]!r})", PATIENCE)  # it follows by itself
     toast = "[...document.querySelectorAll('.toast-body, .toast-wrap')].map((each) => each.innerText).join(' ')"
     return browser.wait(toast, 20)
 
