@@ -63,12 +63,13 @@ def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
     return group
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of a run that scores lists of prompts."""
+def add_settings(parser: argparse.ArgumentParser) -> Any:
+    """Add the settings of a run that scores lists of prompts, and return their group."""
     group = add_run(parser)
     group.add_argument("--reference", choices=("negative", "empty"), default="negative", help="what to compare with")
     group.add_argument("--batch-size", type=int, metavar="N", help="prompts per forward")
     group.add_argument("--detector", action="append", metavar="NAME", help="may be repeated; default text_noise_norm")
+    return group
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,6 +133,11 @@ def digest_file(path: Path) -> str:
 def digest(text: str) -> str:
     """Return 8 hex digits that name a text."""
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+
+def long_digest(text: str) -> str:
+    """Return 12 hex digits that name a text."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 
 def first_line(error: BaseException) -> str:

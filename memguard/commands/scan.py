@@ -17,7 +17,8 @@ from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
 from ..texts import json_line, shown
 from ..wording import message
-from . import common, models
+from . import common, sharding
+from .scanner import Scanner
 
 KEPT = (
     "detector num_images steps num_inference_steps guidance_scale height width seed reference negative_prompt"
@@ -36,7 +37,11 @@ def add_parser(subparsers: Any) -> None:
         epilog="A prompt that cannot be scored is reported with the reason, and the scan goes on.",
     )
     parser.add_argument(
-        "prompts", nargs="?", default="-", metavar="FILE", help=".txt, .jsonl, .csv or .parquet; - or nothing is stdin"
+        "prompts",
+        nargs="?",
+        default="-",
+        metavar="FILE",
+        help=".txt, .jsonl, .csv, .parquet or .tar (WebDataset); - or nothing is stdin",
     )
     parser.add_argument("--column", metavar="NAME", help="of the prompts; default prompt, caption or text")
     parser.add_argument("--encoding", default="utf-8", help="of text files (default utf-8)")
@@ -50,8 +55,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="default: found by the model's fingerprint")
     parser.add_argument("--sensitivity", type=float, default=99.0, metavar="P", help="percentile (default 99)")
     parser.add_argument("--json", action="store_true", help="reports as JSON lines; with --out one summary")
+    sharding.add_arguments(parser)
     common.add_model(parser)
-    common.add_settings(parser)
+    common.add_settings(parser).add_argument(
+        "--own-seeds",
+        action="store_true",
+        help="row i starts from noise of its own, that of seed + i; as calibrate does",
+    )
     parser.set_defaults(run=run)
 
 
@@ -63,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.out is None:
         raise BadInput("--resume needs --out, the file to continue")
     common.check(args)
+    if args.shard is not None:
+        return sharding.run(args, source, kept(args))
     results = None
     if args.out is not None:
         results = open_results(args.out, args.resume, args.force, (source, args.profile))
@@ -73,6 +85,12 @@ def run(args: argparse.Namespace) -> int:
             results.close()
 
 
+def kept(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that rows keep."""
+    settings = common.kept(args, KEPT) | {"detector": common.detectors(args)}
+    return settings | ({"seed": f"{args.seed} + row"} if args.own_seeds else {})
+
+
 def _run(args: argparse.Namespace, source: Path | None, results: Results | None) -> int:
     # the whole list is read once before the model is loaded, so that a bad line costs no computing
     total = None if source is None else sum(1 for _ in read_prompts(source, args.column, args.encoding))
@@ -81,14 +99,14 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
     prompts = read_prompts(source, args.column, args.encoding)
     start = 0
     if results is not None:
-        results.settings = common.kept(args, KEPT) | {"detector": common.detectors(args)}
+        results.settings = kept(args)
         if args.resume:
             start = common.skip(prompts, results)
             results.agree(results.settings)
     tally = _Tally()
     try:
         # the model first: what is wrong with it must not cost the file that --force replaces
-        reports = _reports(args, prompts, results) if total is None or start < total else iter(())
+        reports = _reports(args, prompts, results, start) if total is None or start < total else iter(())
         with results or nullcontext():
             for report in common.progress(reports, total, " prompts", start):
                 tally.add(report)
@@ -109,23 +127,13 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
     return _conclude(args, tally, start)
 
 
-def _reports(args: argparse.Namespace, prompts: Iterable[Any], results: Results | None) -> Iterator[Report]:
-    from ..calibration import Profile
-    from ..guard import Guard
-    from ..hosts.diffusers import scan
-
-    try:
-        profile = None if args.profile is None else Profile.read(args.profile)
-        Guard(common.detectors(args), sensitivity=args.sensitivity)  # what it refuses costs no loading
-        pipe = models.load_model(args)
-        reports = scan(pipe, prompts, profile=profile, sensitivity=args.sensitivity, **common.settings(args))
-        if results is not None:
-            made = models.kept_model(pipe, profile)
-            results.agree(made)
-            results.settings = {**made, **results.settings}
-        return reports
-    except ValueError as error:  # also ProfileError
-        raise BadInput(str(error)) from None
+def _reports(args: argparse.Namespace, prompts: Iterable[Any], results: Results | None, start: int) -> Iterator[Report]:
+    scanner = Scanner(args)
+    reports = scanner.reports(prompts, start)
+    if results is not None:
+        results.agree(scanner.made)
+        results.settings = {**scanner.made, **results.settings}
+    return reports
 
 
 class _Tally:

@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,21 +28,38 @@ class BadInput(Told):
     """Input that cannot be used: one line that names it and the remedy."""
 
 
-def read_prompts(path: Path | None, column: str | None = None, encoding: str = "utf-8") -> Iterator[Any]:
-    """Yield the prompts of a file.
+def read_prompts(
+    path: Path | None,
+    column: str | None = None,
+    encoding: str = "utf-8",
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Any]:
+    """Yield the prompts of a file, or those of a range of its rows.
 
     Blank lines of text files are left out. Cells of the other formats are handed on as they are, also those that hold
     no text, so that the results keep the rows of the list.
 
     Args:
-        path: .txt, .jsonl, .csv (separated by comma, semicolon or tab; also .tsv) or .parquet; None is stdin, text.
+        path: .txt, .jsonl, .csv (separated by comma, semicolon or tab; also .tsv), .parquet or .tar (WebDataset); None
+            is stdin, text.
         column: of the prompts; None takes the first of prompt, caption and text, however they are written.
         encoding: of text files.
+        start: first row, from 0.
+        stop: the row behind the last; None is the end. A .parquet file is read only where the range lies.
 
     Raises:
         BadInput: for a file that is not there, not of these formats, or in another encoding.
 
     """
+    if path is not None and path.suffix.lower() == ".parquet":
+        regular(path)
+        yield from _parquet(path, column, start, stop)
+    else:
+        yield from islice(_every(path, column, encoding), start, stop)
+
+
+def _every(path: Path | None, column: str | None, encoding: str) -> Iterator[Any]:
     if path is None:
         if sys.stdin is None:
             raise BadInput("stdin: is closed; give a file of prompts")
@@ -49,9 +67,6 @@ def read_prompts(path: Path | None, column: str | None = None, encoding: str = "
         return
     regular(path)
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet(path, column)
-        return
 
     def lines(universal: bool = True) -> Iterator[str]:
         try:
@@ -69,8 +84,12 @@ def read_prompts(path: Path | None, column: str | None = None, encoding: str = "
         from .tables import cells  # nobody else waits for csv
 
         yield from cells(lambda: lines(universal=False), str(path), lambda names: find_column(names, column, str(path)))
+    elif suffix == ".tar":
+        from .webdataset import captions
+
+        yield from captions(path, column)
     else:
-        raise BadInput(f"{path}: memguard reads .txt, .jsonl, .csv and .parquet")
+        raise BadInput(f"{path}: memguard reads .txt, .jsonl, .csv, .parquet and .tar")
 
 
 def regular(path: Path) -> None:
@@ -183,7 +202,7 @@ def _jsonl(lines: Iterable[str], path: Path, column: str | None) -> Iterator[Any
         yield value
 
 
-def _parquet(path: Path, column: str | None) -> Iterator[Any]:
+def _parquet(path: Path, column: str | None, start: int, stop: int | None) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
@@ -194,9 +213,9 @@ def _parquet(path: Path, column: str | None) -> Iterator[Any]:
         raise BadInput(f"{path}: not a Parquet file, or a damaged one") from None
     with file:
         name = find_column(file.schema_arrow.names, column, str(path))
-        batches = file.iter_batches(columns=[name])
-        rows = 0
-        while True:
+        groups, rows = _groups(file.metadata, start, stop)
+        batches = file.iter_batches(columns=[name], row_groups=groups)
+        while groups:
             try:
                 batch = next(batches, None)
                 values = [] if batch is None else batch.column(0).to_pylist()
@@ -204,8 +223,20 @@ def _parquet(path: Path, column: str | None) -> Iterator[Any]:
                 raise BadInput(f"{path}: column {name} is damaged behind row {rows}; write the file again") from None
             if batch is None:
                 return
+            yield from values[max(start - rows, 0) : None if stop is None else max(stop - rows, 0)]
             rows += len(values)
-            yield from values
+
+
+def _groups(metadata: Any, start: int, stop: int | None) -> tuple[list[int], int]:
+    """Return the row groups of a Parquet file in which a range of rows lies, and the first row of the first of them."""
+    found, first, row = [], 0, 0
+    for number in range(metadata.num_row_groups):
+        after = row + metadata.row_group(number).num_rows
+        if row < after and after > start and (stop is None or row < stop):
+            first = first if found else row
+            found.append(number)
+        row = after
+    return found, first
 
 
 def find_column(names: Sequence[str], asked: str | None, where: str) -> str:

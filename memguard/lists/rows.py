@@ -56,6 +56,11 @@ def flat(report: Report, index: int, settings: Mapping[str, Any]) -> dict[str, A
     return {name: row[name] for name in FLAT}
 
 
+def whole(report: Report, index: int, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a report as one row of .jsonl."""
+    return {"index": index, **report.to_dict(), **more, "settings": dict(settings)}
+
+
 def ours(row: Any, index: int) -> bool:
     """Whether a row is what memguard writes as row ``index``, from 0, whatever its version."""
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import files
 from .read import LONGEST, BadInput
-from .rows import FLAT, LATER, NONE_KEPT, difference, flat, ours, settings_of
+from .rows import FLAT, LATER, NONE_KEPT, difference, flat, ours, settings_of, whole
 
 if TYPE_CHECKING:
     from ..records import Report
@@ -192,7 +192,7 @@ class Results:
             row = flat(report, self.count, self.settings)
             text = _csv_line(row) if self._csv else json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         else:
-            values = {"index": self.count, **report.to_dict(), **more, "settings": dict(self.settings)}
+            values = whole(report, self.count, self.settings, **more)
             text = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
         self._write(text)
         self.count += 1

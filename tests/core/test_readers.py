@@ -98,7 +98,7 @@ def test_the_byte_is_right_wherever_the_chunks_end(tmp_path_factory, before, chu
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("p.doc", "a", "memguard reads .txt, .jsonl, .csv and .parquet"),
+        ("p.doc", "a", "memguard reads .txt, .jsonl, .csv, .parquet and .tar"),
         ("p.jsonl", '"a"\n{"prompt": ', "line 2 is not JSON"),
         ("p.jsonl", '{"promt": "a"}', "line 1: no column prompt, caption or text; there are: promt; choose one with"),
         (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice, repeat
@@ -109,6 +110,25 @@ def scan(
     return _Scan(pipe, guard, given, seed, batch_size, own_seeds).reports(prompts)
 
 
+def grain(num_images: int = 1, batch_size: int | None = None) -> int:
+    """Return a number of prompts at whose multiples a forward of ``scan`` begins, whatever the pipeline.
+
+    A list that is cut there is scored in the same forwards as in one piece, so that the scores are equal to the last
+    bit; where a model predicts a prompt depends, by rounding, on how many share the forward.
+
+    Args:
+        num_images: images per prompt.
+        batch_size: prompts per forward, as given to ``scan``.
+
+    """
+    return batch_size or math.lcm(_fitting(num_images), _fitting(2 * num_images))
+
+
+def _fitting(rows: int) -> int:
+    """Return how many prompts of so many rows make a forward."""
+    return max(1, ROWS // rows)
+
+
 class _Scan:
     """Settings of one scan and what its batches share."""
 
@@ -131,7 +151,7 @@ class _Scan:
         self.wish = "" if guard.reference == "empty" else given["negative_prompt"] or ""
         mixes = guard.steps == 1 or type(pipe.scheduler).__name__.removesuffix("Scheduler") in DETERMINISTIC
         rows = self.images if self.single else 2 * self.images
-        self.batch_size = (batch_size or max(1, ROWS // rows)) if mixes and together(pipe) else 1
+        self.batch_size = (batch_size or _fitting(rows)) if mixes and together(pipe) else 1
         self.shared: Shared | None = None
 
     def reports(self, prompts: Iterable[Any]) -> Iterator[Report]:

@@ -1,0 +1,189 @@
+"""``memguard scan --shard I/N``: score one row range of a list into a file of its own.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput, files, shards
+from ..lists.listing import Listing, listed
+from ..lists.rows import FLAT, flat, whole
+from ..lists.whole import Whole
+from ..records import VERDICTS, Report
+from ..texts import unfit
+from . import common
+from .scanner import Scanner, named
+
+TRIES = 3
+# after such an error every further call of the process fails as well, so its rows are not the prompts' fault
+DEVICE = re.compile(r"AcceleratorError|CUDA error|HIP error|CUDA-capable device|cudaError|device-side assert")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what belongs to a scan in parts."""
+    group = parser.add_argument_group("a scan in parts")
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="score part I of N; --out is a folder, and memguard merge puts its files together",
+    )
+    group.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl", help="of the files in --out")
+    group.add_argument(
+        "--tries",
+        type=int,
+        default=TRIES,
+        metavar="K",
+        help=f"a part that failed K times is set apart (default {TRIES})",
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scan in parts: what every process that takes part agrees on without asking another.
+
+    Attributes:
+        args: of the command.
+        folder: of the files.
+        listing: the list.
+        kept: the settings that rows keep.
+        settings: hex digits that name the list and what its rows are scored with.
+
+    """
+
+    args: argparse.Namespace
+    folder: Path
+    listing: Listing
+    kept: dict[str, Any]
+    settings: str
+
+
+@dataclass
+class Outcome:
+    """What came of one shard."""
+
+    number: int
+    of: int
+    file: str = ""
+    scanned: int = 0
+    skipped: bool = False
+    failed: int = 0
+    reason: str = ""
+    verdicts: Counter[str] = field(default_factory=Counter)
+
+
+def planned(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> Plan:
+    """Return the plan of a scan; the list is read once, and no model is loaded.
+
+    Raises:
+        BadInput: for a list or a folder that cannot be used.
+
+    """
+    if source is None:
+        raise BadInput("a scan in parts needs a file of prompts; stdin has no rows that others know")
+    if args.out is None:
+        raise BadInput("a scan in parts needs --out, a folder for its files")
+    if args.fail_on is not None:
+        raise BadInput("--fail-on is for whole scans; memguard merge has --fail-on-found")
+    if not 1 <= args.tries <= 1000:
+        raise BadInput(f"--tries: {args.tries} is not between 1 and 1000")
+    listing = listed(source, args.column, args.encoding)
+    if listing.count == 0:
+        raise BadInput(f"{source}: holds no prompts")
+    profile = "" if args.profile is None else common.digest_file(args.profile)
+    facts = kept | {"list": listing.digest, "model": named(args.model), "dtype": args.dtype, "profile": profile}
+    facts |= {"batch size": args.batch_size}
+    mark = common.long_digest(json.dumps(facts, sort_keys=True, default=str))
+    files.folder(args.out)
+    return Plan(args, args.out, listing, kept, mark)
+
+
+def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) -> Outcome:
+    """Score one shard, unless its file is there.
+
+    Raises:
+        BadInput: if it cannot be scored, is being scored by another process, or is set apart.
+
+    """
+    from ..hosts.diffusers.scanning import grain
+
+    args = plan.args
+    outcome = Outcome(number, of)
+    start, stop = shards.bounds(plan.listing.count, number, of, grain(args.num_images, args.batch_size))
+    shard = shards.Shard(number, of, start, stop, plan.settings)
+    scanner.pipe  # noqa: B018 - a model that cannot be loaded is not the shard's fault, so it comes before the try
+    with shards.attempt(plan.folder, shard, args.tries):
+        done = shards.there(plan.folder, number, of, plan.settings)
+        if done is not None and not args.force:  # by somebody who was faster
+            return Outcome(number, of, str(done), skipped=True)
+        path = plan.folder / shard.name(args.format)
+        outcome.file = str(path)
+        settings = {**scanner.made, **plan.kept}
+        reports = scanner.reports(plan.listing.rows(start, stop), start)
+        with Whole(path, FLAT if args.format == "parquet" else None) as file:
+            shown = common.progress(_sound(reports), stop - start, " prompts") if bar else _sound(reports)
+            for index, report in enumerate(shown, start):
+                file.add((flat if args.format == "parquet" else whole)(report, index, settings))
+                outcome.scanned += 1
+                outcome.verdicts[report.verdict] += 1
+                if not report.findings[0].scores:
+                    outcome.failed += 1
+                    outcome.reason = report.findings[0].status
+            if outcome.scanned != stop - start:
+                raise BadInput(f"the list has fewer rows than before: {outcome.scanned} of {stop - start} were there")
+        if done is not None and done != path:
+            done.unlink(missing_ok=True)  # the same shard in the other format
+    return outcome
+
+
+def _sound(reports: Iterable[Report]) -> Iterator[Report]:
+    """Hand reports on; raise ShardFailed where it is the device or the model that fails, not a prompt."""
+    usable = broken = 0
+    last = ""
+    for report in reports:
+        if report.error and DEVICE.search(report.error):
+            raise shards.ShardFailed(report.error.splitlines()[0])
+        if not unfit(report.prompt):
+            usable, broken = usable + 1, broken + bool(report.error)
+            last = report.error or last
+        yield report
+    if usable and broken == usable:
+        raise shards.ShardFailed(f"the model failed at each of its {usable} prompts: {last.splitlines()[0]}")
+
+
+def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> int:
+    """Score one shard; return 0."""
+    number, of = shards.parse(args.shard)
+    plan = planned(args, source, kept)
+    done = shards.there(plan.folder, number, of, plan.settings)
+    if args.force:
+        shards.forget(plan.folder, number, of, plan.settings)
+    if done is not None and not args.force:
+        outcome = Outcome(number, of, str(done), skipped=True)
+    else:
+        outcome = score(plan, Scanner(args), number, of)
+    told(args, outcome)
+    return 0
+
+
+def told(args: argparse.Namespace, outcome: Outcome) -> None:
+    """Print what came of a shard."""
+    counts = {name: outcome.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
+    if args.json:
+        shard = {"shard": outcome.number, "of": outcome.of, "out": outcome.file, "scanned": outcome.scanned}
+        common.print_json(shard | {"done_before": outcome.skipped, "without_score": outcome.failed, "verdicts": counts})
+        return
+    if outcome.skipped:
+        print(f"{outcome.file}: is there, nothing to do")
+        return
+    without = f"; {outcome.failed} without a score, for example because {outcome.reason}" if outcome.failed else ""
+    found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"{outcome.file}: {outcome.scanned} prompts scanned{': ' + found if found else ''}{without}")

@@ -1,0 +1,169 @@
+"""``memguard scan --shard`` end to end, on a tiny diffusers folder: rows, names, faults of the device, what is skipped."""
+
+import json
+import shutil
+
+import pytest
+
+from memguard.cli import main
+from memguard.commands import sharding
+from memguard.lists import shards
+
+pytest.importorskip("diffusers")
+from tests.hosts import tiny
+
+PROMPTS = [f"a red fox and {i} blue houses" for i in range(41)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.sd().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(text) + "\n" for text in [*PROMPTS[:20], None, *PROMPTS[20:]]))
+    return str(path)
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def bad(capsys, *words) -> str:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err.strip()
+
+
+def rows(*paths) -> list[dict]:
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def measured(row) -> tuple:
+    """What is not the time of the day."""
+    settings = {name: value for name, value in row["settings"].items() if name != "list"}
+    return row["index"], row["prompt"], row["seeds"], row["findings"], row["notes"], settings
+
+
+@pytest.mark.parametrize(("of", "own"), [(3, ("--own-seeds",)), (5, ())])
+def test_shards_hold_the_rows_of_the_whole_scan_to_the_last_bit(capsys, model, prompts, tmp_path, of, own):
+    whole, folder = tmp_path / "whole.jsonl", tmp_path / "shards"
+    run(capsys, "scan", prompts, "--model", model, "--out", whole, *own)
+    for number in range(of, 0, -1):
+        code, said, _ = run(
+            capsys, "scan", prompts, "--model", model, "--out", folder, "--shard", f"{number}/{of}", *own
+        )
+        assert code == 0 and "prompts scanned" in said
+    found = rows(*sorted(folder.iterdir()))
+    assert [measured(row) for row in found] == [measured(row) for row in rows(whole)]
+    assert [row["index"] for row in found] == list(range(42))
+    assert found[20]["findings"][0]["status"] == "the prompt is no text but NoneType None"
+
+
+def test_what_is_done_costs_no_model(capsys, model, prompts, tmp_path, monkeypatch):
+    words = ("scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "2/3")
+    _, said, _ = run(capsys, *words, "--json")
+    assert json.loads(said)["scanned"] == 16
+    (path,) = (tmp_path / "s").iterdir()
+    assert path.name.startswith("shard-00002-of-00003-rows-16-32-")
+    before = path.read_bytes()
+    monkeypatch.setattr(sharding, "Scanner", None)
+    code, said, _ = run(capsys, *words)
+    assert (code, said) == (0, f"{path}: is there, nothing to do\n")
+    assert json.loads(run(capsys, *words, "--json")[1])["done_before"] is True
+    monkeypatch.undo()
+    assert run(capsys, *words, "--force", "--format", "parquet")[0] == 0
+    assert [each.suffix for each in (tmp_path / "s").iterdir()] == [".parquet"]  # the shard is there once
+    assert before and not path.exists()
+
+
+def test_other_settings_are_other_files(capsys, model, prompts, tmp_path):
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(model, moved)
+    tiny.sd(seed=1).save_pretrained(other)
+    capsys.readouterr()
+    folder = tmp_path / "s"
+    words = ("scan", prompts, "--out", folder, "--shard", "3/3", "--model")
+    for more, files in {
+        (model,): 1,
+        (moved,): 1,  # the same files elsewhere
+        (other,): 2,
+        (model, "--seed", 1): 3,
+        (model, "--own-seeds"): 4,
+        (model, "--num-images", 2): 5,
+        (model, "--negative-prompt", "ugly"): 6,
+        (model, "--dtype", "bfloat16"): 7,
+        (model, "--batch-size", 4): 8,
+    }.items():
+        assert run(capsys, *words, *more)[0] == 0
+        assert len(list(folder.iterdir())) == files, more
+
+
+def broken(monkeypatch, error, at=0):
+    from memguard.hosts.diffusers import scanning
+
+    inner = scanning._Scan._run
+
+    def run(self, texts):
+        if any(text in PROMPTS[at:] for text, _ in texts):
+            raise error
+        return inner(self, texts)
+
+    monkeypatch.setattr(scanning._Scan, "_run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "says"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), 18, "illegal memory access"),
+        (RuntimeError("sizes do not fit"), 0, "the model failed at each of its 16 prompts: RuntimeError: sizes do not"),
+    ],
+)
+def test_a_fault_of_the_device_is_the_shard_s_and_not_its_rows(
+    capsys, model, prompts, tmp_path, monkeypatch, error, at, says
+):
+    words = ("scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "1/3" if at == 0 else "2/3")
+    words = (*words, "--tries", 2)
+    broken(monkeypatch, error, at)
+    for number in (1, 2):
+        said = bad(capsys, *words)
+        assert says in said and f"try {number} of 2 failed" in said
+        assert [path.suffix for path in (tmp_path / "s").iterdir()] == [".tries"]
+    monkeypatch.undo()
+    assert "is set apart after 2 tries, the last because" in bad(capsys, *words)
+    assert run(capsys, *words, "--force")[0] == 0
+    assert [path.suffix for path in (tmp_path / "s").iterdir()] == [".jsonl"]
+
+
+def test_a_prompt_that_fails_is_a_row_and_the_shard_goes_on(capsys, model, prompts, tmp_path, monkeypatch):
+    broken(monkeypatch, RuntimeError("no such fox"), 28)
+    _, said, _ = run(capsys, "scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "2/3")
+    assert "16 prompts scanned" in said and "4 without a score, for example because the pipeline failed" in said
+    found = rows(*(tmp_path / "s").iterdir())
+    assert [row["error"] for row in found] == [None] * 13 + ["RuntimeError: no such fox"] * 3
+
+
+def test_bad_input_is_one_line_and_2(capsys, model, prompts, tmp_path):
+    words = ("--model", model, "--out", tmp_path / "s", "--shard", "1/2")
+    empty, other = tmp_path / "empty.txt", tmp_path / "other.jsonl"
+    empty.touch()
+    other.write_text('{"url": "x"}\n')
+    assert "empty.txt: holds no prompts" in bad(capsys, "scan", empty, *words)
+    assert "no column prompt, caption or text; there are: url" in bad(capsys, "scan", other, *words)
+    assert "stdin has no rows that others know" in bad(capsys, "scan", *words)
+    assert "needs --out, a folder" in bad(capsys, "scan", prompts, "--model", model, "--shard", "1/2")
+    assert "--shard 0/2: is no I/N" in bad(capsys, "scan", prompts, *words[:-1], "0/2")
+    assert "memguard merge has --fail-on-found" in bad(capsys, "scan", prompts, *words, "--fail-on", "memorized")
+    assert "--tries: 0 is not between" in bad(capsys, "scan", prompts, *words, "--tries", "0")
+    assert "cannot be written, it is a file; give a folder" in bad(
+        capsys, "scan", prompts, "--model", model, "--shard", "1/2", "--out", prompts
+    )
+    assert "no such folder" in bad(capsys, "scan", prompts, *words, "--model", tmp_path / "none")
+    assert not [path for path in (tmp_path / "s").iterdir() if shards.NAME.fullmatch(path.name)]
+    assert list((tmp_path / "s").iterdir()) == []  # none of this was a try
