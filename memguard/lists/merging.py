@@ -1,0 +1,188 @@
+"""Rows of finished scans, read together: shards of a folder or files of whole scans, in the order of the list.
+
+Room: the core. May import: the standard library; pyarrow for .parquet.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import shards
+from .read import LONGEST, BadInput
+from .rows import settings_of
+from .shards import Shard
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and what one detector said of it; None for what is not known."""
+
+    index: int
+    prompt: str | None
+    score: float | None
+    rms: float | None
+    below: int | None
+    count: int | None
+    verdict: str
+    status: str
+    error: str | None
+    source: str  # where its threshold comes from, or why there is none
+    sigma: float | None
+    model: str
+    sampler: str | None
+    reference: str
+    settings: dict[str, Any]
+
+
+class Damaged(BadInput):
+    """A file whose rows are not all there, or not rows of memguard."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, and its shard where it is one."""
+
+    path: Path
+    shard: Shard | None = None
+
+    @property
+    def called(self) -> str:
+        """The name for errors."""
+        return str(self.path) if self.shard is None else f"shard {self.shard.number}/{self.shard.of}"
+
+    def rows(self, detector: str | None) -> Iterator[Row]:
+        """Yield the rows, whose numbers must follow each other.
+
+        Args:
+            detector: whose findings are read; None is the first.
+
+        Raises:
+            Damaged: where a row is missing, doubled or unreadable.
+
+        """
+        first = expected = 0 if self.shard is None else self.shard.start
+        try:
+            for values in _read(self.path):
+                row = _row(values, detector)
+                if row.index != expected:
+                    raise Damaged(f"row {row.index} stands where {expected} belongs")
+                expected += 1
+                yield row
+        except BadInput:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, OSError):
+            raise Damaged(f"it cannot be read behind {expected - first} rows") from None
+        except Exception as error:  # pyarrow's own, which derive from Exception alone
+            if not type(error).__module__.startswith("pyarrow"):
+                raise
+            raise Damaged(f"it cannot be read behind {expected - first} rows") from None
+        if self.shard is not None and expected != self.shard.stop:
+            raise Damaged(f"it holds {expected - first} of {self.shard.stop - first} rows")
+
+
+def parts(path: Path, settings: str | None) -> tuple[list[Part], list[str]]:
+    """Return the files of a scan in order, and what is missing, in words.
+
+    Args:
+        path: a file of results, or a folder of shards.
+        settings: hex digits of one of several scans in a folder.
+
+    Raises:
+        BadInput: for another file, and a folder that holds no scan or several.
+
+    """
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise BadInput(f"{path}: memguard merges .jsonl, .csv and .parquet, and folders of shards")
+        return [Part(path, Shard.of_name(path.name))], []
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such file or folder; give what memguard scan wrote")
+    scans: dict[tuple[int, str], dict[int, Part]] = defaultdict(dict)
+    for each in sorted(path.iterdir()):
+        shard = Shard.of_name(each.name)
+        if shard is not None and (settings is None or shard.settings == settings):
+            there = scans[shard.of, shard.settings]
+            if shard.number in there:
+                raise BadInput(f"{each}: is there twice, also as {there[shard.number].path.name}; remove one")
+            there[shard.number] = Part(each, shard)
+    if not scans:
+        raise BadInput(f"{path}: holds no shards{f' of {settings}' if settings else ''}; give --out of memguard scan")
+    if len(scans) > 1:
+        said = ", ".join(f"{mark} ({len(found)} of {of} shards)" for (of, mark), found in sorted(scans.items()))
+        raise BadInput(f"{path}: holds several scans: {said}; choose one with --settings, or move the others away")
+    ((of, mark), found) = next(iter(scans.items()))
+    return [found[number] for number in sorted(found)], _missing(path, of, mark, found)
+
+
+def _missing(folder: Path, of: int, settings: str, found: dict[int, Part]) -> list[str]:
+    said = []
+    for number in range(1, of + 1):
+        tries = () if number in found else shards.set_apart(folder, number, of, settings)
+        if number not in found:
+            said.append(
+                f"shard {number}/{of} is missing" + (f", {len(tries)} tries failed: {tries[-1]}" if tries else "")
+            )
+    stop = 0
+    for number in sorted(found):
+        shard = found[number].shard
+        assert shard is not None
+        if shard.start != stop and number - 1 in found:
+            raise BadInput(f"{found[number].path}: begins at row {shard.start}, and the shard before ends at {stop}")
+        stop = shard.stop
+    return said
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as they stand there."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as source:
+            for batch in source.iter_batches():
+                yield from batch.to_pylist()
+        return
+    csv.field_size_limit(LONGEST)
+    with path.open(encoding="utf-8", newline="" if suffix == ".csv" else "\n") as file:
+        yield from csv.DictReader(file) if suffix == ".csv" else map(json.loads, file)
+
+
+def _row(values: dict[str, Any], detector: str | None) -> Row:
+    findings = values["findings"]
+    findings = json.loads(findings) if isinstance(findings, str) else findings
+    names = [finding["detector"] for finding in findings]
+    if detector is not None and detector not in names:
+        raise BadInput(f"the rows have no {detector}; they have {', '.join(names)}; choose one with --detector")
+    finding = findings[0 if detector is None else names.index(detector)]
+    return Row(
+        index=int(values["index"]),
+        prompt=values["prompt"] or None,
+        score=_mean(finding["scores"]),
+        rms=_mean(finding["rms"]),
+        below=finding.get("below"),
+        count=finding.get("count"),
+        verdict=finding["verdict"],
+        status=finding["status"],
+        error=values.get("error") or None,
+        source=finding["threshold_source"],
+        sigma=finding["sigma"],
+        model=values["model"],
+        sampler=values["sampler"],
+        reference=finding["reference"],
+        settings=settings_of(values) or {},
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean over the images that have a score."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
