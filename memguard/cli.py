@@ -22,6 +22,7 @@ from .version import VERSION
 COMMANDS = {
     "demo": "see memorization detected on a small model that really memorizes",
     "scan": "score a list of prompts on a model",
+    "merge": "put the files of a scan together and find what stands out",
     "explain": "say which words of a prompt drive its score, and where in the picture",
     "generate": "generate pictures, watched by a guard or mitigated",
     "neurons": "find the neurons that carry a memorized picture, and handle files of them",
@@ -35,6 +36,8 @@ EXTRAS = {
     "transformers": "diffusers",
     "tqdm": "diffusers",
     "pyarrow": "parquet",
+    "scipy": "tail",
+    "ray": "ray",
     "sklearn": "bench",
     "matplotlib": "bench",
 }

@@ -146,7 +146,10 @@ def kept_model(pipe: Any, profile: Any) -> dict[str, Any]:
     module = pipes.text_to_image(pipe)
     model = pipes.name_of(module)
     encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-    scheduler = json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str)
+    config = dict(pipe.scheduler.config)
+    # a set's order, which is another one in every process
+    config["_use_default_values"] = sorted(config.get("_use_default_values") or ())
+    scheduler = json.dumps(config, sort_keys=True, default=str)
     profiles = store.of_model(model) if profile is None else [profile]
     return {
         "number format": str(next(module.parameters()).dtype).removeprefix("torch."),

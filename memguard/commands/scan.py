@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     common.add_settings(parser).add_argument(
         "--own-seeds",
         action="store_true",
-        help="row i starts from noise of its own, that of seed + i; as calibrate does",
+        help="row i starts from noise of its own, that of seed + i, as in calibrate",
     )
     parser.set_defaults(run=run)
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard",
         metavar="I/N",
-        help="score part I of N; --out is a folder, and memguard merge puts its files together",
+        help="score part I of N; --out is a folder, memguard merge puts its files together",
     )
     group.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl", help="of the files in --out")
     group.add_argument(
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=TRIES,
         metavar="K",
-        help=f"a part that failed K times is set apart (default {TRIES})",
+        help=f"a part that fails K times is set apart (default {TRIES})",
     )
 
 

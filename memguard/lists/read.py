@@ -229,7 +229,8 @@ def _parquet(path: Path, column: str | None, start: int, stop: int | None) -> It
 
 def _groups(metadata: Any, start: int, stop: int | None) -> tuple[list[int], int]:
     """Return the row groups of a Parquet file in which a range of rows lies, and the first row of the first of them."""
-    found, first, row = [], 0, 0
+    found: list[int] = []
+    first = row = 0
     for number in range(metadata.num_row_groups):
         after = row + metadata.row_group(number).num_rows
         if row < after and after > start and (stop is None or row < stop):

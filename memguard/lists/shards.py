@@ -64,7 +64,10 @@ class Shard:
     def of_name(cls, name: str) -> Shard | None:
         """Return the shard that a file's name says, or None for another file."""
         found = NAME.fullmatch(name)
-        return None if found is None else cls(*map(int, found.groups()[:4]), found[5])
+        if found is None:
+            return None
+        number, of, start, stop = map(int, found.groups()[:4])
+        return cls(number, of, start, stop, found[5])
 
 
 def parse(text: str) -> tuple[int, int]:

@@ -32,7 +32,8 @@ def captions(path: Path, column: str | None) -> Iterator[Any]:
     """
     kinds = KINDS[::-1] if column else KINDS
     samples = 0
-    key, found = None, {}
+    key: tuple[str, str] | None = None
+    found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|*") as tar:
             for member in tar:

@@ -1,4 +1,4 @@
-"""``memguard scan --shard`` end to end, on a tiny diffusers folder: rows, names, faults of the device, what is skipped."""
+"""``memguard scan --shard`` end to end, on a tiny diffusers folder: rows, names, faults, what is skipped."""
 
 import json
 import shutil
