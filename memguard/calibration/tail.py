@@ -16,6 +16,7 @@ from .profile import Distribution, ProfileError
 
 SHARE = 0.1  # of ordinary prompts that are the tail
 LEAST = 20  # exceedances; fewer say nothing about a shape
+SMALLEST = 1e-300  # p-value
 DIGITS = 3  # of a p-value, rounded up: a million prompts then have some thousand different ones
 
 
@@ -42,11 +43,14 @@ class Tail:
         """Return the p-value of a score above the threshold, None of one below."""
         if rms <= self.start:
             return None
-        from scipy.stats import genpareto
-
-        p = self.share * float(genpareto.sf(rms - self.start, self.shape, scale=self.scale))
-        if p < 1e-300:
-            return 1e-300
+        beyond = (rms - self.start) / self.scale
+        if self.shape > 0:
+            log_p = math.log(self.share) - math.log1p(self.shape * beyond) / self.shape
+        else:
+            log_p = math.log(self.share) - beyond
+        if log_p < math.log(SMALLEST):
+            return SMALLEST
+        p = math.exp(log_p)
         unit = 10.0 ** (math.floor(math.log10(p)) - DIGITS + 1)
         return min(math.ceil(p / unit) * unit, self.share)
 

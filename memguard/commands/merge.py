@@ -137,8 +137,7 @@ class _Merge:
             for row in part.rows(self.args.detector):
                 p = self.ranking.p_value(row)
                 q = None if p is None else self.ranking.q_values[p]
-                found = q is not None and q <= self.args.fdr
-                more = {"p_value": p, "q_value": q, "found": found}
+                more = {"p_value": p, "q_value": q, "found": self.ranking.is_found(p)}
                 yield row, {name: more[name] if name in more else getattr(row, name) for name in COLUMNS}
 
     def write(self) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from ..calibration.conditions import Have, negative_of
 from ..calibration.discovery import adjusted, calibration_needed, ordinary_share, ties_needed
-from ..calibration.profile import Profile, ProfileError
+from ..calibration.profile import Distribution, Profile, ProfileError
 from ..calibration.tail import Tail, fit_tail
 from ..lists import BadInput
 from ..lists.merging import Row
 
+SLACK = 1e-9  # 3 x 0.1 is a little more than 0.3 in floating point
 NOISE = (
     "all prompts were scored on the same noise, which may raise or lower all their scores together, so no share of"
     " ordinary prompts is estimated and the rate may be missed; scan with --own-seeds where it must hold"
@@ -39,10 +40,11 @@ class Ranking:
         self.ordinary = 1.0
         self.own_noise = True
         self.count: int | None = None  # ordinary prompts
-        self.source = ""
+        self.among: Distribution | None = None  # of the profile that was asked for
+        self.tail: Tail | None = None
         if args.tail and args.profile is None:
             raise BadInput("--tail needs --profile, the scores that it is fitted to")
-        _ = self.profile, self.tail if args.detector else None
+        _ = self.profile  # what is wrong with it costs no reading of rows
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -52,26 +54,6 @@ class Ranking:
         except ProfileError as error:
             raise BadInput(str(error)) from None
 
-    @cached_property
-    def among(self) -> Any:
-        """The scores of its ordinary prompts."""
-        assert self.profile is not None
-        names = list(self.profile.distributions)
-        name = self.args.detector or names[0]
-        if name not in names:
-            raise BadInput(f"{self.args.profile}: has no {name}; it has {', '.join(names)}")
-        return self.profile.distributions[name]
-
-    @cached_property
-    def tail(self) -> Tail | None:
-        """The assumed tail, where one is asked for."""
-        if self.args.tail is None:
-            return None
-        try:
-            return fit_tail(self.among)
-        except ProfileError as error:
-            raise BadInput(f"{self.args.profile}: {error}") from None
-
     @property
     def tests(self) -> int:
         """Prompts with a p-value."""
@@ -80,7 +62,11 @@ class Ranking:
     @property
     def found(self) -> int:
         """Prompts that are found."""
-        return sum(count for p, count in self.counts.items() if self.q_values[p] <= self.args.fdr)
+        return sum(count for p, count in self.counts.items() if self.is_found(p))
+
+    def is_found(self, p: float | None) -> bool:
+        """Whether a prompt of this p-value is found."""
+        return p is not None and self.q_values[p] <= self.args.fdr * (1 + SLACK)
 
     def p_value(self, row: Row) -> float | None:
         """Return the p-value of a row, None of one without a score.
@@ -92,8 +78,8 @@ class Ranking:
         if row.rms is None:
             return None
         if self.profile is not None:
-            if self.count is None:
-                self._check(row)
+            if self.among is None:
+                self.among = self._chosen(row)
                 self.count = self.among.count
             tail = None if self.tail is None else self.tail.p_value(row.rms)
             return self.among.p_value(row.rms) if tail is None else tail
@@ -103,12 +89,15 @@ class Ranking:
             )
         if self.count not in (None, row.count):
             raise BadInput(f"row {row.index} was ranked by another profile than rows before; give --profile FILE")
-        self.count, self.source = row.count, row.source
+        self.count = row.count
         return (1 + row.count - row.below) / (row.count + 1)
 
-    def _check(self, row: Row) -> None:
-        """Check that the profile holds for the scan, as far as its rows tell."""
+    def _chosen(self, row: Row) -> Distribution:
+        """Return the scores of the profile's ordinary prompts, if it holds for the scan as far as a row tells."""
         assert self.profile is not None
+        if row.detector not in self.profile.distributions:
+            has = ", ".join(self.profile.distributions)
+            raise BadInput(f"{self.args.profile}: has no {row.detector}; it has {has}")
         kept = row.settings
         have = Have(
             model=row.model,
@@ -124,6 +113,12 @@ class Ranking:
         wrong = self.profile.mismatch(have)
         if wrong is not None:
             raise BadInput(f"{self.args.profile}: {wrong}")
+        among = self.profile.distributions[row.detector]
+        try:
+            self.tail = None if self.args.tail is None else fit_tail(among)
+        except ProfileError as error:
+            raise BadInput(f"{self.args.profile}: {error}") from None
+        return among
 
     def conclude(self, own_noise: bool) -> None:
         """Compute the q-values.
@@ -154,7 +149,7 @@ class Ranking:
     def _above_all(self) -> int:
         """Return how many prompts score above all ordinary ones."""
         least = 1 / ((self.count or 0) + 1)
-        return sum(count for p, count in self.counts.items() if p <= least * (1 + 1e-9))
+        return sum(count for p, count in self.counts.items() if p <= least * (1 + SLACK))
 
     def sentences(self) -> list[str]:
         """Return what was found, what that rests on, and what the number of ordinary prompts supports."""

@@ -28,6 +28,7 @@ class Row:
 
     index: int
     prompt: str | None
+    detector: str
     score: float | None
     rms: float | None
     below: int | None
@@ -117,7 +118,7 @@ def parts(path: Path, settings: str | None) -> tuple[list[Part], list[str]]:
     if not scans:
         raise BadInput(f"{path}: holds no shards{f' of {settings}' if settings else ''}; give --out of memguard scan")
     if len(scans) > 1:
-        said = ", ".join(f"{mark} ({len(found)} of {of} shards)" for (of, mark), found in sorted(scans.items()))
+        said = ", ".join(f"{mark} ({len(found)} of {of} shards)" for (of, mark), found in scans.items())
         raise BadInput(f"{path}: holds several scans: {said}; choose one with --settings, or move the others away")
     ((of, mark), found) = next(iter(scans.items()))
     return [found[number] for number in sorted(found)], _missing(path, of, mark, found)
@@ -166,6 +167,7 @@ def _row(values: dict[str, Any], detector: str | None) -> Row:
     return Row(
         index=int(values["index"]),
         prompt=values["prompt"] or None,
+        detector=finding["detector"],
         score=_mean(finding["scores"]),
         rms=_mean(finding["rms"]),
         below=finding.get("below"),

@@ -1,0 +1,281 @@
+"""``memguard merge``: rows of shards and of whole scans, made here by hand, so that no model is needed."""
+
+import csv
+import json
+
+import pytest
+
+from memguard.calibration import Conditions, Profile, fit
+from memguard.cli import main
+from memguard.lists.rows import FLAT, flat, whole
+from memguard.lists.shards import Shard, attempt
+from memguard.lists.whole import Whole
+from memguard.records import Finding, Report
+from tests.spread import spread
+
+MARK = "0123456789ab"
+COUNT = 99  # ordinary prompts
+SETTINGS = {"seed": "0 + row", "steps": 1, "num images": 1}
+
+
+def report(index: int, below: int | None, status: str = "ok", rms: float | None = None) -> Report:
+    """Of a prompt that scores higher than ``below`` of the ordinary ones."""
+    ranked = {} if below is None else {"below": below, "count": COUNT, "p_value": (1 + COUNT - below) / (COUNT + 1)}
+    scores = (float(below or 0),) if status == "ok" else ()
+    rms = ((rms if rms is not None else 0.01 + (below or 0) / 1e4),) if status == "ok" else ()
+    finding = Finding("text_noise_norm", scores, rms, status=status, sigma=14.6, threshold_source="by hand", **ranked)
+    return Report(f"run {index}", model="cafe", prompt=f"prompt {index}", sampler="euler", findings=(finding,))
+
+
+# of 60 prompts, ten score above all ordinary ones, and the others as ordinary ones do
+RANKS = [COUNT if index % 6 == 0 else (index * 37) % 90 for index in range(60)]
+BOUNDS = [(0, 16), (16, 48), (48, 60)]
+
+
+def scanned(folder, ranks=RANKS, bounds=BOUNDS, suffix="jsonl", settings=SETTINGS, mark=MARK, skip=()):
+    folder.mkdir(exist_ok=True)
+    for number, (start, stop) in enumerate(bounds, 1):
+        path = folder / Shard(number, len(bounds), start, stop, mark).name(suffix)
+        if number not in skip:
+            with Whole(path, FLAT if suffix == "parquet" else None) as file:
+                for index in range(start, stop):
+                    status = "ok" if ranks[index] is not None else "the prompt is no text but NoneType None"
+                    made = report(index, ranks[index], status)
+                    file.add((flat if suffix == "parquet" else whole)(made, index, settings))
+    return folder
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = main(["merge", *map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def bad(capsys, *words) -> str:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err.strip()
+
+
+def table(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_found_prompts_stand_at_the_top_with_what_supports_them(capsys, tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    folder, out = scanned(tmp_path / "s", suffix=suffix), tmp_path / "all.jsonl"
+    code, said, err = run(capsys, folder, "--out", out)
+    assert (code, err) == (0, "")
+    lines = said.splitlines()
+    assert [line.split("  ")[-1] for line in lines[:10]] == [f"prompt {index}" for index in range(0, 60, 6)]
+    assert lines[10] == f"{out}: 60 rows"
+    # Storey's estimate: ranks below the middle are half of the others'
+    high = sum((1 + COUNT - below) / (COUNT + 1) > 0.5 for below in RANKS)
+    share = (1 + high) / 30
+    assert lines[11] == (
+        "found: 10 of 60 prompts at a false-discovery rate of 10 % (Benjamini-Hochberg, estimated share of ordinary"
+        f" prompts {share:.3g})"
+    )
+    assert lines[12] == (
+        "99 ordinary prompts support p-values down to 1/100: at this rate and of so many prompts, 6 or more must score"
+        " above all of them for any to be found; 10 do"
+    )
+    assert len(lines) == 13
+    rows = table(out)
+    assert [row["index"] for row in rows] == list(range(60))
+    assert [row["found"] for row in rows] == [index % 6 == 0 for index in range(60)]
+    assert [row["p_value"] for row in rows] == [pytest.approx((1 + COUNT - below) / 100) for below in RANKS]
+    assert rows[0]["q_value"] == pytest.approx(share * 60 * 0.01 / 10)
+
+
+def test_too_few_ordinary_prompts_are_said(capsys, tmp_path):
+    ranks = [COUNT, COUNT, *[50] * 58]
+    code, said, _ = run(capsys, scanned(tmp_path / "s", ranks), "--ordinary-share", 1, "--fail-on-found")
+    assert code == 0
+    assert "found: 0 of 60 prompts" in said and "assumed share of ordinary prompts 1)" in said
+    assert "6 or more must score above all of them for any to be found; 2 do" in said
+    assert "to find 2 takes 299 ordinary prompts, if none of those scores as high" in said
+
+
+def test_prompts_on_one_noise_get_no_estimate_and_a_warning(capsys, tmp_path):
+    ranks = [COUNT, *[80] * 59]  # Storey's estimate would be 1/30
+    words = (scanned(tmp_path / "s", ranks, settings=SETTINGS | {"seed": 0}), "--json")
+    values = json.loads(run(capsys, *words)[1])
+    assert (values["ordinary_share"], values["found"]) == (1.0, 0)
+    said = run(capsys, *words[:1])[1]
+    assert "all prompts were scored on the same noise" in said and "assumed share of ordinary prompts 1)" in said
+    values = json.loads(run(capsys, scanned(tmp_path / "own", ranks), "--json")[1])
+    assert values["ordinary_share"] == pytest.approx(1 / 30) and values["found"] == 60
+    assert json.loads(run(capsys, tmp_path / "own", "--json", "--ordinary-share", 1)[1])["found"] == 0
+
+
+def test_a_whole_scan_is_merged_as_its_shards_are(capsys, tmp_path):
+    folder, one = scanned(tmp_path / "s"), tmp_path / "whole.jsonl"
+    one.write_text("".join(path.read_text() for path in sorted(folder.iterdir())))
+    outs = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for source, out in zip((folder, one), outs, strict=True):
+        assert run(capsys, source, "--out", out, "--fail-on-found")[0] == 1
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    with outs[0].open(newline="") as file:
+        assert [row["found"] for row in csv.DictReader(file)].count("True") == 10
+    flat_rows = tmp_path / "flat.csv"
+    with Whole(flat_rows, FLAT) as file:
+        for index, below in enumerate(RANKS):
+            file.add(flat(report(index, below), index, SETTINGS))
+    assert run(capsys, flat_rows, "--out", outs[1], "--force")[0] == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_rows_without_a_score_are_kept_and_counted_for_nothing(capsys, tmp_path):
+    out = tmp_path / "out.jsonl"
+    ranks = [None if index % 7 == 3 else below for index, below in enumerate(RANKS)]
+    _, said, _ = run(capsys, scanned(tmp_path / "s", ranks), "--out", out)
+    assert "60 rows, 9 without a score (for example because the prompt is no text but NoneType None)" in said
+    assert "of 51 prompts" in said
+    assert [row["p_value"] is None for row in table(out)] == [index % 7 == 3 for index in range(60)]
+    _, said, _ = run(capsys, tmp_path / "s", "--out", out, "--force", "--found-only")
+    assert all(row["found"] for row in table(out)) and 0 < len(table(out)) < 20
+    assert "no row has a score" in bad(capsys, scanned(tmp_path / "none", [None] * 60))
+
+
+def damage(path, how):
+    lines = path.read_text().splitlines(keepends=True)
+    if how == "cut":
+        path.write_text("".join(lines)[:-20])
+    elif how == "short":
+        path.write_text("".join(lines[:-2]))
+    elif how == "doubled":
+        path.write_text("".join([*lines[:4], lines[3], *lines[4:-1]]))
+    elif how == "lost":
+        path.write_text("".join([*lines[:4], *lines[5:]]))
+    elif how == "foreign":
+        path.write_text('{"a": 1}\n')
+    elif how == "empty":
+        path.write_text("")
+    else:
+        path.write_bytes(b"\xff\x00" * 40)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("cut", "it cannot be read behind 31 rows"),
+        ("short", "it holds 30 of 32 rows"),
+        ("doubled", "row 19 stands where 20 belongs"),
+        ("lost", "row 21 stands where 20 belongs"),
+        ("foreign", "it cannot be read behind 0 rows"),
+        ("empty", "it holds 0 of 32 rows"),
+        ("bytes", "it cannot be read behind 0 rows"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_the_rest_goes_on_if_asked(capsys, tmp_path, how, says):
+    folder, out = scanned(tmp_path / "s"), tmp_path / "out.jsonl"
+    damage(sorted(folder.iterdir())[1], how)
+    line = bad(capsys, folder, "--out", out)
+    assert f"shard 2/3 is damaged, {says}" in line and "or merge the rest with --partial" in line
+    assert not out.exists()
+    code, said, err = run(capsys, folder, "--out", out, "--partial")
+    assert code == 0 and f"shard 2/3 is damaged, {says}" in err
+    assert [row["index"] for row in table(out)] == [*range(16), *range(48, 60)]
+    assert "of 28 prompts" in said  # no row of the damaged one counts
+
+
+def test_a_damaged_parquet_shard_is_named(capsys, tmp_path):
+    pytest.importorskip("pyarrow")
+    folder = scanned(tmp_path / "s", suffix="parquet")
+    path = sorted(folder.iterdir())[2]
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "shard 3/3 is damaged, it cannot be read behind 0 rows" in bad(capsys, folder)
+
+
+def test_missing_shards_are_named_with_why(capsys, tmp_path):
+    folder = scanned(tmp_path / "s", skip=(1, 3))
+    with pytest.raises(RuntimeError), attempt(folder, Shard(3, 3, 48, 60, MARK), 3):
+        raise RuntimeError("no memory")
+    line = bad(capsys, folder)
+    assert "shard 1/3 is missing; shard 3/3 is missing, 1 tries failed: RuntimeError: no memory; scan again" in line
+    assert run(capsys, folder, "--partial")[0] == 0
+
+
+def test_shards_that_do_not_belong_together_are_refused(capsys, tmp_path):
+    folder = scanned(tmp_path / "s")
+    scanned(folder, mark="f" * 12, bounds=[(0, 60)])
+    line = bad(capsys, folder)
+    assert (
+        f"holds several scans: {'f' * 12} (1 of 1 shards), {MARK} (3 of 3 shards); choose one with --settings" in line
+    )
+    assert run(capsys, folder, "--settings", MARK)[0] == 0
+    other = scanned(tmp_path / "t")
+    (other / Shard(2, 3, 16, 48, MARK).name("parquet")).touch()
+    assert "is there twice" in bad(capsys, other)
+    gap = scanned(tmp_path / "gap", bounds=[(0, 16), (20, 40)])
+    assert "begins at row 20, and the shard before ends at 16" in bad(capsys, gap)
+    mixed = scanned(tmp_path / "m", skip=(2,))
+    scanned(mixed, settings=SETTINGS | {"number format": "float16"}, skip=(1, 3))
+    assert "rows before were made with" in bad(capsys, mixed) or "do not say their" in bad(capsys, mixed)
+
+
+def profile(tmp_path, detector="text_noise_norm", **changes):
+    conditions = {
+        "model": "cafe", "family": "sd15", "latent": (8, 8), "sigma": 14.6, "timestep": 999.0, "steps_scored": 1,
+        "num_steps": 20, "scheduler": "euler", "reference": "negative", "dtype": "float32", "guidance_scale": 7.5,
+    }  # fmt: skip
+    path = tmp_path / "profile.json"
+    among = {detector: fit(spread(0.01, 0.2, 320))}
+    path.write_text(Profile(Conditions(**conditions | changes), among).to_json())
+    return path, among[detector]
+
+
+def test_scores_can_be_ranked_afterwards(capsys, tmp_path):
+    path, among = profile(tmp_path)
+    folder, out = scanned(tmp_path / "s", [None, *[0] * 59]), tmp_path / "out.jsonl"
+    assert run(capsys, folder, "--profile", path, "--out", out)[0] == 0
+    assert table(out)[5]["p_value"] == among.p_value(0.01)
+    unranked = tmp_path / "unranked.jsonl"
+    unranked.write_text(json.dumps(whole(report(0, None), 0, SETTINGS)) + "\n")
+    assert "row 0 was not ranked (by hand); give --profile FILE" in bad(capsys, unranked)
+    assert run(capsys, unranked, "--profile", path)[0] == 0
+    path, _ = profile(tmp_path, model="beef")
+    assert "profile.json: the profile is for model beef, this is cafe" in bad(capsys, folder, "--profile", path)
+    path, _ = profile(tmp_path, "attention_entropy")
+    assert "has no text_noise_norm; it has attention_entropy" in bad(capsys, unranked, "--profile", path)
+
+
+def test_a_tail_is_named_as_an_assumption(capsys, tmp_path):
+    pytest.importorskip("scipy")
+    path, among = profile(tmp_path)
+    source, out = tmp_path / "scan.jsonl", tmp_path / "out.jsonl"
+    far = [0.1, *[0.009] * 49]
+    rows = [whole(report(index, 0, rms=rms), index, SETTINGS) for index, rms in enumerate(far)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "--tail needs --profile" in bad(capsys, source, "--tail", "generalized-pareto")
+    assert "found: 1 of 50" not in run(capsys, source, "--profile", path, "--ordinary-share", 1, "--fdr", 0.01)[1]
+    words = ("--profile", path, "--ordinary-share", 1, "--fdr", 0.01, "--tail", "generalized-pareto", "--out", out)
+    _, said, _ = run(capsys, source, *words)
+    assert "found: 1 of 50" in said
+    assert "ASSUMED: above the highest 32 of 320 ordinary prompts scores follow a generalised Pareto" in said
+    assert "support p-values down to" not in said
+    assert [row["found"] for row in table(out)] == [True, *[False] * 49]
+    assert table(out)[1]["p_value"] == among.p_value(0.009)
+
+
+def test_bad_input_is_one_line_and_nothing_of_others_is_written_over(capsys, tmp_path):
+    folder = scanned(tmp_path / "s")
+    note = tmp_path / "note.jsonl"
+    note.write_text('{"mine": 1}\n')
+    assert "was not written by memguard" in bad(capsys, folder, "--out", note, "--force")
+    assert note.read_text() == '{"mine": 1}\n'
+    out = tmp_path / "out.csv"
+    run(capsys, folder, "--out", out)
+    assert "is there already; replace it with --force" in bad(capsys, folder, "--out", out)
+    one = sorted(folder.iterdir())[0]
+    assert "is the same file as" in bad(capsys, one, "--out", one, "--force")
+    assert "memguard writes .jsonl, .csv and .parquet" in bad(capsys, folder, "--out", tmp_path / "x.txt")
+    assert "no such file or folder" in bad(capsys, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "holds no shards" in bad(capsys, tmp_path / "empty")
+    assert "--fdr: 1.0 is not between 0 and 1" in bad(capsys, folder, "--fdr", 1)
+    assert "--ordinary-share: 0.0" in bad(capsys, folder, "--ordinary-share", 0)
+    assert "the rows have no attention_entropy" in bad(capsys, folder, "--detector", "attention_entropy")
