@@ -73,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.out is None:
         raise BadInput("--resume needs --out, the file to continue")
     common.check(args)
+    if args.engine == "ray":
+        if args.shard is not None:
+            raise BadInput("--engine ray scores all parts by itself; give --shards N, or --shard without --engine")
+        from . import on_ray
+
+        return on_ray.run(args, source, kept(args))
     if args.shard is not None:
         return sharding.run(args, source, kept(args))
     results = None

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="score part I of N; --out is a folder, memguard merge puts its files together",
     )
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: all parts, on a Ray cluster")
+    group.add_argument("--shards", type=int, metavar="N", help="parts with --engine ray; default: of 2048 rows")
+    group.add_argument("--workers", type=int, metavar="W", help="models at once with --engine ray; default: all GPUs")
     group.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl", help="of the files in --out")
     group.add_argument(
         "--tries",
@@ -93,8 +96,10 @@ def planned(args: argparse.Namespace, source: Path | None, kept: dict[str, Any])
         raise BadInput("a scan in parts needs --out, a folder for its files")
     if args.fail_on is not None:
         raise BadInput("--fail-on is for whole scans; memguard merge has --fail-on-found")
-    if not 1 <= args.tries <= 1000:
-        raise BadInput(f"--tries: {args.tries} is not between 1 and 1000")
+    for name, most in (("tries", 1000), ("shards", 10**6), ("workers", 10**5)):
+        value = getattr(args, name)
+        if value is not None and not 1 <= value <= most:
+            raise BadInput(f"--{name}: {value} is not between 1 and {most}")
     listing = listed(source, args.column, args.encoding)
     if listing.count == 0:
         raise BadInput(f"{source}: holds no prompts")

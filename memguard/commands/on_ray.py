@@ -1,0 +1,147 @@
+"""``memguard scan --engine ray``: the shards of a list on a Ray cluster, or on the cores and GPUs of this machine.
+
+Ray Data hands the shards' numbers to a pool of actors, each with a model of its own; it replaces actors that die and
+gives their shard to another. What is done is known from the shards' files alone, so a driver that is killed is simply
+started again. Actors are told only numbers: they read the rows and write the files themselves, on storage that all
+nodes share.
+
+Room: the command line. May import: memguard, ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..lists import BadInput, shards
+from ..records import VERDICTS
+from . import common
+from .scanner import Scanner
+from .sharding import DEVICE, Outcome, Plan, planned, score
+
+ROWS = 2048  # of a shard, unless the number of shards is given: some minutes of work, which a dead actor costs at most
+
+
+class Worker:
+    """Scores shards by their numbers; one actor of the pool."""
+
+    def __init__(self, plan: Plan, of: int) -> None:
+        self.plan, self.of = plan, of
+        self.scanner = Scanner(plan.args)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score the shards of a batch; what became of each is a row."""
+        return {"outcome": [self.outcome(int(number)) for number in batch["number"]]}
+
+    def outcome(self, number: int) -> Outcome:
+        """Score one shard; a failure is an outcome, too, and ends nothing."""
+        try:
+            return score(self.plan, self.scanner, number, self.of, bar=False)
+        except shards.ShardFailed as error:
+            if DEVICE.search(str(error)):
+                os._exit(1)  # no call of this process will work again; Ray starts another and asks it for this shard
+            return Outcome(number, self.of, reason=str(error))
+        except BadInput as error:
+            return Outcome(number, self.of, reason=str(error))
+
+
+def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> int:
+    """Score all shards; return 0.
+
+    Raises:
+        BadInput: if shards are left that could not be scored; what is done stays.
+
+    """
+    import ray
+
+    args.out = None if args.out is None else args.out.absolute()
+    plan = planned(args, None if source is None else source.absolute(), kept)
+    of = args.shards or max(1, -(-plan.listing.count // ROWS))
+    if args.force:
+        for number in range(1, of + 1):
+            shards.forget(plan.folder, number, of, plan.settings)
+    todo = list(range(1, of + 1)) if args.force else _left(plan, of)
+    done = of - len(todo)
+    if not ray.is_initialized():
+        # an address from RAY_ADDRESS or a running cluster, else a cluster on this machine
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    tally, reasons = _Tally(), dict[int, str]()
+    try:
+        for _ in range(args.tries):  # a shard that failed has some tries left, on another actor
+            reasons = {}
+            for outcome in common.progress(_outcomes(plan, of, todo), len(todo), " shards"):
+                tally.add(outcome)
+                if not outcome.file:
+                    reasons[outcome.number] = outcome.reason
+            plan = replace(plan, args=argparse.Namespace(**vars(args) | {"force": False}))
+            todo = _left(plan, of)
+            if not todo:
+                break
+    except ray.exceptions.RayError as error:
+        raise BadInput(f"ray: {common.first_line(error)}; start again to go on") from None
+    return tally.conclude(args, of, done, {number: reasons.get(number, "it was not scored") for number in todo})
+
+
+def _left(plan: Plan, of: int) -> list[int]:
+    return [number for number in range(1, of + 1) if shards.there(plan.folder, number, of, plan.settings) is None]
+
+
+def _outcomes(plan: Plan, of: int, todo: list[int]) -> Iterator[Outcome]:
+    import ray.data
+
+    if not todo:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if plan.args.device in ("auto", "cuda") else 0
+    most = gpus or int(ray.cluster_resources().get("CPU", 1))
+    size = min(plan.args.workers or most, most, len(todo))
+    numbers = ray.data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo))
+    rows = numbers.map_batches(
+        Worker,
+        fn_constructor_args=(plan, of),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+        num_gpus=1 if gpus else 0,
+        num_cpus=1,
+    )
+    for row in rows.iter_rows():
+        yield row["outcome"]
+
+
+class _Tally:
+    """What came of the shards."""
+
+    def __init__(self) -> None:
+        self.verdicts: Counter[str] = Counter()
+        self.scanned = self.failed = 0
+        self.reason = ""
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.file and not outcome.skipped:
+            self.verdicts.update(outcome.verdicts)
+            self.scanned, self.failed = self.scanned + outcome.scanned, self.failed + outcome.failed
+            self.reason = outcome.reason or self.reason
+
+    def conclude(self, args: argparse.Namespace, of: int, done: int, left: dict[int, str]) -> int:
+        counts = {name: self.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
+        if args.json:
+            values = {"out": str(args.out), "shards": of, "done_before": done, "scanned": self.scanned}
+            common.print_json(values | {"without_score": self.failed, "verdicts": counts, "left": left})
+        else:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            before = f", {done} shards were done before" if done else ""
+            print(f"{args.out}: {self.scanned} prompts scanned in {of} shards{before}{': ' + found if found else ''}")
+        if self.failed:
+            print(f"memguard scan: {self.failed} without a score, for example because {self.reason}", file=sys.stderr)
+        if left:
+            number, reason = next(iter(left.items()))
+            raise BadInput(f"{args.out}: {len(left)} of {of} shards are not done, for example {number}: {reason}")
+        return 0
