@@ -50,6 +50,8 @@ class Worker:
             return Outcome(number, self.of, reason=str(error))
         except BadInput as error:
             return Outcome(number, self.of, reason=str(error))
+        except Exception as error:  # kept with the shard's tries
+            return Outcome(number, self.of, reason=f"{type(error).__name__}: {common.first_line(error)}")
 
 
 def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> int:
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
         BadInput: if shards are left that could not be scored; what is done stays.
 
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # memguard sends nothing to anybody, nor does what it starts
     import ray
 
     args.out = None if args.out is None else args.out.absolute()
@@ -100,6 +103,7 @@ def _outcomes(plan: Plan, of: int, todo: list[int]) -> Iterator[Outcome]:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if plan.args.device in ("auto", "cuda") else 0
     most = gpus or int(ray.cluster_resources().get("CPU", 1))
     size = min(plan.args.workers or most, most, len(todo))

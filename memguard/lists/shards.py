@@ -153,12 +153,15 @@ def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
                 raise ShardFailed(said) from None
             file.truncate(end)
             if end == 0:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             raise
         except BaseException as error:
             _note(file, error)
             raise
-        path.unlink(missing_ok=True)
+        file.truncate(0)
+        with suppress(OSError):  # Windows lets nobody remove what is open
+            path.unlink(missing_ok=True)
 
 
 def set_apart(folder: Path, number: int, of: int, settings: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..texts import writable
 from . import files
 
 GROUP = 1000  # rows of a .parquet file that are written at once
@@ -59,7 +60,8 @@ class Whole:
         cells = dict(row) if self.columns is None else {name: row[name] for name in self.columns}
         try:
             if self.path.suffix == ".parquet":
-                self._group.append(cells)
+                # halves of characters, which no encoding can write
+                self._group.append({n: writable(c) if isinstance(c, str) else c for n, c in cells.items()})
                 if len(self._group) == GROUP:
                     self._flush()
             elif self.path.suffix == ".csv":
