@@ -11,12 +11,13 @@ Room: the command line. May import: memguard, ray.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the shards of a batch; what became of each is a row."""
-        return {"outcome": [self.outcome(int(number)) for number in batch["number"]]}
+        return {"outcome": [json.dumps(asdict(self.outcome(int(number)))) for number in batch["number"]]}
 
     def outcome(self, number: int) -> Outcome:
         """Score one shard; a failure is an outcome, too, and ends nothing."""
@@ -117,7 +118,7 @@ def _outcomes(plan: Plan, of: int, todo: list[int]) -> Iterator[Outcome]:
         num_cpus=1,
     )
     for row in rows.iter_rows():
-        yield row["outcome"]
+        yield Outcome(**json.loads(row["outcome"]))
 
 
 class _Tally:
