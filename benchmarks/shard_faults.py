@@ -70,7 +70,7 @@ def compared(whole: Path, folder: Path) -> dict:
     numbers = [row["index"] for row in many]
     other = sum(a["findings"] != b["findings"] or a["prompt"] != b["prompt"] for a, b in zip(one, many, strict=False))
     for source, name in ((whole, "a.csv"), (folder, "b.csv")):
-        finished(["merge", source, "--out", whole.with_name(name), "--force"])
+        finished(["merge", source, "--out", whole.with_name(name), "--force", "--same-noise"])
     return {
         "rows": len(many),
         "lost": len(set(range(len(one))) - set(numbers)),

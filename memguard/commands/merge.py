@@ -20,7 +20,7 @@ from ..lists.table import COLUMNS, check, is_merged
 from ..lists.whole import Whole
 from ..texts import shown
 from . import common
-from .ranking import Ranking
+from .ranking import NOISE, Ranking
 
 SHOWN = 20  # rows of the table on stdout
 NAMED = 5  # shards that one line names
@@ -51,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
         choices=("generalized-pareto",),
         help="assume this beyond the highest ordinary prompt; needs --profile and scipy",
     )
+    parser.add_argument("--same-noise", action="store_true", help="rank although the scan was without --own-seeds")
     parser.add_argument("--settings", metavar="HEX", help="which scan, where a folder holds several")
     parser.add_argument("--partial", action="store_true", help="merge what is there although shards are missing")
     parser.add_argument("--fail-on-found", action="store_true", help="exit code 1 if there are any")
@@ -84,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.results}: holds no rows")
     if not ranking.tests:
         raise BadInput(f"{args.results}: no row has a score, for example because {merge.reason}")
-    ranking.conclude(own_noise=isinstance((merge.settings or {}).get("seed"), str))
+    own_noise = isinstance((merge.settings or {}).get("seed"), str)
+    if not (own_noise or args.same_noise):
+        raise BadInput(f"{args.results}: {NOISE}; scan with --own-seeds, or rank all the same with --same-noise")
+    ranking.conclude(own_noise)
     merge.write()
     merge.tell()
     return int(args.fail_on_found and ranking.found > 0)

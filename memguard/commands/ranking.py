@@ -19,8 +19,8 @@ from ..lists.merging import Row
 
 SLACK = 1e-9  # 3 x 0.1 is a little more than 0.3 in floating point
 NOISE = (
-    "all prompts were scored on the same noise, which may raise or lower all their scores together, so no share of"
-    " ordinary prompts is estimated and the rate may be missed; scan with --own-seeds where it must hold"
+    "all prompts were scored on the same noise, which raises or lowers their scores together, so that with some seeds"
+    " nearly all ordinary prompts are found"
 )
 
 

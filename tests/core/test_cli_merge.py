@@ -99,12 +99,13 @@ def test_too_few_ordinary_prompts_are_said(capsys, tmp_path):
     assert "to find 2 takes 299 ordinary prompts, if none of those scores as high" in said
 
 
-def test_prompts_on_one_noise_get_no_estimate_and_a_warning(capsys, tmp_path):
+def test_prompts_on_one_noise_are_ranked_only_if_asked_and_without_an_estimate(capsys, tmp_path):
     ranks = [COUNT, *[80] * 59]  # Storey's estimate would be 1/30
-    words = (scanned(tmp_path / "s", ranks, settings=SETTINGS | {"seed": 0}), "--json")
+    words = (scanned(tmp_path / "s", ranks, settings=SETTINGS | {"seed": 0}), "--same-noise", "--json")
+    assert "raises or lowers their scores together" in bad(capsys, words[0])
     values = json.loads(run(capsys, *words)[1])
     assert (values["ordinary_share"], values["found"]) == (1.0, 0)
-    said = run(capsys, *words[:1])[1]
+    said = run(capsys, *words[:2])[1]
     assert "all prompts were scored on the same noise" in said and "assumed share of ordinary prompts 1)" in said
     values = json.loads(run(capsys, scanned(tmp_path / "own", ranks), "--json")[1])
     assert values["ordinary_share"] == pytest.approx(1 / 30) and values["found"] == 60
