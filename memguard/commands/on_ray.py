@@ -17,7 +17,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the shards of a batch; what became of each is a row."""
-        return {"outcome": [json.dumps(asdict(self.outcome(int(number)))) for number in batch["number"]]}
+        return {"outcome": [json.dumps(vars(self.outcome(int(number)))) for number in batch["number"]]}
 
     def outcome(self, number: int) -> Outcome:
         """Score one shard; a failure is an outcome, too, and ends nothing."""
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # memguard sends nothing to anybody, nor does what it starts
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its log files have it all
     import ray
 
     args.out = None if args.out is None else args.out.absolute()
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
             if not todo:
                 break
     except ray.exceptions.RayError as error:
-        raise BadInput(f"ray: {common.first_line(error)}; start again to go on") from None
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # above it are Ray's traces
+        raise BadInput(f"ray: {said}; start again to go on") from None
     return tally.conclude(args, of, done, {number: reasons.get(number, "it was not scored") for number in todo})
 
 
