@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..lists import BadInput, files
 from ..lists.merging import Damaged, Part, Row, parts
@@ -20,7 +20,9 @@ from ..lists.table import COLUMNS, check, is_merged
 from ..lists.whole import Whole
 from ..texts import shown
 from . import common
-from .ranking import NOISE, Ranking
+
+if TYPE_CHECKING:
+    from .ranking import Ranking
 
 SHOWN = 20  # rows of the table on stdout
 NAMED = 5  # shards that one line names
@@ -61,6 +63,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge; return 0, or 1 for found prompts with --fail-on-found."""
+    from .ranking import NOISE, Ranking
+
     if not 0 < args.fdr < 1:
         raise BadInput(f"--fdr: {args.fdr} is not between 0 and 1; 0.1 lets a tenth of the found ones be ordinary")
     if args.ordinary_share is not None and not 0 < args.ordinary_share <= 1:
