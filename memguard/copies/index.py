@@ -3,22 +3,24 @@
 A picture has changed where its size or its time of change has. The file is written as the reading goes on, so that a
 reading that was interrupted continues; where it cannot be written, the search goes on without it.
 
-Room: the core. May import: torch, memguard.database, memguard.copies.
+Room: the core. May import: torch, memguard.database, memguard.calibration.store, memguard.texts,
+memguard.copies.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..calibration.store import home
 from ..database import OK, Database
+from ..texts import HALF
 from ..troubles import Refused
 from .reading import files_of, read
 from .signatures import Found, Signatures
@@ -94,7 +96,8 @@ class Index:
         """
         there = {path.relative_to(self.folder).as_posix(): path for path in files_of(self.folder)}
         stamps = {name: stamp for name, path in there.items() if (stamp := _stamp(path))}
-        reason, rows = self._file.read(_read_pictures, [])
+        none: list[tuple[str, Stamp, bytes]] = []
+        reason, rows = self._file.read(_read_pictures, none)
         size = self._size
         known = {name: (stamp, blob) for name, stamp, blob in rows if len(blob) == size}
         result = Update(kept=self._kept if self._kept != OK else reason)
@@ -140,7 +143,7 @@ class Index:
 
     @property
     def _size(self) -> int:
-        return torch.zeros((), dtype=self._signatures.dtype).element_size() * int(torch.Size(self._signatures.shape).numel())
+        return self._signatures.dtype.itemsize * math.prod(self._signatures.shape)
 
     def _write(self, result: Update, fresh: list[tuple[str, Stamp, bytes]], gone: Iterable[str]) -> None:
         if result.kept != OK:
@@ -148,7 +151,8 @@ class Index:
 
         def action(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM pictures WHERE name = ?", [(name,) for name in gone])
-            rows = [(name, *stamp, blob) for name, stamp, blob in fresh]
+            # a name of bytes that are no text is read anew each time
+            rows = [(name, *stamp, blob) for name, stamp, blob in fresh if not HALF.search(name)]
             db.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", rows)
 
         result.kept = self._file.write(action)
