@@ -24,6 +24,7 @@ COMMANDS = {
     "scan": "score a list of prompts on a model",
     "merge": "put the files of a scan together and find what stands out",
     "explain": "say which words of a prompt drive its score, and where in the picture",
+    "copies": "say which pictures are copies of pictures in a folder",
     "generate": "generate pictures, watched by a guard or mitigated",
     "neurons": "find the neurons that carry a memorized picture, and handle files of them",
     "calibrate": "measure what ordinary prompts score on a model",
