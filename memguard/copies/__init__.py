@@ -1,0 +1,13 @@
+"""Which pictures are copies of others: cropped, mirrored, resized, recompressed, recoloured, framed or written on.
+
+``similarity(a, b)`` compares two stacks of pictures and needs nothing but torch; the rest keeps an index of a folder
+and searches it. Nothing is fetched, and no host is known here.
+
+Room: the core. May import: memguard.copies, torch.
+"""
+
+from .matching import similarity
+
+THRESHOLD = 0.7  # similarity from which a picture counts as a copy; docs/evidence/audits/copies.md
+
+__all__ = ["THRESHOLD", "similarity"]
