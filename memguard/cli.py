@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "say which words of a prompt drive its score, and where in the picture",
     "generate": "generate pictures, watched by a guard or mitigated",
     "neurons": "find the neurons that carry a memorized picture, and handle files of them",
+    "audit": "say whether a LoRA or a fine-tuned model copies its training pictures",
     "calibrate": "measure what ordinary prompts score on a model",
     "testbed": "export the small model that really memorizes",
     "doctor": "versions, hosts, devices, and what works here",
@@ -35,6 +36,9 @@ EXTRAS = {
     "transformers": "diffusers",
     "tqdm": "diffusers",
     "pyarrow": "parquet",
+    "peft": "audit",
+    "imagehash": "audit",
+    "scipy": "audit",
     "sklearn": "bench",
     "matplotlib": "bench",
 }

@@ -102,7 +102,7 @@ def three_samples(
     real: np.ndarray,
     generated: np.ndarray,
     trained: int,
-    cells: Sequence[int] | None = None,
+    cells: Sequence[int] | np.ndarray | None = None,
     deals: int = DEALS,
     seed: int = 0,
 ) -> Test:
