@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMED = (
-    ("epoch", re.compile(r"(?:^|[-_ .])(?:epoch|e)[-_ ]?(\d+)(?=$|[-_ .])", re.IGNORECASE)),
-    ("step", re.compile(r"(?:checkpoint|steps?|s)[-_ ]?(\d+)(?=$|[-_ .])|(\d+)[-_ ]steps?(?=$|[-_ .])", re.IGNORECASE)),
+    ("epoch", re.compile(r"(?:^|[-_ .])epoch[-_ ]?(\d+)(?=$|[-_ .])", re.IGNORECASE)),
+    ("step", re.compile(r"(?:^|[-_ .])(\d+)[-_ ]steps?(?=$|[-_ .])", re.IGNORECASE)),
+    ("step", re.compile(r"(?:^|[-_ .])(?:checkpoint|steps?)[-_ ]?(\d+)(?=$|[-_ .])", re.IGNORECASE)),
     ("epoch", re.compile(r"-(\d{6})$")),  # kohya
     ("step", re.compile(r"_(\d{9})$")),  # ai-toolkit
 )
+FOLDER = re.compile(r"(checkpoint|step|epoch)[-_](\d+)")
 HEADER = 1 << 26  # bytes; a longer header of a .safetensors file is none
 LAST = 1 << 40  # the order of a file without a number whose neighbours have one: trainers save it at the end
 
@@ -71,12 +73,12 @@ def age(path: Path) -> Age:
                 return Age(kind, told[kind])
     except (ValueError, AttributeError, RecursionError):
         pass
-    for name in (path.stem if path.is_file() else path.name, path.parent.name):
-        for kind, pattern in NAMED:
-            found = pattern.search(name)
-            if found:
-                return Age(kind, int(next(filter(None, found.groups()))))
-    return Age()
+    for kind, pattern in NAMED:
+        found = pattern.search(path.stem if path.suffix == ".safetensors" else path.name)
+        if found:
+            return Age(kind, int(found[1]))
+    inside = FOLDER.fullmatch(path.parent.name)
+    return Age("epoch" if inside[1] == "epoch" else "step", int(inside[2])) if inside else Age()
 
 
 def ordered(paths: Iterable[Path]) -> list[Path]:

@@ -88,6 +88,7 @@ def checkpoint(
         for source in sorted(set(sources.tolist()) - {-1, index}):
             bringing.setdefault(source, []).append(reals.pictures[index].name)
     rows = []
+    highest = found.threshold.highest
     for i, picture in enumerate(reals.pictures[:trained]):
         nearest = found.other[i].argmax()
         rows.append(
@@ -95,6 +96,7 @@ def checkpoint(
                 picture.name,
                 picture.caption,
                 i in copied,
+                i not in copied and highest is not None and float(found.own[i].max()) > highest,
                 int((found.source[i] == i).sum()),
                 tuple(bringing.get(i, ())),
                 tuple(found.own[i].tolist()),

@@ -8,6 +8,7 @@ Room: the core. May import: Pillow, memguard.lists, memguard.texts.
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def read_folder(path: Path) -> Folder:
         BadInput: for a folder that is not there, or that holds no picture with a caption.
 
     """
+    path = Path(os.path.normpath(path))
     try:
         if not path.is_dir():
             raise BadInput(f"{path}: is no folder; give the folder of the training pictures")
@@ -178,8 +180,8 @@ class _Reading:
                 continue
             try:
                 row: Any = json.loads(line)
-                file = (path.parent / row["file_name"]).absolute()
-                file = self.root / file.relative_to(self.root.absolute())
+                file = Path(os.path.normpath(path.parent / row["file_name"]))
+                file.relative_to(self.root)
             except (ValueError, KeyError, TypeError, RecursionError):
                 self.note(path, f"line {number} is no row with a file_name inside the folder; it is left out")
                 continue

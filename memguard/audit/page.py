@@ -59,23 +59,30 @@ def html(audit: Audit, folder: Folder, out: Path) -> str:
     return page("MemGuard audit", f"This training {audit.verdict}. {LIKELIHOOD}", sections)
 
 
-HEADER = ("checkpoint", "copied", "threshold", "Z", "p", "score", "score without")
+BADGES = {
+    "copied": ("memorized", "copied"),
+    "near": ("suspicious", "nearer than any held-out picture"),
+    "not copied": ("ordinary", "not copied"),
+}
+HEADER = ("checkpoint", "copied", "threshold", "Z", "p", "p of own pictures", "score", "without")
 HELP = (
     "copied: training pictures that came out. Z of the three-sample test (Meehan et al., 2020) is far below 0 for a"
-    " model that copies; p is the chance of a U as small for a model that did not learn these pictures. score: mean"
-    " text-conditional noise norm of the first step, with the training and without it, on the same noise."
+    " model that copies; p is the chance of a U as small for a model that did not learn these pictures, and p of own"
+    " pictures that of pictures coming as near to their own captions' images, which sees a few copies better. score:"
+    " mean text-conditional noise norm of the first step, with the training and without it, on the same noise."
 )
 
 
 def row(each: Checkpoint) -> tuple[str, ...]:
     """Return a checkpoint as cells of HEADER."""
     if each.error:
-        return (_label(each), each.error, "", "", "", "", "")
+        return (_label(each), each.error, *[""] * (len(HEADER) - 2))
     test, scores = each.test, [(p.score, p.score_before) for p in each.pictures]
-    z, p = ("", "") if test is None else (f"{test.z:.2f}", "" if test.p is None else f"{test.p:.4f}")
+    z = "" if test is None else f"{test.z:.2f}"
+    p, own_p = ("" if value is None else f"{value:.4f}" for value in ((test and test.p), (test and test.own_p)))
     limit = "" if each.threshold is None else f"{each.threshold.value:.2f}"
     means = [_mean([pair[i] for pair in scores]) for i in (0, 1)]
-    return (_label(each), _said(each), limit, z, p, *means)
+    return (_label(each), _said(each), limit, z, p, own_p, *means)
 
 
 def _mean(values: list[float | None]) -> str:
@@ -107,7 +114,7 @@ def _pictures(checkpoint: Checkpoint, folder: Folder, out: Path) -> Iterator[Sec
     def training(name: str) -> np.ndarray | None:
         return _opened(lambda: pixels(paths[name], SIDE)) if name in paths else None
 
-    worst = sorted(checkpoint.pictures, key=lambda each: (not each.copied, -max(each.own, default=0.0)))
+    worst = sorted(checkpoint.pictures, key=lambda each: (not each.copied, not each.near, -max(each.own, default=0.0)))
     strips = [_strip(each, training, out) for each in worst[:MOST]]
     more = len(worst) - len(strips)
     text = "Sorted by likeness." + (f" {more} more are in audit.json." if more else "")
@@ -129,8 +136,7 @@ def _strip(each: Checked, training: Callable[[str], np.ndarray | None], out: Pat
     pictures = [(caption, picture) for caption, picture in named if picture is not None]
     return Strip(
         f"{each.name}: {each.caption}",
-        "memorized" if each.copied else "ordinary",
-        "copied" if each.copied else "not copied",
+        *BADGES["copied" if each.copied else "near" if each.near else "not copied"],
         says,
         pictures,
     )

@@ -30,6 +30,7 @@ class Checked:
         name: of the picture, inside the folder.
         caption: that its pictures were generated from.
         copied: whether it comes out of the model, from whatever caption.
+        near: whether it is not, but an image of its caption comes nearer to it than any held-out caption's to its own.
         copies: how many of the images of its own caption are copies of it.
         captions: names of the pictures whose captions bring it as well.
         own: similarity of each image of its caption to it.
@@ -45,6 +46,7 @@ class Checked:
     name: str
     caption: str
     copied: bool
+    near: bool
     copies: int
     captions: tuple[str, ...]
     own: tuple[float, ...]

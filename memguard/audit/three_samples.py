@@ -13,6 +13,9 @@ pictures treats them, with their captions, like the held-out pairs. The labels a
 caption together, and p is the share of deals with a U at least as small (the true one included). That is exact for any
 number of pictures under exchangeability, and needs pictures generated from the held-out captions, too.
 
+U asks whether most pictures are copied; a few that are change its ranks little. ``own_p`` is for those: the same deals,
+and the mean over training pictures of how near the nearest image of a caption comes to its own picture.
+
 Room: the core. May import: numpy; scipy for cells.
 """
 
@@ -62,6 +65,7 @@ class Test:
         u: of all pairs.
         z: below 0 for copying.
         p: one-sided, of the relabelling; None where there is none, and ``note`` says why.
+        own_p: one-sided, of the mean distance between pictures and the nearest image of their own captions.
         deals: of the relabelling, the true one included.
         trained: training pictures.
         held: n, held-out pictures.
@@ -76,6 +80,7 @@ class Test:
     u: float
     z: float
     p: float | None
+    own_p: float | None
     deals: int
     trained: int
     held: int
@@ -125,18 +130,24 @@ def three_samples(
         others = own.min(1)
         u = u_statistic(of_trained.ravel(), others)
         z = z_score(u, of_trained.size, trained)
-        return Test("leave-one-out", u, z, None, 0, trained, 0, of_trained.size, note=CANNOT)
+        return Test("leave-one-out", u, z, None, None, 0, trained, 0, of_trained.size, note=CANNOT)
     u = _u(real, generated, np.arange(total), trained)
+    own = generated[np.arange(total), :, np.arange(total)].min(1)
+    near = own[:trained].mean()
     rng = np.random.default_rng(seed)
-    # rounding must not part equal deals: U is a multiple of 1/2
-    as_small = sum(_u(real, generated, rng.permutation(total), trained) <= u + 0.25 for _ in range(deals))
+    as_small = as_near = 1  # the true deal
+    for _ in range(deals):
+        order = rng.permutation(total)
+        # rounding must not part equal deals; U is a multiple of 1/2
+        as_small += _u(real, generated, order, trained) <= u + 0.25
+        as_near += bool(own[order[:trained]].mean() <= near + 1e-9)
     found = () if cells is None else _cells(real, generated, trained, np.asarray(cells))
     told = [each for each in found if each.z is not None and each.generated >= SHARE * trained * images]
     weight = sum(each.held for each in told)
     average = sum((each.z or 0.0) * each.held for each in told) / weight if weight else None
-    z, p = z_score(u, trained * images, held), (1 + as_small) / (1 + deals)
+    z, p, own_p = z_score(u, trained * images, held), as_small / (1 + deals), as_near / (1 + deals)
     note = "" if 1 / (1 + held) < 0.05 else f"{held} held-out pictures are few; 20 or more make the test sharper"
-    return Test("held-out", u, z, p, 1 + deals, trained, held, trained * images, average, found, note)
+    return Test("held-out", u, z, p, own_p, 1 + deals, trained, held, trained * images, average, found, note)
 
 
 def _u(real: np.ndarray, generated: np.ndarray, order: np.ndarray, trained: int) -> float:

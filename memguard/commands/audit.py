@@ -90,7 +90,7 @@ def _conclude(args: argparse.Namespace, audit: Any) -> int:
         rows = [HEADER, *map(row, audit.checkpoints)]
         widths = [max(len(shown(line[i])) for line in rows) for i in range(2)]
         for line in rows:
-            cells = "".join(f"{shown(cell):>11}" for cell in line[2:5])
+            cells = "".join(f"  {shown(cell):>9}" for cell in line[2:6])
             print(f"{shown(line[0]):<{widths[0]}}  {shown(line[1]):<{widths[1]}}{cells}".rstrip())
         for each in audit.checkpoints[-1:]:
             for picture in (p for p in each.pictures if p.copied):
