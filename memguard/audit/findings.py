@@ -14,7 +14,7 @@ from .checkpoints import Age
 from .copied import matches
 from .folder import Picture
 from .record import Checked, Checkpoint
-from .three_samples import Test, cells_of, three_samples
+from .three_samples import ThreeSamples, cells_of, three_samples
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def checkpoint(
     return Checkpoint(name, digest, age, found.threshold, test, tuple(rows))
 
 
-def _test(reals: Reals, similarity: np.ndarray, deals: int) -> Test | None:
+def _test(reals: Reals, similarity: np.ndarray, deals: int) -> ThreeSamples | None:
     """Run the test on one picture of each group of near duplicates; None for fewer than two."""
     alone = np.flatnonzero(reals.first == np.arange(reals.trained))
     if len(alone) < 2:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..report import Section, Strip, page
 from .folder import Folder, pixels
 from .record import Audit, Checked, Checkpoint
-from .three_samples import Test
+from .three_samples import ThreeSamples
 
 SIDE = 192  # pixels of a picture on the page
 MOST = 200  # rows of pictures; more would make a page that no browser opens
@@ -152,7 +152,7 @@ def _opened(opening: Callable[[], Image.Image]) -> np.ndarray | None:
         return None
 
 
-def _test(checkpoint: Checkpoint, test: Test) -> Section:
+def _test(checkpoint: Checkpoint, test: ThreeSamples) -> Section:
     names = [each.name for each in checkpoint.pictures]
     rows = [
         (

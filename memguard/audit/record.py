@@ -16,7 +16,7 @@ from ..version import VERSION
 from .checkpoints import Age
 from .copied import Threshold
 from .duplicates import Group
-from .three_samples import Cell, Test
+from .three_samples import Cell, ThreeSamples
 
 SCHEMA = "memguard audit 1"
 DIGITS = 6  # significant digits of what is measured; more would differ between machines
@@ -77,7 +77,7 @@ class Checkpoint:
     digest: str
     age: Age
     threshold: Threshold | None = None
-    test: Test | None = None
+    test: ThreeSamples | None = None
     pictures: tuple[Checked, ...] = ()
     error: str = ""
 
@@ -157,7 +157,7 @@ def _checkpoint(values: dict[str, Any]) -> Checkpoint:
     test = values["test"]
     if test is not None:
         cells = tuple(Cell(**each | {"pictures": tuple(each["pictures"])}) for each in test["cells"])
-        test = Test(**test | {"cells": cells})
+        test = ThreeSamples(**test | {"cells": cells})
     lists = ("captions", "own", "own_before")
     pictures = tuple(Checked(**each | {name: tuple(each[name]) for name in lists}) for each in values["pictures"])
     threshold = values["threshold"] and Threshold(**values["threshold"])

@@ -57,7 +57,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Test:
+class ThreeSamples:
     """What the test says.
 
     Attributes:
@@ -110,7 +110,7 @@ def three_samples(
     cells: Sequence[int] | np.ndarray | None = None,
     deals: int = DEALS,
     seed: int = 0,
-) -> Test:
+) -> ThreeSamples:
     """Run the test.
 
     Args:
@@ -130,7 +130,7 @@ def three_samples(
         others = own.min(1)
         u = u_statistic(of_trained.ravel(), others)
         z = z_score(u, of_trained.size, trained)
-        return Test("leave-one-out", u, z, None, None, 0, trained, 0, of_trained.size, note=CANNOT)
+        return ThreeSamples("leave-one-out", u, z, None, None, 0, trained, 0, of_trained.size, note=CANNOT)
     u = _u(real, generated, np.arange(total), trained)
     own = generated[np.arange(total), :, np.arange(total)].min(1)
     near = own[:trained].mean()
@@ -147,7 +147,7 @@ def three_samples(
     average = sum((each.z or 0.0) * each.held for each in told) / weight if weight else None
     z, p, own_p = z_score(u, trained * images, held), as_small / (1 + deals), as_near / (1 + deals)
     note = "" if 1 / (1 + held) < 0.05 else f"{held} held-out pictures are few; 20 or more make the test sharper"
-    return Test("held-out", u, z, p, own_p, 1 + deals, trained, held, trained * images, average, found, note)
+    return ThreeSamples("held-out", u, z, p, own_p, 1 + deals, trained, held, trained * images, average, found, note)
 
 
 def _u(real: np.ndarray, generated: np.ndarray, order: np.ndarray, trained: int) -> float:
