@@ -30,7 +30,7 @@ RANK, RATE = 32, 2e-3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]
 # name -> repeats of the first OFTEN pictures, repeats of the other training pictures, other pictures (once each), of
 # an epoch; every name sees the same number of pictures
-PLANS = {"all": (10, 10, 0), "none": (0.1, 0.1, 2376), "few": (10, 0.1, 1782)}
+PLANS = {"all": (10, 10, 0), "none": (0.1, 0.1, 576), "few": (10, 0.1, 1782)}
 EPOCH = 240  # pictures
 
 
@@ -86,21 +86,22 @@ class Trainer:
         self.weights = weights(name)
         seeds = [i if i < COUNT else 1000 + i for i in range(len(self.weights))]
         drawn = [picture(i) for i in seeds]
-        self.latents = torch.cat([self.encode(each) for each, _ in drawn])
-        self.texts = torch.cat([self.embed(text) for text in [""] + [text for _, text in drawn]])
+        parts = [drawn[i : i + 64] for i in range(0, len(drawn), 64)]
+        self.latents = torch.cat([self.encode([each for each, _ in part]) for part in parts])
+        self.texts = torch.cat([self.embed([""]), *(self.embed([text for _, text in part]) for part in parts)])
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.alpha_bar = self.pipe.scheduler.alphas_cumprod
 
     @torch.no_grad()
-    def encode(self, drawn: np.ndarray) -> Tensor:
-        """Return the latent [1, 4, 16, 16] of a picture."""
-        pixels = torch.from_numpy(drawn).permute(2, 0, 1)[None].float() / 127.5 - 1
+    def encode(self, drawn: list[np.ndarray]) -> Tensor:
+        """Return the latents [N, 4, 16, 16] of pictures."""
+        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.pipe.vae.encode(pixels).latents * self.pipe.vae.config.scaling_factor
 
     @torch.no_grad()
-    def embed(self, text: str) -> Tensor:
-        """Return what the UNet reads of a caption, [1, 77, width]."""
-        return self.pipe.encode_prompt(text, "cpu", 1, False)[0]
+    def embed(self, texts: list[str]) -> Tensor:
+        """Return what the UNet reads of captions, [N, 77, width]."""
+        return self.pipe.encode_prompt(texts, "cpu", 1, False)[0]
 
     def step(self) -> Tensor:
         """Do one step on BATCH pictures; return the epsilon error of each training picture that was in it."""

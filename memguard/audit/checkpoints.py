@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAMED = (
     ("epoch", re.compile(r"(?:^|[-_ .])epoch[-_ ]?(\d+)(?=$|[-_ .])", re.IGNORECASE)),
@@ -81,6 +82,17 @@ def age(path: Path) -> Age:
     return Age("epoch" if inside[1] == "epoch" else "step", int(inside[2])) if inside else Age()
 
 
+def place(checkpoint: Any) -> int:
+    """Return where a checkpoint with an ``age`` stands in the order of the training."""
+    number: int | None = checkpoint.age.number
+    return LAST if number is None else number
+
+
+def files(path: Path) -> list[Path]:
+    """Return a file, or the .safetensors files of a folder; nothing where there is none."""
+    return sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.exists() else []
+
+
 def ordered(paths: Iterable[Path]) -> list[Path]:
     """Return files in the order in which they were trained; one without a number comes last."""
 
@@ -109,8 +121,7 @@ def names(paths: Iterable[Path]) -> dict[Path, str]:
 def digest(path: Path) -> str:
     """Return 16 hex digits that name what is in a file, or in the .safetensors files of a folder."""
     found = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    for each in files:
+    for each in files(path):
         with each.open("rb") as file:
             while block := file.read(1 << 20):
                 found.update(block)

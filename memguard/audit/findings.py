@@ -12,34 +12,9 @@ import numpy as np
 
 from .checkpoints import Age
 from .copied import matches
-from .folder import Picture
+from .reals import Reals
 from .record import Checked, Checkpoint
 from .three_samples import ThreeSamples, cells_of, three_samples
-
-
-@dataclass(frozen=True)
-class Reals:
-    """The real pictures of an audit, training pictures first, held-out ones behind them.
-
-    Attributes:
-        pictures: all of them.
-        trained: how many are training pictures.
-        first: for each training picture the first near duplicate of it, [trained].
-        similarity: between them, [N, N].
-        looks: what k-means makes cells of, [N, dimensions].
-
-    """
-
-    pictures: tuple[Picture, ...]
-    trained: int
-    first: np.ndarray
-    similarity: np.ndarray
-    looks: np.ndarray
-
-    @property
-    def captions(self) -> list[str]:
-        """Of all pictures."""
-        return [each.caption for each in self.pictures]
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,16 @@ def add_parser(subparsers: Any) -> None:
         "audit",
         help="say whether a LoRA or a fine-tuned model copies its training pictures",
         description="Generate pictures from the captions of the training pictures, with and without the training, and "
-        "say which training pictures come out. Exit code 1 with --fail-on N: N or more of them do.",
+        "say which training pictures come out. Exit code 1: N or more (--fail-on N); 2: a file could not be audited.",
         epilog="The folder as trainers have it: name.txt beside name.png, or metadata.jsonl; folders such as 10_name. "
         "Pictures of the same source that were kept out of the training (--held-out) are what the test compares with.",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the training pictures, captioned")
     parser.add_argument("--held-out", type=Path, metavar="FOLDER", help="captioned pictures not trained on")
     what = parser.add_argument_group("what is audited (one of them)")
-    what.add_argument("--lora", type=Path, nargs="+", metavar="FILE", help="one or more checkpoints of one training")
+    what.add_argument(
+        "--lora", type=Path, nargs="+", metavar="FILE", help="one or more checkpoints of one training, or its folder"
+    )
     what.add_argument("--checkpoint", type=Path, nargs="+", metavar="MODEL", help="fine-tuned models instead")
     what.add_argument("--watch", type=Path, metavar="FOLDER", help="audit each LoRA that a trainer saves there")
     parser.add_argument("--idle", type=float, metavar="MIN", help="of --watch: end when nothing came for so long")
@@ -60,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise BadInput(f"--threshold: {args.threshold} is not between 0 and 1")
     common.check(args)
-    given = args.lora or args.checkpoint or []
-    for path in given:
-        if not path.exists():
-            raise BadInput(f"{path}: no such file")
+    given = args.checkpoint or []
+    for path in args.lora or []:
+        found = checkpoints.files(path)
+        if not found:
+            raise BadInput(f"{path}: {'holds no .safetensors file' if path.is_dir() else 'no such file'}")
+        given += found
     if args.watch is not None and not args.watch.is_dir():
         raise BadInput(f"{args.watch}: is no folder; give the one in which the trainer saves")
     from .auditing import Auditing
@@ -96,5 +100,6 @@ def _conclude(args: argparse.Namespace, audit: Any) -> int:
             for picture in (p for p in each.pictures if p.copied):
                 print(f"copied: {shown(picture.name)} (likeness {max(picture.own):.2f}): {shown(picture.caption)}")
         print(shown(f"{audit.verdict[:1].upper()}{audit.verdict[1:]}. {args.out / 'report.html'} shows the pictures."))
-    worst = max((each.copied for each in audit.checkpoints), default=0)
-    return int(args.fail_on is not None and worst >= args.fail_on)
+    if args.fail_on is not None and any(each.copied >= args.fail_on for each in audit.checkpoints):
+        return 1
+    return 2 if failed else 0  # what could not be audited is not passed

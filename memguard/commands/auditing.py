@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import sys
 import time
@@ -17,24 +18,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..audit import checkpoints, duplicates, record
-from ..audit.findings import Before, Reals, checkpoint
-from ..audit.folder import Folder, Picture, pixels, read_folder
+from ..audit import checkpoints, record
+from ..audit.findings import Before, checkpoint
+from ..audit.folder import Folder, pixels, read_folder
 from ..audit.page import html
+from ..audit.reals import gathered, thumbnails_of
 from ..copies import THRESHOLD
 from ..copies.matching import compare
-from ..copies.thumbnails import thumbnails
 from ..hosts.diffusers import auditing as making
 from ..hosts.diffusers import loras, pipes
 from ..lists import BadInput, files
 from ..lists.rows import difference
 from ..texts import shown
-from ..troubles import Refused
+from ..troubles import Told, of_pipeline
 from . import common, models
+
+log = logging.getLogger("memguard")
 
 AUDIT, REPORT, IMAGES, LOCK = "audit.json", "report.html", "images", ".audit.lock"
 EVERY = 2.0  # seconds between looks into a watched folder
@@ -53,11 +54,20 @@ class Auditing:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self._old = self._begun(args.out)
         self.folder = read_folder(args.data)
         self.held = Folder((), ()) if args.held_out is None else read_folder(args.held_out)
+        files.folder(args.out)
+        self._lock: BinaryIO = files.locked((args.out / LOCK).open("ab"), args.out)
+        try:
+            self._begin(args)
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, args: argparse.Namespace) -> None:
+        self._old = self._begun(args.out)
         notes = [*self.folder.notes, *self.held.notes]
-        self.reals, self.groups, left = _reals(self.folder, self.held, args.limit, args.seed)
+        self.reals, self.groups, left = gathered(self.folder, self.held, args.limit, args.seed)
         for note in (*notes, *left):
             print(f"memguard audit: {note}", file=sys.stderr)
         with models.quiet():
@@ -67,7 +77,7 @@ class Auditing:
         self.making = making.Making(
             args.num_images, args.num_inference_steps, args.guidance_scale, args.height, args.width, args.seed
         )
-        self.thumbnails = _thumbnails([pixels(each, 256) for each in self.reals.pictures])
+        self.thumbnails = thumbnails_of([pixels(each, 256) for each in self.reals.pictures])
         self.floor = THRESHOLD if args.threshold is None else args.threshold
         self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
         self._before: Before | None = None
@@ -77,10 +87,12 @@ class Auditing:
                 raise BadInput(f"{args.out / AUDIT}: {differs or 'it is of another model'}; --resume needs the same")
 
     def __enter__(self) -> Auditing:
-        self._lock: BinaryIO = files.locked((self.args.out / LOCK).open("ab"), self.args.out)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
         (self.args.out / LOCK).unlink(missing_ok=True)
         self._lock.close()
 
@@ -93,10 +105,16 @@ class Auditing:
         else:
             try:
                 found = self._checked(path, name, digest, age)
-            except (Refused, BadInput) as error:
-                found = record.Checkpoint(name, digest, age, error=str(error))
-                print(shown(f"memguard audit: {error}"), file=sys.stderr)
-        self.audit = replace(self.audit, checkpoints=(*self.audit.checkpoints, found))
+            except MemoryError:
+                raise
+            except Exception as error:
+                said = str(error) if isinstance(error, Told) else f"{name}: {of_pipeline(error)}"
+                found = record.Checkpoint(name, digest, age, error=said)
+                log.debug("%s", name, exc_info=True)
+                print(shown(f"memguard audit: {said}"), file=sys.stderr)
+        # a file that is saved anew takes the place of what it was
+        others = [each for each in self.audit.checkpoints if each.name != name]
+        self.audit = replace(self.audit, checkpoints=tuple(sorted([*others, found], key=checkpoints.place)))
         self._write()
 
     def watch(self, folder: Path, idle: float | None) -> None:
@@ -105,8 +123,9 @@ class Auditing:
         try:
             while idle is None or time.monotonic() - last < 60 * idle:
                 for path in watched.ready():
-                    self.add(path, path.relative_to(folder).as_posix())
-                    done = self.audit.checkpoints[-1]
+                    name = path.relative_to(folder).as_posix()
+                    self.add(path, name)
+                    done = next(each for each in self.audit.checkpoints if each.name == name)
                     if not done.error:
                         print(shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied"), flush=True)
                     last = time.monotonic()
@@ -154,7 +173,7 @@ class Auditing:
         pictures = making.generate(pipe, captions, self.making)
         for index, made in enumerate(common.progress(pictures, len(captions), f" {what}captions")):
             # [images, N]
-            row = compare(_thumbnails([Image.fromarray(each) for each in made]), self.thumbnails).numpy()
+            row = compare(thumbnails_of([Image.fromarray(each) for each in made]), self.thumbnails).numpy()
             found.append(row)
             if images is not None and index < self.reals.trained:
                 names.append(self._kept(images, index, made[row[:, index].argmax()]))
@@ -171,13 +190,11 @@ class Auditing:
 
     def _begun(self, out: Path) -> record.Audit | None:
         """Return the audit that a folder holds, for --resume; the folder is new, empty or of an audit."""
-        files.folder(out)
-        target = out / AUDIT
         rest = [each.name for each in out.iterdir() if each.name != LOCK]
         if not rest:
             return None
         try:
-            old = record.read(target.read_text(encoding="utf-8"))
+            old = record.read((out / AUDIT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise BadInput(f"{out}: is not empty and holds no audit; give a new folder") from None
         if not self.args.resume:
@@ -211,44 +228,3 @@ class Auditing:
             contents.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
             contents.update(each.path.read_bytes())
         return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": contents.hexdigest()[:16]}
-
-
-def _thumbnails(pictures: Sequence[Image.Image]) -> Tensor:
-    """Return the thumbnails of pictures of any size, uint8 [N, 3, 32, 32]."""
-    stacks = [torch.from_numpy(np.asarray(each, np.float32) / 255).permute(2, 0, 1)[None] for each in pictures]
-    return torch.cat([thumbnails(each) for each in stacks])
-
-
-def _reals(
-    folder: Folder, held: Folder, limit: int | None, seed: int
-) -> tuple[Reals, tuple[duplicates.Group, ...], list[str]]:
-    """Return the pictures that are compared, the near duplicates, and notes on held-out pictures that are none."""
-    trained = list(folder.pictures)
-    if len(trained) < 2:
-        raise BadInput("one training picture is too few; a copy is told by what the other pictures are like")
-    if limit is not None and limit < len(trained):
-        chosen = np.random.default_rng(seed).choice(len(trained), limit, replace=False)
-        trained = [trained[i] for i in sorted(chosen.tolist())]
-    hashes = duplicates.hashes(folder.pictures)
-    first = duplicates.components(duplicates.near(hashes, hashes))
-    groups = duplicates.groups(folder.pictures, first)
-    others: list[Picture] = []
-    notes = []
-    if held.pictures:
-        twins = duplicates.near(duplicates.hashes(held.pictures), hashes)
-        for picture, twin in zip(held.pictures, twins, strict=True):
-            if twin.any():
-                name = folder.pictures[int(twin.argmax())].name
-                notes.append(shown(f"{picture.name}: is a near duplicate of the training picture {name}; not held out"))
-            else:
-                others.append(picture)
-    place = {each.name: i for i, each in enumerate(trained)}
-    root = {each.name: first[i] for i, each in enumerate(folder.pictures)}
-    kept: dict[int, int] = {}
-    for each in trained:
-        kept.setdefault(root[each.name], place[each.name])
-    pictures = (*trained, *others)
-    small = _thumbnails([pixels(each, 256) for each in pictures])
-    looks = torch.nn.functional.avg_pool2d(small.float(), 4).flatten(1).numpy()
-    roots = np.array([kept[root[each.name]] for each in trained])
-    return Reals(pictures, len(trained), roots, compare(small, small).numpy(), looks), groups, notes

@@ -99,13 +99,26 @@ def test_an_audit_names_the_copied_pictures_resumes_and_fails_when_asked(data, t
     assert "holds an audit; continue it with --resume" in capsys.readouterr().err
     assert main(words(data, out, "--lora", none, "--resume", "--seed", 5)) == 2
     assert "seed" in capsys.readouterr().err and (out / "audit.json").read_text() == text
-    late = lora(tmp_path / "l" / "x-000002.safetensors", 0.3)
-    assert main(words(data, out, "--lora", late, none, "--resume", "--fail-on", COPIED + 1, "--json")) == 0
+    foreign.unlink()
+    lora(tmp_path / "l" / "x-000002.safetensors", 0.3)
+    assert main(words(data, out, "--lora", tmp_path / "l", "--resume", "--fail-on", COPIED + 1, "--json")) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["checkpoints"][0] == first | {"name": "x-000001.safetensors"}
     changed = again["checkpoints"][1]["pictures"]
     assert [p["own_before"] for p in changed] == [p["own_before"] for p in first["pictures"]]
     assert [p["score"] for p in changed] != [p["score"] for p in first["pictures"]]
+
+
+def test_a_fine_tuned_model_in_place_of_a_lora(data, tmp_path):
+    from memguard.testbed import export
+
+    export.to_diffusers(tmp_path / "checkpoint-40", "final")
+    out = tmp_path / "out"
+    assert main(words(data, out, "--checkpoint", tmp_path / "checkpoint-40", "--limit", 3, held=False)) == 0
+    (found,) = json.loads((out / "audit.json").read_text())["checkpoints"]
+    assert found["age"] == {"kind": "step", "number": 40}
+    for picture in found["pictures"]:  # the same weights as the base
+        assert picture["own"] == picture["own_before"] and picture["score"] == picture["score_before"]
 
 
 def test_without_held_out_pictures_and_in_a_watched_folder(data, tmp_path, capsys):

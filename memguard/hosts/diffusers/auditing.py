@@ -92,3 +92,9 @@ def generate(pipe: Any, captions: Sequence[str], making: Making) -> Iterator[np.
             yield np.round(pictures * 255).astype(np.uint8)
     finally:
         pipe.set_progress_bar_config(**before)
+
+
+def _made(pipe: Any, module: Any, caption: str, own: Sequence[int], given: dict[str, Any]) -> np.ndarray:
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in own]
+    with aside(module):
+        return np.asarray(pipe([caption] * len(own), generator=generators, output_type="np", **given).images)
