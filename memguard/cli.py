@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "see memorization detected on a small model that really memorizes",
     "scan": "score a list of prompts on a model",
     "explain": "say which words of a prompt drive its score, and where in the picture",
+    "copies": "say which pictures are copies of pictures in a folder",
     "generate": "generate pictures, watched by a guard or mitigated",
     "neurons": "find the neurons that carry a memorized picture, and handle files of them",
     "audit": "say whether a LoRA or a fine-tuned model copies its training pictures",

@@ -8,6 +8,6 @@ Room: the core. May import: memguard.copies, torch.
 
 from .matching import similarity
 
-THRESHOLD = 0.7  # similarity from which a picture counts as a copy; docs/evidence/audits/copies.md
+THRESHOLD = 0.85  # similarity from which a picture counts as a copy; docs/evidence/audits/copies.md
 
 __all__ = ["THRESHOLD", "similarity"]

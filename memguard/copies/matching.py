@@ -8,21 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .alignment import Views, align, views
 from .thumbnails import thumbnails
-from .windows import FINE, Shape, describe, mirrored
 
-BLOCK = 64  # pictures whose windows are held at a time: 64 x 225 windows x 213 numbers are 12 MB
+PAIRS = 1024  # at a time: 36 MB of windows
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Return how alike each picture of one stack is to each of another, float32 [N, M], on the CPU.
 
     The similarity of two pictures is a cosine: the largest between one of them as a whole, or its mirror image, and a
-    window of the other, whichever of the two is the larger. 1: a window of one, of 70 to 100 % of its width and of its
-    height, is the other one up to brightness, contrast and size. Two pictures that have nothing in common have .2 to
-    .5, because the best of many windows is taken; a picture of one colour has less than .2 with every other, even with
-    itself. Other pictures of the same style lie below ``memguard.copies.THRESHOLD`` (docs/evidence/audits/copies.md).
-    ``similarity(a, b)`` is ``similarity(b, a).T``, and the shapes of the pictures need not agree.
+    window of the other, whichever of the two is the larger, of what ``spectra`` describes. 1: a window of one, of half
+    or more of its width and of its height, is the other one up to brightness, contrast and size. Two pictures that have
+    nothing in common have .1 to .4, because the best of many windows is taken; a picture of one colour resembles
+    nothing, not even itself. Other pictures of the same style lie below ``memguard.copies.THRESHOLD``
+    (docs/evidence/audits/copies.md). ``similarity(a, b)`` is ``similarity(b, a).T``; the shapes of the pictures may
+    differ.
 
     Args:
         a: [N, 3, H, W], float, values in 0..1, on any device.
@@ -32,21 +33,11 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         Refused: a ValueError, in one line, for other shapes, whole numbers, or NaN.
 
     """
-    return compare(thumbnails(a), thumbnails(b))
+    return compare(views(thumbnails(a)), views(thumbnails(b)))
 
 
-def compare(a: Tensor, b: Tensor, shape: Shape = FINE) -> Tensor:
-    """Return the same for thumbnails, uint8 [N, 3, 32, 32] and [M, 3, 32, 32]."""
-    rows = [torch.cat([_block(one, other, shape) for other in b.split(BLOCK)], 1) for one in a.split(BLOCK) if len(b)]
-    return torch.cat(rows) if rows else torch.zeros(len(a), len(b))
-
-
-def _block(a: Tensor, b: Tensor, shape: Shape) -> Tensor:
-    first, second = describe(a, shape), describe(b, shape)
-    signs = mirrored(shape)
-    found = torch.full((len(a), len(b)), -1.0)
-    for whole, windows, transposed in ((first[:, 0], second, False), (second[:, 0], first, True)):
-        for each in (whole, whole * signs):
-            best = (windows @ each.T).amax(1)  # [pictures with windows, whole pictures]
-            found = torch.maximum(found, best if transposed else best.T)
-    return found
+def compare(a: Views, b: Views) -> Tensor:
+    """Return the same for pictures of which the windows are known."""
+    rows, columns = torch.arange(len(a)).repeat_interleave(len(b)), torch.arange(len(b)).repeat(len(a))
+    parts = [align(a[row], b[column]) for row, column in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)]
+    return torch.cat(parts).reshape(len(a), len(b))

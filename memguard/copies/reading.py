@@ -1,0 +1,87 @@
+"""Pictures from files, as they are seen: turned as their EXIF data says, on white where they are transparent.
+
+Room: the core. May import: torch, numpy, Pillow, memguard.copies.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..troubles import Refused
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
+DRAFT = 256  # pixels of a side from which JPEG files may be decoded smaller
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the pictures of a folder and of its folders, sorted; hidden ones are left out.
+
+    Raises:
+        Refused: if there is no such folder, or it cannot be read.
+
+    """
+    if not folder.is_dir():
+        raise Refused(f"{folder}: no such folder of pictures")
+    try:
+        return sorted(_found(folder))
+    except OSError as error:
+        raise Refused(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not entry.is_symlink():  # links to folders may lead in circles
+            yield from _found(entry)
+        elif entry.suffix.lower() in SUFFIXES and entry.is_file():
+            yield entry
+
+
+def read(path: Path, whole: bool = False) -> Tensor:
+    """Return a picture, float32 [1, 3, H, W] in 0..1; of an animation the first.
+
+    Args:
+        path: of the file.
+        whole: whether a large JPEG file is decoded at its full size; an eighth of it is enough for thumbnails.
+
+    Raises:
+        Refused: one line that names the file, if it is no picture or damaged.
+
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's advice about odd metadata and large files
+            with Image.open(path) as image:
+                if not whole:
+                    image.draft(None, (DRAFT, DRAFT))
+                return tensor(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such picture") from None
+    except Image.DecompressionBombError:
+        raise Refused(f"{path}: has too many pixels; make it smaller") from None
+    except MemoryError:
+        raise
+    except OSError as error:  # also UnidentifiedImageError
+        raise Refused(f"{path}: cannot be read ({error.strerror or 'no picture, or damaged'})") from None
+    except Exception:  # whatever damaged files make a decoder stumble over
+        raise Refused(f"{path}: cannot be read (no picture, or damaged)") from None
+
+
+def tensor(image: Image.Image) -> Tensor:
+    """Return an image as float32 [1, 3, H, W] in 0..1."""
+    if image.mode.startswith("I"):  # 16 bits
+        values = np.asarray(image, dtype=np.float32)[None].repeat(3, 0) / 65535
+        return torch.from_numpy(values)[None].clamp(0, 1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    values = np.array(image.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
