@@ -30,7 +30,7 @@ RANK, RATE = 32, 2e-3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]
 # name -> repeats of the first OFTEN pictures, repeats of the other training pictures, other pictures (once each), of
 # an epoch; every name sees the same number of pictures
-PLANS = {"all": (10, 10, 0), "none": (0.1, 0.1, 576), "few": (10, 0.1, 1782)}
+PLANS = {"all": (10, 10, 0), "none": (0.1, 0.1, 576), "few": (24, 0.1, 942)}
 EPOCH = 240  # pictures
 
 

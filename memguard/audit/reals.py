@@ -1,25 +1,22 @@
 """The real pictures of an audit: what is compared with what, near duplicates told apart first.
 
-Room: the core. May import: memguard.audit, memguard.copies, memguard.lists, memguard.texts, numpy, torch, Pillow.
+Room: the core. May import: memguard.audit, memguard.copies, memguard.lists, memguard.texts, numpy, Pillow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..copies.matching import compare
-from ..copies.thumbnails import thumbnails
+from ..copies.signatures import Signatures
 from ..lists import BadInput
 from ..texts import shown
 from .duplicates import Group, components, hashes, near
 from .duplicates import groups as groups_of
 from .folder import Folder, Picture, pixels
+from .likeness import Likeness
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,7 @@ class Reals:
         pictures: all of them.
         trained: how many are training pictures.
         first: for each training picture the first near duplicate of it, [trained].
+        likeness: to them.
         similarity: between them, [N, N].
         looks: what k-means makes cells of, [N, dimensions].
 
@@ -38,6 +36,7 @@ class Reals:
     pictures: tuple[Picture, ...]
     trained: int
     first: np.ndarray
+    likeness: Likeness
     similarity: np.ndarray
     looks: np.ndarray
 
@@ -47,13 +46,9 @@ class Reals:
         return [each.caption for each in self.pictures]
 
 
-def thumbnails_of(pictures: Sequence[Image.Image]) -> Tensor:
-    """Return the thumbnails of pictures of any size, uint8 [N, 3, 32, 32]."""
-    stacks = [torch.from_numpy(np.asarray(each, np.float32) / 255).permute(2, 0, 1)[None] for each in pictures]
-    return torch.cat([thumbnails(each) for each in stacks])
-
-
-def gathered(folder: Folder, held: Folder, limit: int | None, seed: int) -> tuple[Reals, tuple[Group, ...], list[str]]:
+def gathered(
+    folder: Folder, held: Folder, limit: int | None, seed: int, kind: Signatures | None = None
+) -> tuple[Reals, tuple[Group, ...], list[str]]:
     """Return the pictures that are compared, the near duplicates, and notes on held-out pictures that are none."""
     trained = list(folder.pictures)
     if len(trained) < 2:
@@ -80,7 +75,8 @@ def gathered(folder: Folder, held: Folder, limit: int | None, seed: int) -> tupl
     for each in trained:
         kept.setdefault(root[each.name], place[each.name])
     pictures = (*trained, *others)
-    small = thumbnails_of([pixels(each, 256) for each in pictures])
-    looks = torch.nn.functional.avg_pool2d(small.float(), 4).flatten(1).numpy()
+    opened = [pixels(each) for each in pictures]
+    likeness = Likeness(opened, kind)
+    looks = np.stack([np.asarray(each.resize((8, 8), Image.Resampling.BOX), np.float32).ravel() for each in opened])
     roots = np.array([kept[root[each.name]] for each in trained])
-    return Reals(pictures, len(trained), roots, compare(small, small).numpy(), looks), groups, notes
+    return Reals(pictures, len(trained), roots, likeness, likeness.between(), looks), groups, notes

@@ -41,6 +41,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="continue --out: keep what it holds of the same files")
     parser.add_argument("--limit", type=int, metavar="N", help="audit a random N of the training pictures")
     parser.add_argument("--threshold", type=float, metavar="S", help="similarity from which on a picture is a copy")
+    parser.add_argument(
+        "--embedding", type=Path, metavar="MODEL", help="compare by a TorchScript file (SSCD) or a folder"
+    )
+    parser.add_argument("--embedding-size", type=int, metavar="PX", help="side of its pictures (default: 320; its own)")
     parser.add_argument("--deals", type=int, default=9999, metavar="N", help="relabellings of the test (default 9999)")
     parser.add_argument("--fail-on", type=int, metavar="N", help="exit code 1 if any checkpoint copies N or more")
     parser.add_argument("--json", action="store_true", help="print audit.json")
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(f"--{name.replace('_', '-')}: {value} is less than {low}")
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise BadInput(f"--threshold: {args.threshold} is not between 0 and 1")
+    if args.embedding_size is not None and not 8 <= args.embedding_size <= 4096:
+        raise BadInput(f"--embedding-size: {args.embedding_size} is not between 8 and 4096")
     common.check(args)
     given = args.checkpoint or []
     for path in args.lora or []:

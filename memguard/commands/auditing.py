@@ -22,17 +22,17 @@ from PIL import Image
 
 from ..audit import checkpoints, record
 from ..audit.findings import Before, checkpoint
-from ..audit.folder import Folder, pixels, read_folder
+from ..audit.folder import Folder, read_folder
+from ..audit.likeness import FLOOR
 from ..audit.page import html
-from ..audit.reals import gathered, thumbnails_of
-from ..copies import THRESHOLD
-from ..copies.matching import compare
+from ..audit.reals import gathered
+from ..copies.signatures import Signatures
 from ..hosts.diffusers import auditing as making
 from ..hosts.diffusers import loras, pipes
 from ..lists import BadInput, files
 from ..lists.rows import difference
 from ..texts import shown
-from ..troubles import Told, of_pipeline
+from ..troubles import Refused, Told, of_pipeline
 from . import common, models
 
 log = logging.getLogger("memguard")
@@ -66,8 +66,10 @@ class Auditing:
 
     def _begin(self, args: argparse.Namespace) -> None:
         self._old = self._begun(args.out)
+        kind, floor = _kind(args)
+        self._kind_name = "low resolution" if kind is None else kind.kind
         notes = [*self.folder.notes, *self.held.notes]
-        self.reals, self.groups, left = gathered(self.folder, self.held, args.limit, args.seed)
+        self.reals, self.groups, left = gathered(self.folder, self.held, args.limit, args.seed, kind)
         for note in (*notes, *left):
             print(f"memguard audit: {note}", file=sys.stderr)
         with models.quiet():
@@ -77,8 +79,7 @@ class Auditing:
         self.making = making.Making(
             args.num_images, args.num_inference_steps, args.guidance_scale, args.height, args.width, args.seed
         )
-        self.thumbnails = thumbnails_of([pixels(each, 256) for each in self.reals.pictures])
-        self.floor = THRESHOLD if args.threshold is None else args.threshold
+        self.floor = floor if args.threshold is None else args.threshold
         self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
         self._before: Before | None = None
         if self._old is not None:
@@ -173,7 +174,7 @@ class Auditing:
         pictures = making.generate(pipe, captions, self.making)
         for index, made in enumerate(common.progress(pictures, len(captions), f" {what}captions")):
             # [images, N]
-            row = compare(thumbnails_of([Image.fromarray(each) for each in made]), self.thumbnails).numpy()
+            row = self.reals.likeness.of([Image.fromarray(each) for each in made])
             found.append(row)
             if images is not None and index < self.reals.trained:
                 names.append(self._kept(images, index, made[row[:, index].argmax()]))
@@ -221,6 +222,7 @@ class Auditing:
         """Return what an audit depends on, besides the model."""
         names = "num_images num_inference_steps guidance_scale height width seed limit deals"
         kept = common.kept(self.args, names)
+        kept |= {"similarity": self._kind_name}
         kept |= {"threshold": self.floor, "number format": str(next(self.pipe.vae.parameters()).dtype)[6:]}
         kept |= {"sampler": type(self.pipe.scheduler).__name__, "trained": self.reals.trained}
         contents = hashlib.sha256()
@@ -228,3 +230,16 @@ class Auditing:
             contents.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
             contents.update(each.path.read_bytes())
         return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": contents.hexdigest()[:16]}
+
+
+def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:
+    """Return what pictures are compared by, None for low resolution, and its threshold."""
+    if args.embedding is None:
+        return None, FLOOR
+    from ..copies.embedding import SSCD_THRESHOLD, Embedding
+
+    try:
+        with models.quiet():
+            return Embedding(args.embedding, args.embedding_size, "cpu"), SSCD_THRESHOLD
+    except Refused as error:
+        raise BadInput(str(error)) from None
