@@ -38,6 +38,7 @@ from . import common, models
 log = logging.getLogger("memguard")
 
 AUDIT, REPORT, IMAGES, LOCK = "audit.json", "report.html", "images", ".audit.lock"
+HELD = "held-out"  # before the names of held-out pictures
 EVERY = 2.0  # seconds between looks into a watched folder
 
 
@@ -55,7 +56,7 @@ class Auditing:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = read_folder(args.data)
-        self.held = Folder((), ()) if args.held_out is None else read_folder(args.held_out)
+        self.held = Folder((), ()) if args.held_out is None else _named(read_folder(args.held_out))
         files.folder(args.out)
         self._lock: BinaryIO = files.locked((args.out / LOCK).open("ab"), args.out)
         try:
@@ -94,8 +95,8 @@ class Auditing:
         self._release()
 
     def _release(self) -> None:
-        (self.args.out / LOCK).unlink(missing_ok=True)
         self._lock.close()
+        (self.args.out / LOCK).unlink(missing_ok=True)
 
     def add(self, path: Path, name: str) -> None:
         """Audit one file, unless the report holds it already, and write the report."""
@@ -230,6 +231,12 @@ class Auditing:
             contents.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
             contents.update(each.path.read_bytes())
         return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": contents.hexdigest()[:16]}
+
+
+def _named(held: Folder) -> Folder:
+    """Return a folder whose names differ from those of the training pictures."""
+    pictures = (replace(each, name=f"{HELD}/{each.name}") for each in held.pictures)
+    return Folder(tuple(pictures), tuple(f"{HELD}/{note}" for note in held.notes))
 
 
 def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:
