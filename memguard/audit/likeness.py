@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..copies.alignment import views
+from ..copies.alignment import align, coarse, views
 from ..copies.matching import compare
 from ..copies.reading import tensor
-from ..copies.signatures import Signatures, Thumbnails
+from ..copies.signatures import CANDIDATES, Signatures, Thumbnails
 
 # A generated copy is blurred and its colours drift, so it is less like its picture than a file that was saved again
 # (memguard.copies.THRESHOLD), and it is compared with its own picture first, not with a hundred thousand. Chosen on
 # the pictures of one half of the captions of docs/evidence/audits/lora.md, and measured there on the other.
 FLOOR = 0.5
+CLOSE = 128  # real pictures that are all compared closely; of more only those that are most alike, roughly
 
 
 class Likeness:
@@ -50,5 +51,15 @@ class Likeness:
         return views(signatures) if self._windows else signatures.float()
 
     def _compared(self, made: Any) -> np.ndarray:
-        found = compare(made, self._real) if self._windows else made @ self._real.T
+        if not self._windows:
+            found = made @ self._real.T
+        elif len(self._real) <= CLOSE:
+            found = compare(made, self._real)
+        else:
+            rough = coarse(made, self._real)
+            places = rough.topk(CANDIDATES, 1).indices
+            rows = torch.arange(len(made)).repeat_interleave(CANDIDATES)
+            fine = align(made[rows], self._real[places.flatten()]).reshape(places.shape)
+            # what was not looked at closely is no nearer than what was
+            found = rough.minimum(fine.amin(1, keepdim=True)).scatter(1, places, fine)
         return found.numpy().astype(np.float32)

@@ -69,7 +69,7 @@ def generate(pipe: Any, captions: Sequence[str], making: Making) -> Iterator[np.
         making: settings.
 
     Raises:
-        FloatingPointError: for a caption whose pictures came to NaN.
+        NotFinite: for a caption whose pictures came to NaN.
 
     """
     module = pipes.text_to_image(pipe)
@@ -82,11 +82,10 @@ def generate(pipe: Any, captions: Sequence[str], making: Making) -> Iterator[np.
     pipe.set_progress_bar_config(disable=True)
     try:
         for caption, own in zip(captions, seeds(captions, making), strict=True):
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in own]
-            with aside(module):
-                pictures = np.asarray(
-                    pipe([caption] * len(own), generator=generators, output_type="np", **given).images
-                )
+            try:
+                pictures = _made(pipe, module, caption, own, given)
+            except torch.OutOfMemoryError:
+                pictures = np.concatenate([_made(pipe, module, caption, [each], given) for each in own])
             if not np.isfinite(pictures).all():
                 raise NotFinite(f"the pictures of {caption!r:.60} came to NaN; use --dtype float32, or a lower rate")
             yield np.round(pictures * 255).astype(np.uint8)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from memguard.audit import likeness
 from memguard.audit.folder import read_folder
 from memguard.audit.likeness import FLOOR, Likeness
 from memguard.audit.reals import gathered
@@ -31,6 +32,19 @@ def test_blurred_copies_lie_above_the_floor_and_other_pictures_below():
     assert found.diagonal().min() > FLOOR + 0.1 > FLOOR > (found - np.eye(6)).max()
     between = Likeness(pictures).between()
     assert np.allclose(between, between.T, atol=1e-5) and between.diagonal().min() > 0.9
+
+
+def test_among_many_pictures_only_candidates_are_compared_closely(monkeypatch):
+    pictures = [drawn(i) for i in range(12)]
+    made = [blurred(each) for each in pictures[:3]]
+    closely = Likeness(pictures).of(made)
+    monkeypatch.setattr(likeness, "CLOSE", 11)
+    found = Likeness(pictures).of(made)
+    own = np.arange(3)
+    assert np.allclose(found[own, own], closely[own, own], atol=1e-5)
+    assert found.argmax(1).tolist() == [0, 1, 2]
+    assert (np.sort(np.isclose(found, closely, atol=1e-5).sum(1)) >= likeness.CANDIDATES).all()
+    assert (np.delete(found[0], 0) < FLOOR).all()
 
 
 def test_an_embedding_s_likeness_is_the_cosine(tmp_path):
