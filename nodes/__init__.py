@@ -12,6 +12,7 @@ from . import (
     calibrate,
     check_prompt,
     compare,
+    find_copies,
     find_neurons,
     guard,
     guidance_delay,
@@ -32,5 +33,5 @@ class MemGuardExtension(ComfyExtension):
         routes.register()
         watching = (guard, report, check_prompt, token_attribution, overlay, calibrate, load_profile)
         treating = (attention_scaling, guidance_delay, neuron_mask, mitigation, optimize_prompt, adjust_noise)
-        files = (*watching, *treating, compare, load_neurons, find_neurons)
+        files = (*watching, *treating, compare, load_neurons, find_neurons, find_copies)
         return [node for file in files for node in file.NODES]

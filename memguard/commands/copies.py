@@ -13,6 +13,8 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +92,11 @@ def _run(args: argparse.Namespace) -> int:
         kind, threshold = _embedding(args)
     threshold = threshold if args.threshold is None else args.threshold
     index = Index(args.references, kind, args.index)
-    update = index.update(lambda paths: common.progress(paths, None, " references"))
+    update = index.update(lambda paths: _progress(list(paths), " references"))
     _tell(update)
     references = index.open()
     rows: list[dict[str, Any]] = []
-    for row in common.progress(_rows(pictures, index, references, kind, args.top), len(pictures), " pictures"):
+    for row in _rows(_progress(pictures, " pictures"), index, references, kind, args.top):
         row["copy"] = None if row["error"] else row["similarity"] >= threshold
         rows.append(row)
         if args.out is None:
@@ -108,8 +110,17 @@ def _embedding(args: argparse.Namespace) -> tuple[Any, float]:
     from ..copies.embedding import SSCD_THRESHOLD, Embedding
     from . import models
 
-    with models.quiet():
+    # TorchScript needs no library that gives advice, and loading one takes seconds
+    with models.quiet() if args.embedding.is_dir() else nullcontext():
         return Embedding(args.embedding, args.embedding_size, args.device), SSCD_THRESHOLD
+
+
+def _progress(paths: list[Path], what: str) -> Iterable[Path]:
+    """Return the paths behind a progress bar where there is a terminal, and tqdm, which this command does not need."""
+    try:
+        return common.progress(paths, len(paths), what) if sys.stderr.isatty() else paths
+    except ModuleNotFoundError:
+        return paths
 
 
 def _tell(update: Any) -> None:
@@ -121,13 +132,13 @@ def _tell(update: Any) -> None:
         print(shown(f"memguard copies: the index is not kept: {update.kept}"), file=sys.stderr)
 
 
-def _rows(pictures: list[Path], index: Any, references: Any, kind: Any, top: int) -> Iterator[dict[str, Any]]:
+def _rows(pictures: Iterable[Path], index: Any, references: Any, kind: Any, top: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each picture, in their order."""
     from ..copies.reading import read
 
     places = {os.path.realpath(index.folder / name): place for place, name in enumerate(index.names)}
-    for start in range(0, len(pictures), AT_ONCE):
-        part = pictures[start : start + AT_ONCE]
+    left = iter(pictures)
+    while part := list(islice(left, AT_ONCE)):
         made: dict[Path, Any] = {}
         errors: dict[Path, str] = {}
         for path in part:

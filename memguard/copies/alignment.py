@@ -67,13 +67,14 @@ def views(thumbnails: Tensor, lengths: tuple[float, ...] = MANY) -> Views:
 
     """
     shared, sides = boxes(lengths), intervals(lengths)
-    found = torch.cat((shared.expand(len(thumbnails), -1, -1), inside(thumbnails)[:, None]), 1)
-    described = torch.zeros((len(thumbnails), found.shape[1], COARSE.size), dtype=torch.int8)
+    found = torch.empty(len(thumbnails), len(shared) + 1, 4)
+    described = torch.empty((*found.shape[:2], COARSE.size), dtype=torch.int8)
+    found[:, :-1] = shared
     for start in range(0, len(thumbnails), BLOCK):
         part = slice(start, start + BLOCK)
-        grid = describe_grid(thumbnails[part], sides, COARSE)
-        framed = describe(thumbnails[part], found[part, -1:], COARSE)
-        described[part] = (torch.cat((grid, framed), 1) * LEVELS).round().to(torch.int8)
+        found[part, -1] = inside(thumbnails[part])
+        both = describe_grid(thumbnails[part], sides, COARSE), describe(thumbnails[part], found[part, -1:], COARSE)
+        described[part] = (torch.cat(both, 1) * LEVELS).round().to(torch.int8)
     return Views(thumbnails, found, described)
 
 

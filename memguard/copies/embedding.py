@@ -14,7 +14,6 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class Embedding:
     whole = True
 
     def __init__(self, path: Path, size: int | None = None, device: str = "cpu") -> None:
-        self._path, self._device = path, torch.device(device)
+        self._path = path
         if path.is_dir():
             self._model, settings = _of_folder(path)
             file = path / "model.safetensors"
@@ -57,6 +56,11 @@ class Embedding:
             file = path
         else:
             raise Refused(f"{path}: no such model; give a TorchScript file or a folder with model.safetensors")
+        try:
+            self._device = torch.device(device)
+            self._model.to(self._device)
+        except (RuntimeError, AssertionError):
+            raise Refused(f"device {device}: no such device here; for example cpu or cuda:0") from None
         self._size = size or int(settings.get("size") or 224)
         self._mean, self._std = (torch.tensor({**IMAGENET, **settings}[name])[:, None, None] for name in IMAGENET)
         dimensions = self.make([torch.full((1, 3, self._size, self._size), 0.5)]).shape[1]
@@ -88,7 +92,7 @@ class Embedding:
         return ByCosine(signatures)
 
 
-def _of_torchscript(path: Path) -> Callable[[Tensor], Any]:
+def _of_torchscript(path: Path) -> torch.nn.Module:
     """Load a TorchScript file.
 
     Raises:
@@ -112,11 +116,11 @@ def _of_torchscript(path: Path) -> Callable[[Tensor], Any]:
         raise Refused(f"{path}: is damaged, or of another version of torch") from None
 
 
-def _of_folder(path: Path) -> tuple[Callable[[Tensor], Any], dict[str, Any]]:
+def _of_folder(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Load a folder of transformers, from safetensors and without code of its own.
 
     Returns:
-        The function from pictures [N, 3, H, W] to vectors, and the settings of preprocessor_config.json.
+        The model from pictures [N, 3, H, W] to vectors, and the settings of preprocessor_config.json.
 
     Raises:
         Refused: if a file is missing or damaged.
@@ -140,14 +144,23 @@ def _of_folder(path: Path) -> tuple[Callable[[Tensor], Any], dict[str, Any]]:
         raise
     except Exception:  # whatever damaged files make a library stumble over
         raise Refused(f"{path}: cannot be loaded; a file is damaged, or of another transformers") from None
-    model = getattr(model, "vision_model", model).eval()  # of CLIP and SigLIP, the part that sees
-    return lambda pictures: _vector(model(pixel_values=pictures)), {**kept, "size": size}
+    return _Vector(getattr(model, "vision_model", model)).eval(), {**kept, "size": size}
 
 
-def _vector(output: Any) -> Tensor:
-    """Return the class token of a transformer, or the mean over places of a convolutional network, [N, D]."""
-    last = output.last_hidden_state
-    return last[:, 0] if last.ndim == 3 else last.flatten(2).mean(2)
+class _Vector(torch.nn.Module):
+    """The class token of a transformer, or the mean over places of a convolutional network.
+
+    Of CLIP and SigLIP, the part that sees.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return [N, D] of pictures [N, 3, H, W]."""
+        last = self.model(pixel_values=pictures).last_hidden_state
+        return last[:, 0] if last.ndim == 3 else last.flatten(2).mean(2)
 
 
 def _digest(path: Path) -> str:

@@ -103,10 +103,10 @@ class Index:
         result = Update(kept=self._kept if self._kept != OK else reason)
         gone = [name for name, *_ in rows if name not in stamps]
         result.vanished = len(gone)
-        unread = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
+        unread = {name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp}
         fresh: list[tuple[str, Stamp, bytes]] = []
-        blobs = {name: blob for name, (_, blob) in known.items() if name in stamps and name not in set(unread)}
-        for path in seen([there[name] for name in unread]):
+        blobs = {name: blob for name, (_, blob) in known.items() if name in stamps and name not in unread}
+        for path in seen([there[name] for name in sorted(unread)]):
             name = path.relative_to(self.folder).as_posix()
             try:
                 made = self._signatures.make([read(path, self._signatures.whole)])

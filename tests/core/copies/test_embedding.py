@@ -90,6 +90,7 @@ def test_what_a_model_cannot_do_is_one_line(tmp_path):
     torch.jit.script(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 7))).save(str(path))
     assert refused(path) == f"{path}: does not take pictures of 320 x 320; give their size"
     assert Embedding(path, 32).shape == (7,)
+    assert refused(path, size=32, device="cuda:99") == "device cuda:99: no such device here; for example cpu or cuda:0"
     assert refused(tmp_path / "none").endswith("give a TorchScript file or a folder with model.safetensors")
     assert refused(tmp_path) == f"{tmp_path}: config.json is missing; give a folder of transformers with safetensors"
 
