@@ -161,11 +161,11 @@ def test_what_is_no_lora_is_refused(key, said):
 def test_a_damaged_file_and_a_pickle_are_refused(tmp_path):
     broken = tmp_path / "cut.safetensors"
     broken.write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    with pytest.raises(Refused, match=r"cut.safetensors: cannot be read \(it is damaged"):
+    with pytest.raises(Refused, match="cut.safetensors: cannot be read; it is damaged"):
         loras.read(broken)
     with pytest.raises(Refused, match="pickles"):
         loras.read(tmp_path / "old.ckpt")
-    with pytest.raises(Refused, match="No such file"):
+    with pytest.raises(Refused, match="none.safetensors: no such file"):
         loras.read(tmp_path / "none.safetensors")
 
 

@@ -60,11 +60,12 @@ def read(path: Path) -> dict[str, Tensor]:
 
     if path.suffix != ".safetensors":
         raise Refused(f"{path.name}: is no .safetensors file; pickles (.pt, .ckpt, .bin) are never loaded")
+    if not path.is_file():
+        raise Refused(f"{path.name}: no such file")
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or not written to end"
-        raise Refused(f"{path.name}: cannot be read ({why})") from None
+    except (OSError, SafetensorError, ValueError):
+        raise Refused(f"{path.name}: cannot be read; it is damaged, or not written to its end") from None
 
 
 def fitted(pipe: Any, state: dict[str, Tensor], name: str) -> Lora:
