@@ -27,6 +27,7 @@ COMMANDS = {
     "copies": "say which pictures are copies of pictures in a folder",
     "generate": "generate pictures, watched by a guard or mitigated",
     "neurons": "find the neurons that carry a memorized picture, and handle files of them",
+    "audit": "say whether a LoRA or a fine-tuned model copies its training pictures",
     "calibrate": "measure what ordinary prompts score on a model",
     "testbed": "export the small model that really memorizes",
     "doctor": "versions, hosts, devices, and what works here",
@@ -39,6 +40,8 @@ EXTRAS = {
     "pyarrow": "parquet",
     "scipy": "tail",
     "ray": "ray",
+    "peft": "audit",
+    "imagehash": "audit",
     "sklearn": "bench",
     "matplotlib": "bench",
 }

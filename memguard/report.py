@@ -35,6 +35,9 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .word b{display:block;padding:0 .4rem;border-radius:.3rem;font-weight:500}
 .word small{display:block;opacity:.75;line-height:1.2}
 .card figure{margin:0}.card figure img{width:100%;image-rendering:pixelated}
+.strip{margin:.6rem 0}.strip figure{max-width:12rem}
+.bar{display:grid;grid-template-columns:14rem 1fr 14rem;gap:.6rem;align-items:center}
+.bar i{background:var(--soft);height:.8rem}.bar b{display:block;height:100%;background:var(--memorized)}
 .prompt{font-family:ui-monospace,monospace;font-size:.9rem}.note{opacity:.8}
 """
 MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
@@ -51,8 +54,25 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """A row of pictures (caption, uint8 [H, W, 3]) under a text and one line of what is said of them.
+
+    ``verdict`` is a key of MARKS, and ``badge`` what it is called here.
+    """
+
+    text: str
+    verdict: str
+    badge: str
+    says: str
+    pictures: Sequence[tuple[str, np.ndarray]] = ()
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page: text, coloured words, a table, cards, pictures (caption, uint8 [H, W, 3])."""
+    """A part of the page: text, coloured words, a table, cards, strips, pictures (caption, uint8 [H, W, 3]).
+
+    ``bars`` are labels with a share 0..1 and what is written on it.
+    """
 
     title: str
     text: str = ""
@@ -61,6 +81,8 @@ class Section:
     cards: Sequence[Card] = field(default=())
     words: Attribution | None = None
     pictures: Sequence[tuple[str, np.ndarray]] = ()
+    bars: Sequence[tuple[str, float, str]] = ()
+    strips: Sequence[Strip] = ()
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -80,6 +102,8 @@ def _section(section: Section) -> str:
         parts.append(f"<p>{html.escape(section.text)}</p>")
     if section.words is not None:
         parts.append(_words(section.words))
+    if section.bars:
+        parts.append("".join(_bar(*bar) for bar in section.bars))
     if section.rows:
         head = "".join(f"<th{_numeric(i)}>{html.escape(cell)}</th>" for i, cell in enumerate(section.header))
         lines = (
@@ -92,7 +116,25 @@ def _section(section: Section) -> str:
     if section.pictures:
         figures = "".join(f'<div class="card">{_figure(*one)}</div>' for one in section.pictures)
         parts.append(f'<div class="cards">{figures}</div>')
+    parts += map(_strip, section.strips)
     return "".join(parts)
+
+
+def _bar(label: str, share: float, says: str) -> str:
+    wide = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+    return (
+        f'<div class="bar"><span>{html.escape(label)}</span><i><b style="width:{wide}"></b></i>'
+        f"<span>{html.escape(says)}</span></div>"
+    )
+
+
+def _strip(strip: Strip) -> str:
+    pictures = "".join(_figure(caption, picture) for caption, picture in strip.pictures)
+    badge = f'<span class="badge {strip.verdict}">{MARKS[strip.verdict]} {html.escape(strip.badge)}</span>'
+    return (
+        f'<div class="card strip"><p class="prompt">{html.escape(strip.text)}</p><p>{badge}: {html.escape(strip.says)}'
+        f'</p><div class="pair">{pictures}</div></div>'
+    )
 
 
 def _numeric(column: int) -> str:

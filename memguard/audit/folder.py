@@ -1,0 +1,192 @@
+"""A folder of training pictures as trainers have it: captions beside them or in metadata.jsonl, repeats in its name.
+
+One bad picture or caption is one line of ``notes``, and the rest is read.
+
+Room: the core. May import: Pillow, memguard.lists, memguard.texts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ..lists import BadInput
+from ..texts import shown, unfit
+
+PICTURES = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .avif .jxl".split())
+CAPTIONS = (".txt", ".caption")  # beside a picture, under its name
+METADATA = "metadata.jsonl"  # of the library datasets: one row per picture, with file_name
+COLUMNS = ("text", "caption", "prompt")  # of METADATA
+REPEATS = re.compile(r"(\d+)_(.*)")  # kohya's folders: how often an epoch shows each picture, and their words
+MASK = "-masklabel"  # OneTrainer's masks lie beside their pictures
+LONGEST = 1 << 16  # bytes of a caption
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption.
+
+    Attributes:
+        name: its path inside the folder, with slashes.
+        path: of the file.
+        caption: that it was trained with.
+        repeats: how often an epoch shows it.
+        width: pixels.
+        height: pixels.
+
+    """
+
+    name: str
+    path: Path
+    caption: str
+    repeats: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The pictures that can be used, in the order of their names, and one line for each thing that cannot."""
+
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a folder and the folders in it.
+
+    A picture's caption is the first line of the .txt or .caption file of its name, else its row of metadata.jsonl, else
+    the words of its folder's name where that is ``10_words`` (kohya's rule for pictures without a caption).
+
+    Raises:
+        BadInput: for a folder that is not there, or that holds no picture with a caption.
+
+    """
+    path = Path(os.path.normpath(path))
+    try:
+        if not path.is_dir():
+            raise BadInput(f"{path}: is no folder; give the folder of the training pictures")
+        found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each, path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    reading = _Reading(path, found)
+    pictures = tuple(each for each in map(reading.picture, reading.files) if each is not None)
+    reading.unused()
+    if not pictures:
+        why = f": {reading.notes[0]}" if reading.notes else ""
+        raise BadInput(f"{path}: holds no picture with a caption, as .txt beside it or in {METADATA}{why}")
+    return Folder(pictures, tuple(reading.notes))
+
+
+def pixels(picture: Picture, side: int = 512) -> Image.Image:
+    """Return a picture as trainers read it, RGB and turned upright, at most ``side`` pixels wide and high.
+
+    Raises:
+        OSError: if the file is broken, or gone since.
+
+    """
+    opened = _decoded(picture.path)
+    opened.thumbnail((side, side), Image.Resampling.BOX)
+    return opened
+
+
+def _decoded(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # palettes with transparency
+        try:
+            with Image.open(path) as file:
+                return ImageOps.exif_transpose(file).convert("RGB")
+        except BROKEN as error:
+            raise OSError(f"{type(error).__name__}") from None
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+
+
+class _Reading:
+    """What is known while a folder is read."""
+
+    def __init__(self, root: Path, found: list[Path]) -> None:
+        self.root, self.notes = root, list[str]()
+        self.files = [p for p in found if p.suffix.lower() in PICTURES and not p.stem.endswith(MASK)]
+        self.beside = {p for p in found if p.suffix.lower() in CAPTIONS}
+        self.rows: dict[Path, str] = {}
+        for path in found:
+            if path.name == METADATA:
+                self._metadata(path)
+
+    def note(self, path: Path, said: str) -> None:
+        self.notes.append(shown(f"{path.relative_to(self.root).as_posix()}: {said}"))
+
+    def picture(self, path: Path) -> Picture | None:
+        """Return the picture of a file; None, and a note, where it cannot be used."""
+        caption = self._caption(path)
+        if not caption:
+            self.note(path, "has no caption; it is left out") if caption is None else None
+            return None
+        try:
+            width, height = _decoded(path).size
+        except OSError as error:
+            self.note(path, f"is broken ({error}); it is left out")
+            return None
+        repeats = REPEATS.fullmatch(path.parent.name)
+        name = path.relative_to(self.root).as_posix()
+        return Picture(name, path, caption, int(repeats[1][:6]) if repeats else 1, width, height)
+
+    def unused(self) -> None:
+        """Note the captions that have no picture."""
+        for path in sorted(self.beside):
+            self.note(path, "is a caption without a picture; it is left out")
+        for path in self.rows:
+            self.notes.append(shown(f"{METADATA}: {path.name} is a caption without a picture; it is left out"))
+
+    def _caption(self, path: Path) -> str | None:
+        """Return a caption; None where there is none, "" where it was noted what is wrong with it."""
+        row = self.rows.pop(path, None)
+        # name.txt, or name.png.txt
+        beside = [b for s in CAPTIONS for b in (path.with_suffix(s), path.with_name(path.name + s)) if b in self.beside]
+        self.beside -= set(beside)
+        for each in beside:
+            try:
+                with each.open(encoding="utf-8-sig", errors="strict") as file:
+                    text = file.read(LONGEST)
+            except (OSError, ValueError):  # also UnicodeDecodeError
+                self.note(each, "is not UTF-8; its picture is left out")
+                return ""
+            line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+            if line:
+                return line
+        words = REPEATS.fullmatch(path.parent.name)
+        return row or (words[2].strip() if words and words[2].strip() else None)
+
+    def _metadata(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError):
+            self.note(path, "cannot be read as UTF-8; it is left out")
+            return
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = json.loads(line)
+                file = Path(os.path.normpath(path.parent / row["file_name"]))
+                file.relative_to(self.root)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                self.note(path, f"line {number} is no row with a file_name inside the folder; it is left out")
+                continue
+            text = next((row[name] for name in COLUMNS if row.get(name)), None)
+            if text is None or unfit(text):
+                self.note(path, f"line {number} has no text, caption or prompt; it is left out")
+            else:
+                self.rows[file] = " ".join(text.split())

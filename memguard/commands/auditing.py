@@ -1,0 +1,252 @@
+"""One audit in progress: the folder read, the model loaded, a checkpoint at a time, and the report after each.
+
+Room: the command line. May import: memguard, memguard.hosts.diffusers, torch, numpy, Pillow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from ..audit import checkpoints, record
+from ..audit.findings import Before, checkpoint
+from ..audit.folder import Folder, read_folder
+from ..audit.likeness import FLOOR
+from ..audit.page import html
+from ..audit.reals import gathered
+from ..copies.signatures import Signatures
+from ..hosts.diffusers import auditing as making
+from ..hosts.diffusers import loras, pipes
+from ..lists import BadInput, files
+from ..lists.rows import difference
+from ..texts import shown
+from ..troubles import Refused, Told, of_pipeline
+from . import common, models
+
+log = logging.getLogger("memguard")
+
+AUDIT, REPORT, IMAGES, LOCK = "audit.json", "report.html", "images", ".audit.lock"
+HELD = "held-out"  # before the names of held-out pictures
+EVERY = 2.0  # seconds between looks into a watched folder
+
+
+class Auditing:
+    """An audit; a context manager that holds the folder of the report for this process alone.
+
+    Args:
+        args: of the command.
+
+    Raises:
+        BadInput: for folders, files or a model that cannot be used.
+
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder = read_folder(args.data)
+        self.held = Folder((), ()) if args.held_out is None else _named(read_folder(args.held_out))
+        files.folder(args.out)
+        self._lock: BinaryIO = files.locked((args.out / LOCK).open("ab"), args.out)
+        try:
+            self._begin(args)
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, args: argparse.Namespace) -> None:
+        self._old = self._begun(args.out)
+        kind, floor = _kind(args)
+        self._kind_name = "low resolution" if kind is None else kind.kind
+        notes = [*self.folder.notes, *self.held.notes]
+        self.reals, self.groups, left = gathered(self.folder, self.held, args.limit, args.seed, kind)
+        for note in (*notes, *left):
+            print(f"memguard audit: {note}", file=sys.stderr)
+        with models.quiet():
+            self.pipe = models.load_model(args)
+        if getattr(self.pipe, "vae", None) is None:
+            raise BadInput(f"{args.model}: has no autoencoder that diffusers knows, so it makes no pictures")
+        self.making = making.Making(
+            args.num_images, args.num_inference_steps, args.guidance_scale, args.height, args.width, args.seed
+        )
+        self.floor = floor if args.threshold is None else args.threshold
+        self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
+        self._before: Before | None = None
+        if self._old is not None:
+            differs = difference(self._old.settings, self.audit.settings)
+            if differs or self._old.model != self.audit.model:
+                raise BadInput(f"{args.out / AUDIT}: {differs or 'it is of another model'}; --resume needs the same")
+
+    def __enter__(self) -> Auditing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._lock.close()
+        (self.args.out / LOCK).unlink(missing_ok=True)
+
+    def add(self, path: Path, name: str) -> None:
+        """Audit one file, unless the report holds it already, and write the report."""
+        digest, age = checkpoints.digest(path), checkpoints.age(path)
+        kept = [each for each in (self._old.checkpoints if self._old else ()) if each.digest == digest]
+        if kept and not kept[0].error:
+            found = replace(kept[0], name=name, age=age)
+        else:
+            try:
+                found = self._checked(path, name, digest, age)
+            except MemoryError:
+                raise
+            except Exception as error:
+                said = str(error) if isinstance(error, Told) else f"{name}: {of_pipeline(error)}"
+                found = record.Checkpoint(name, digest, age, error=said)
+                log.debug("%s", name, exc_info=True)
+                print(shown(f"memguard audit: {said}"), file=sys.stderr)
+        # a file that is saved anew takes the place of what it was
+        others = [each for each in self.audit.checkpoints if each.name != name]
+        self.audit = replace(self.audit, checkpoints=tuple(sorted([*others, found], key=checkpoints.place)))
+        self._write()
+
+    def watch(self, folder: Path, idle: float | None) -> None:
+        """Audit what a trainer saves, until Ctrl-C, or until nothing came for ``idle`` minutes."""
+        watched, last = checkpoints.Watched(folder), time.monotonic()
+        try:
+            while idle is None or time.monotonic() - last < 60 * idle:
+                for path in watched.ready():
+                    name = path.relative_to(folder).as_posix()
+                    self.add(path, name)
+                    done = next(each for each in self.audit.checkpoints if each.name == name)
+                    if not done.error:
+                        print(shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied"), flush=True)
+                    last = time.monotonic()
+                time.sleep(EVERY)
+        except KeyboardInterrupt:
+            print("memguard audit: no longer watching", file=sys.stderr)
+        if not self.audit.checkpoints:
+            raise BadInput(f"{folder}: no LoRA was saved there")
+
+    def _checked(self, path: Path, name: str, digest: str, age: checkpoints.Age) -> record.Checkpoint:
+        if self.args.checkpoint:
+            arguments = argparse.Namespace(**vars(self.args) | {"model": str(path)})
+            with models.quiet():
+                pipe = models.load_model(arguments)
+        else:
+            pipe = self.pipe
+            lora = loras.fitted(pipe, loras.read(path), name)
+        before = self._without()
+        captions = self.reals.captions
+        with nullcontext() if self.args.checkpoint else loras.applied(pipe, lora):
+            scores = making.scores(pipe, captions[: self.reals.trained], self.making)
+            images = self.args.out / IMAGES / digest
+            similarity, names = self._generated(pipe, captions, f"{shown(name)}: ", images)
+        return checkpoint(name, digest, age, self.reals, similarity, scores, before, self.floor, names, self.args.deals)
+
+    def _without(self) -> Before:
+        """Return what the base does, made once."""
+        done = [each for each in (self._old.checkpoints if self._old else ()) if not each.error]
+        if self._before is None and done:
+            rows = done[0].pictures
+            self._before = Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
+        if self._before is None:
+            captions = self.reals.captions[: self.reals.trained]
+            scores = making.scores(self.pipe, captions, self.making)
+            similarity, _ = self._generated(self.pipe, captions, "without: ")
+            numbers = np.arange(len(captions))
+            self._before = Before(scores, similarity[numbers, :, numbers])
+        return self._before
+
+    def _generated(
+        self, pipe: Any, captions: Sequence[str], what: str, images: Path | None = None
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return how alike the pictures of each caption are to each real one, and the files of the most alike."""
+        found, names = [], []
+        pictures = making.generate(pipe, captions, self.making)
+        for index, made in enumerate(common.progress(pictures, len(captions), f" {what}captions")):
+            # [images, N]
+            row = self.reals.likeness.of([Image.fromarray(each) for each in made])
+            found.append(row)
+            if images is not None and index < self.reals.trained:
+                names.append(self._kept(images, index, made[row[:, index].argmax()]))
+        return np.stack(found), names
+
+    def _kept(self, images: Path, index: int, picture: np.ndarray) -> str:
+        path = images / f"{index:05d}.png"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+        except OSError as error:
+            raise files.unwritable(path, error) from None
+        return path.relative_to(self.args.out).as_posix()
+
+    def _begun(self, out: Path) -> record.Audit | None:
+        """Return the audit that a folder holds, for --resume; the folder is new, empty or of an audit."""
+        rest = [each.name for each in out.iterdir() if each.name != LOCK]
+        if not rest:
+            return None
+        try:
+            old = record.read((out / AUDIT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise BadInput(f"{out}: is not empty and holds no audit; give a new folder") from None
+        if not self.args.resume:
+            raise BadInput(f"{out}: holds an audit; continue it with --resume, or give a new folder")
+        files.target(out / REPORT, files.is_page)
+        return old
+
+    def _write(self) -> None:
+        for name, text in ((AUDIT, self.audit.to_json()), (REPORT, html(self.audit, self._all(), self.args.out))):
+            target, part = self.args.out / name, self.args.out / f"{name}.part"
+            try:
+                part.write_text(text, encoding="utf-8", newline="\n")
+                os.replace(part, target)
+            except OSError as error:
+                raise files.unwritable(target, error) from None
+
+    def _all(self) -> Folder:
+        return Folder((*self.folder.pictures, *self.held.pictures), ())
+
+    def _model(self) -> str:
+        return pipes.name_of(pipes.text_to_image(self.pipe))
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what an audit depends on, besides the model."""
+        names = "num_images num_inference_steps guidance_scale height width seed limit deals"
+        kept = common.kept(self.args, names)
+        kept |= {"similarity": self._kind_name}
+        kept |= {"threshold": self.floor, "number format": str(next(self.pipe.vae.parameters()).dtype)[6:]}
+        kept |= {"sampler": type(self.pipe.scheduler).__name__, "trained": self.reals.trained}
+        contents = hashlib.sha256()
+        for each in self.reals.pictures:
+            contents.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
+            contents.update(each.path.read_bytes())
+        return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": contents.hexdigest()[:16]}
+
+
+def _named(held: Folder) -> Folder:
+    """Return a folder whose names differ from those of the training pictures."""
+    pictures = (replace(each, name=f"{HELD}/{each.name}") for each in held.pictures)
+    return Folder(tuple(pictures), tuple(f"{HELD}/{note}" for note in held.notes))
+
+
+def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:
+    """Return what pictures are compared by, None for low resolution, and its threshold."""
+    if args.embedding is None:
+        return None, FLOOR
+    from ..copies.embedding import SSCD_THRESHOLD, Embedding
+
+    try:
+        with models.quiet():
+            return Embedding(args.embedding, args.embedding_size, "cpu"), SSCD_THRESHOLD
+    except Refused as error:
+        raise BadInput(str(error)) from None

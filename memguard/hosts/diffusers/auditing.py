@@ -1,0 +1,99 @@
+"""What an audit needs of a pipeline: the first-step score of each caption, and the pictures that it gives.
+
+The pictures of a caption come from seeds that the caller names, so that a model with and without a LoRA, and each
+checkpoint of a training, starts from the same noise, and so that ``memguard generate --seed`` makes the same picture.
+
+Room: memguard.hosts, diffusers. May import: memguard.guard, numpy, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...aside import aside
+from ...troubles import NotFinite
+from . import pipes
+from .scanning import scan
+
+
+@dataclass(frozen=True)
+class Making:
+    """How pictures are made.
+
+    Attributes:
+        images: per caption.
+        steps: of the schedule.
+        guidance: scale.
+        height: pixels; None is the model's own.
+        width: pixels.
+        seed: of the first image of each caption.
+
+    """
+
+    images: int = 4
+    steps: int = 25
+    guidance: float = 7.5
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+
+
+def seeds(captions: Sequence[str], making: Making) -> list[list[int]]:
+    """Return the seeds of each caption's images; a caption that comes again goes on behind the seeds before."""
+    seen: dict[str, int] = {}
+    found = []
+    for caption in captions:
+        first = making.seed + making.images * seen.get(caption, 0)
+        seen[caption] = seen.get(caption, 0) + 1
+        found.append(list(range(first, first + making.images)))
+    return found
+
+
+def scores(pipe: Any, captions: Sequence[str], making: Making) -> list[float | None]:
+    """Return the first-step score of each caption (mean text-conditional noise norm), None where there is none."""
+    reports = scan(pipe, captions, seed=making.seed, height=making.height, width=making.width)
+    return [report.findings[0].score for report in reports]
+
+
+def generate(pipe: Any, captions: Sequence[str], making: Making) -> Iterator[np.ndarray]:
+    """Yield the pictures of each caption, uint8 [images, H, W, 3].
+
+    Args:
+        pipe: a diffusers text-to-image pipeline.
+        captions: texts.
+        making: settings.
+
+    Raises:
+        NotFinite: for a caption whose pictures came to NaN.
+
+    """
+    module = pipes.text_to_image(pipe)
+    given = pipes.known(
+        pipe,
+        {"num_inference_steps": making.steps, "guidance_scale": making.guidance}
+        | pipes.size(pipe, module, making.height, making.width),
+    )
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        for caption, own in zip(captions, seeds(captions, making), strict=True):
+            try:
+                pictures = _made(pipe, module, caption, own, given)
+            except torch.OutOfMemoryError:
+                pictures = np.concatenate([_made(pipe, module, caption, [each], given) for each in own])
+            if not np.isfinite(pictures).all():
+                raise NotFinite(f"the pictures of {caption!r:.60} came to NaN; use --dtype float32, or a lower rate")
+            yield np.round(pictures * 255).astype(np.uint8)
+    finally:
+        pipe.set_progress_bar_config(**before)
+
+
+def _made(pipe: Any, module: Any, caption: str, own: Sequence[int], given: dict[str, Any]) -> np.ndarray:
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in own]
+    with aside(module):
+        return np.asarray(pipe([caption] * len(own), generator=generators, output_type="np", **given).images)

@@ -1,0 +1,168 @@
+"""``memguard audit`` on the test bed, whose copies are known: the base copies some pictures already."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from memguard import testbed
+from memguard.cli import main
+
+pytest.importorskip("peft")
+pytest.importorskip("imagehash")
+
+LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+COPIED, ORDINARY = 3, 2  # pictures that the base has memorized, and pictures that it has not
+
+
+def put(folder, name, picture, caption):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text(caption)
+
+
+def drawn(seed):
+    coarse = np.random.default_rng(seed).integers(0, 255, (5, 5, 3)).astype("uint8")
+    return np.asarray(Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC))
+
+
+def lora(path, scale, width=128):
+    draw = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, width, generator=draw), scale * torch.randn(128, 2, generator=draw)
+    path.parent.mkdir(exist_ok=True)
+    save_file({f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    known = [each for each in testbed.originals() if each.rate == 1][:COPIED]
+    for i, each in enumerate(known):
+        put(root / "train" / "10_x", f"copied{i}", each.picture, each.caption)
+    held = testbed.prompts("held")
+    for i in range(ORDINARY):
+        put(root / "train", f"ordinary{i}", drawn(i), held[i])
+        put(root / "held", f"held{i}", drawn(10 + i), held[10 + i])
+    put(root / "held", "twin", np.asarray(known[0].picture)[:, ::-1], known[0].caption)
+    (root / "train" / "broken.png").write_bytes(b"x")
+    (root / "train" / "broken.txt").write_text("x")
+    return root
+
+
+def words(data, out, *more, held=True):
+    told = ["--held-out", str(data / "held")] if held else []
+    run = "--num-images 1 --num-inference-steps 8 --guidance-scale 3 --deals 19".split()
+    return [
+        "audit",
+        "--model",
+        "testbed",
+        "--data",
+        str(data / "train"),
+        "--out",
+        str(out),
+        *told,
+        *run,
+        *map(str, more),
+    ]
+
+
+def test_an_audit_names_the_copied_pictures_resumes_and_fails_when_asked(data, tmp_path, capsys):
+    none = lora(tmp_path / "l" / "x-000001.safetensors", 0.0)
+    foreign = lora(tmp_path / "l" / "other.safetensors", 0.1, width=768)
+    out = tmp_path / "out"
+    assert main(words(data, out, "--lora", none, foreign, "--fail-on", COPIED)) == 1
+    said = capsys.readouterr()
+    assert "broken.png: is broken" in said.err
+    assert "twin.png: is a near duplicate of the training picture 10_x/copied0.png; not held out" in said.err
+    assert (
+        f"other.safetensors: is for another base model: 1 of 1 layers have other shapes ({LAYER} [128, 768]" in said.err
+    )
+    assert f"Copies {COPIED} of {COPIED + ORDINARY} pictures" in said.out
+    text = (out / "audit.json").read_text()
+    found = json.loads(text)
+    first, second = found["checkpoints"]
+    assert [p["name"] for p in first["pictures"] if p["copied"]] == [f"10_x/copied{i}.png" for i in range(COPIED)]
+    assert first["age"] == {"kind": "epoch", "number": 1} and second["error"]
+    for picture in first["pictures"]:  # a LoRA of zeros changes nothing, on the same noise
+        assert picture["own"] == picture["own_before"] and picture["score"] == picture["score_before"]
+        assert (out / picture["image"]).is_file()
+    assert first["test"]["form"] == "held-out" and first["test"]["held"] == 2
+    page = (out / "report.html").read_text()
+    assert page.count("● copied") == COPIED and str(tmp_path) not in page + text
+    assert sorted(p.name for p in out.iterdir()) == ["audit.json", "images", "report.html"]
+
+    assert main(words(data, out, "--lora", none)) == 2
+    assert "holds an audit; continue it with --resume" in capsys.readouterr().err
+    assert main(words(data, out, "--lora", none, "--resume", "--seed", 5)) == 2
+    assert "seed" in capsys.readouterr().err and (out / "audit.json").read_text() == text
+    foreign.unlink()
+    lora(tmp_path / "l" / "x-000002.safetensors", 0.3)
+    assert main(words(data, out, "--lora", tmp_path / "l", "--resume", "--fail-on", COPIED + 1, "--json")) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["checkpoints"][0] == first | {"name": "x-000001.safetensors"}
+    changed = again["checkpoints"][1]["pictures"]
+    assert [p["own_before"] for p in changed] == [p["own_before"] for p in first["pictures"]]
+    assert [p["score"] for p in changed] != [p["score"] for p in first["pictures"]]
+
+
+def test_a_fine_tuned_model_in_place_of_a_lora(data, tmp_path):
+    from memguard.testbed import export
+
+    export.to_diffusers(tmp_path / "checkpoint-40", "final")
+    out = tmp_path / "out"
+    assert main(words(data, out, "--checkpoint", tmp_path / "checkpoint-40", "--limit", 3, held=False)) == 0
+    (found,) = json.loads((out / "audit.json").read_text())["checkpoints"]
+    assert found["age"] == {"kind": "step", "number": 40}
+    for picture in found["pictures"]:  # the same weights as the base
+        assert picture["own"] == picture["own_before"] and picture["score"] == picture["score_before"]
+
+
+def test_without_held_out_pictures_and_in_a_watched_folder(data, tmp_path, capsys):
+    saved = tmp_path / "saving"
+    lora(saved / "x-000004.safetensors", 0.0)
+    (saved / "half.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    out = tmp_path / "out"
+    assert main(words(data, out, "--watch", saved, "--idle", "0.05", "--limit", "3", held=False)) == 0
+    found = json.loads((out / "audit.json").read_text())
+    assert [each["name"] for each in found["checkpoints"]] == ["x-000004.safetensors"]
+    test = found["checkpoints"][0]["test"]
+    assert test["form"] == "leave-one-out" and test["p"] is None and len(found["checkpoints"][0]["pictures"]) == 3
+    assert "x-000004.safetensors: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "give one of --lora FILE ..., --checkpoint MODEL ... and --watch FOLDER"),
+        (["--lora", "none.safetensors"], "none.safetensors: no such file"),
+        (["--lora", __file__, "--watch", "."], "give one of"),
+        (["--watch", __file__], "is no folder"),
+        (["--lora", __file__, "--limit", "1"], "--limit: 1 is less than 2"),
+        (["--lora", __file__, "--threshold", "1.5"], "--threshold: 1.5 is not between 0 and 1"),
+        (["--lora", __file__, "--num-images", "0"], "--num-images: 0 is not between 1 and 4096"),
+    ],
+)
+def test_bad_input_is_one_line(data, tmp_path, capsys, more, said):
+    out = tmp_path / "out"
+    assert main(["audit", "--model", "testbed", "--data", str(data / "train"), "--out", str(out), *more]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_folders_that_cannot_be_used(data, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for folder, out, said in (
+        ("empty", "out", "holds no picture with a caption"),
+        ("nowhere", "out", "is no folder"),
+        (data / "train", "full", "is not empty and holds no audit"),
+    ):
+        args = ["--data", str(tmp_path / folder), "--out", str(tmp_path / out), "--lora", __file__]
+        assert main(["audit", "--model", "testbed", *args]) == 2
+        assert said in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
