@@ -52,14 +52,14 @@ def test_it_rises_while_a_model_learns_its_pictures_by_heart():
         noise = torch.randn(pictures.shape, generator=source)
         return (network(alpha**0.5 * pictures + (1 - alpha) ** 0.5 * noise) - pictures).pow(2)
 
-    meter = Meter(loss, [trained], [held], timesteps=(500,))
+    meter = Meter(loss, [trained], [held], timesteps=(100,))
     (before,) = meter.measure(0, network)
     for _ in range(300):
         optimizer.zero_grad()
-        loss(trained, 500, generator).mean().backward()
+        loss(trained, 100, generator).mean().backward()
         optimizer.step()
     (after,) = meter.measure(300, network)
-    assert after.gap - before.gap > 5 * after.error and after.trained < 0.1
+    assert after.gap - before.gap > 5 * after.error and after.trained < 0.2
 
 
 def test_both_sides_are_needed():
