@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from . import mitigations, neurons
+    from . import mitigations, neurons, training
     from .guard import Guard, MemorizationStop
     from .hosts.diffusers import attach, calibrate, explain, optimize_prompt, scan, treat
     from .records import Attribution, Finding, Report
@@ -30,8 +30,14 @@ _LAZY = {
     "scan": ".hosts.diffusers",
     "treat": ".hosts.diffusers",
 }
-# neuron_host is for memguard.neurons: the core reaches a host through this door only
-_MODULES = {"mitigations": ".mitigations", "neurons": ".neurons", "neuron_host": ".hosts.diffusers.neurons"}
+_MODULES = {
+    "mitigations": ".mitigations",
+    "neurons": ".neurons",
+    "training": ".training",
+    # for memguard.neurons and memguard.training: the core reaches a host through this door only
+    "neuron_host": ".hosts.diffusers.neurons",
+    "training_host": ".hosts.diffusers.attention",
+}
 
 __all__ = [
     "Attribution",
@@ -47,6 +53,7 @@ __all__ = [
     "neurons",
     "optimize_prompt",
     "scan",
+    "training",
     "treat",
 ]
 

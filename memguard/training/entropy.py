@@ -1,0 +1,80 @@
+"""Filter by the entropy of cross-attention during training (Ren et al., ECCV 2024).
+
+A sample whose caption's attention has a high entropy is left out of this step. It is read from the step's own forward:
+no evaluation more, one softmax of one layer. The entropy is that of the mean over heads and picture positions, as in
+the published code of the detector, of the layer that the detector reads (``detectors.attention_entropy``). On networks
+whose attention is not that of Stable Diffusion 1 the direction must be measured first: on the test bed it is weak.
+
+Room: the core. May import: memguard.attributions, memguard.detectors, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..attributions.attention import entropy, mass
+from ..detectors.attention_entropy import default_layer
+from .log import Log
+from .weights import Above, Filter
+
+
+class EntropyFilter(Filter):
+    """Weighs samples by the entropy of their captions' attention.
+
+    ::
+
+        with entropy.reading(unet):
+            predicted = unet(noisy, timesteps, text).sample
+        weights = entropy(names=batch["file"])
+
+    Args:
+        threshold: nats.
+        above: what happens above the threshold, "skip" or "scale".
+        layer: name of the layer; None is the detector's.
+        log: takes scores step by step.
+
+    """
+
+    NAME = "attention_entropy"
+
+    def __init__(
+        self, threshold: float, above: Above = "skip", layer: str | None = None, log: Log | None = None
+    ) -> None:
+        super().__init__(threshold, above, log)
+        self.layer = layer
+        self._scores: Tensor | None = None
+
+    @contextmanager
+    def reading(self, network: Any) -> Iterator[None]:
+        """Read the forward inside; nothing that it computes is changed.
+
+        Raises:
+            Told: where the network has no cross-attention that MemGuard knows, or is compiled.
+
+        """
+        from .. import training_host
+
+        self._scores = None
+        with training_host.reading(network) as found:
+            yield
+            projected = found.take(slice(None))
+        name = self.layer or default_layer(tuple(projected))
+        if name not in projected:
+            raise ValueError(f"no layer is called {name!r}; there are: {', '.join(projected)}")
+        self._scores = entropy(mass(projected[name].probabilities()))
+
+    def __call__(self, names: Sequence[Any] | None = None) -> Tensor:
+        """Return the weights of the batch that was read, [B].
+
+        Raises:
+            RuntimeError: if none was.
+
+        """
+        if self._scores is None:
+            raise RuntimeError("nothing was read; make the forward inside ``with filter.reading(network)``")
+        scores, self._scores = self._scores, None
+        return self.weigh(scores, names)

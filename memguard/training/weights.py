@@ -1,0 +1,123 @@
+"""From a sample's score to its weight in the loss, and what became of each sample.
+
+Room: the core. May import: memguard.troubles, torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..troubles import Refused
+from .log import Log
+
+Above = Literal["skip", "scale"]
+ABOVE = ("skip", "scale")
+
+
+@dataclass
+class Seen:
+    """What became of one picture.
+
+    Attributes:
+        count: how often it was judged.
+        above: how often it scored above the threshold.
+        highest: its highest score; NaN until it had one.
+
+    """
+
+    count: int = 0
+    above: int = 0
+    highest: float = math.nan
+
+
+class Filter:
+    """Gives each sample of a batch a weight by its score.
+
+    Args:
+        threshold: a score above it looks memorized.
+        above: what happens then: "skip" leaves the sample out of this step, "scale" gives it threshold / score.
+        log: takes the mean score and the share above, step by step; None keeps no log.
+
+    Attributes:
+        seen: what became of each picture, by the name that was given for it.
+
+    Raises:
+        Refused: for a threshold that is not above 0, or another ``above``.
+
+    """
+
+    NAME = ""
+
+    def __init__(self, threshold: float, above: Above = "skip", log: Log | None = None) -> None:
+        if isinstance(threshold, bool) or not (isinstance(threshold, int | float) and 0 < threshold < math.inf):
+            raise Refused(f"threshold is {threshold!r}; give a number above 0")
+        if above not in ABOVE:
+            raise Refused(f"above is {above!r}; use one of {', '.join(ABOVE)}")
+        self.threshold, self.above, self.log = float(threshold), above, log
+        self.seen: dict[Any, Seen] = {}
+        self.steps = 0
+
+    def weigh(self, scores: Tensor, names: Sequence[Any] | None = None) -> Tensor:
+        """Return the weights of samples, float32 [B] in 0..1, on the scores' device.
+
+        Args:
+            scores: [B]; NaN for a sample that is not judged, which has weight 1.
+            names: of the pictures, to know afterwards which were left out.
+
+        """
+        scores = scores.detach().float()
+        if names is not None and len(names) != len(scores):
+            raise Refused(f"{len(names)} names for {len(scores)} samples; give one for each")
+        over = scores > self.threshold
+        weights = torch.ones_like(scores)
+        weights[over] = 0.0 if self.above == "skip" else self.threshold / scores[over]
+        self._note(scores, over, names)
+        return weights
+
+    def _note(self, scores: Tensor, over: Tensor, names: Sequence[Any] | None) -> None:
+        values, high = scores.tolist(), over.tolist()
+        known = [value for value in values if not math.isnan(value)]
+        for name, value, above in zip(names or (), values, high, strict=names is not None):
+            if math.isnan(value):
+                continue
+            entry = self.seen.setdefault(name, Seen())
+            entry.count += 1
+            entry.above += above
+            entry.highest = value if math.isnan(entry.highest) else max(entry.highest, value)
+        if self.log is not None and known:
+            self.log.add(self.steps, {f"{self.NAME}/score": math.fsum(known) / len(known)})
+            self.log.add(self.steps, {f"{self.NAME}/above": sum(high) / len(known)})
+        self.steps += 1
+
+    def left_out(self) -> list[tuple[Any, Seen]]:
+        """Return the pictures that scored above the threshold, those first that did so most often."""
+        found = [(name, entry) for name, entry in self.seen.items() if entry.above]
+        return sorted(found, key=lambda item: (-item[1].above / item[1].count, -item[1].highest))
+
+
+def weighted(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean loss over a batch, each sample with its weight, a scalar.
+
+    It is divided by the number of samples, those left out among them: they add nothing, and the others count as they
+    would without a filter, whatever the gradients are accumulated over. The gradient of a sample of weight 0 is exactly
+    0.
+
+    Args:
+        losses: [B] or [B, ...], not reduced.
+        weights: [B].
+
+    Raises:
+        Refused: if the numbers of samples differ.
+
+    """
+    if len(losses) != len(weights):
+        raise Refused(f"{len(weights)} weights for {len(losses)} losses; give the loss of each sample, not reduced")
+    rows = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    weights = weights.to(rows)
+    return (rows * weights).sum() / len(rows)

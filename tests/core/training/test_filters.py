@@ -1,0 +1,211 @@
+"""Filters of a training: scores against formulas of their own, weights, gradients, what a forward of ours leaves."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+import memguard
+from memguard import training
+from memguard.training import EntropyFilter, JsonLines, NormFilter, Scalars, weighted
+from memguard.troubles import Refused, Told
+from tests.hosts import tiny
+
+
+class Network(torch.nn.Module):
+    """Predicts a multiple of its input by the text's mean; draws random numbers in every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.asked = []
+
+    def forward(self, noisy, timesteps, text, extra=None):
+        torch.rand(3)
+        self.asked.append((len(noisy), timesteps.tolist(), None if extra is None else extra["ids"].tolist()))
+        return self.scale * noisy * text.mean((1, 2))[:, None, None, None]
+
+
+@pytest.fixture
+def batch():
+    noisy = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    text = torch.tensor([1.5, 3.0, 1.0]).view(3, 1, 1).expand(3, 7, 2)
+    return noisy, torch.tensor([900, 500, 100]), text, torch.ones(1, 7, 2)
+
+
+@pytest.mark.parametrize("above", ["skip", "scale"])
+def test_the_score_is_the_rms_of_the_gap_and_weights_follow(batch, above):
+    noisy, steps, text, empty = batch
+    network, rms = Network(), noisy.flatten(1).pow(2).mean(1).sqrt()
+    scores = rms * torch.tensor([0.5, 2.0, 0.0])
+    threshold = float(scores[0] + scores[1]) / 2
+    norm = NormFilter(threshold, empty, above)
+    weights = norm(network, noisy, steps, network(noisy, steps, text), names=["a", "b", "c"])
+    expected = {"skip": 0.0, "scale": threshold / float(scores[1])}[above]
+    assert weights.tolist() == pytest.approx([1.0, expected, 1.0])
+    assert [norm.seen[name].highest for name in "abc"] == pytest.approx(scores.tolist(), abs=1e-6)
+    assert [(name, entry.count, entry.above) for name, entry in norm.left_out()] == [("b", 1, 1)]
+
+
+def test_only_high_noise_is_judged_and_costs_rows(batch):
+    noisy, steps, text, empty = batch
+    network, extra = Network(), {"ids": torch.arange(3)}
+    norm = NormFilter(1e-9, empty, least=500)
+    predicted = network(noisy, steps, text, extra)
+    assert norm(network, noisy, steps, predicted, extra=extra).tolist() == [0.0, 0.0, 1.0] and norm.rows == 2
+    assert network.asked[-1] == (2, [900, 500], [0, 1])
+    assert NormFilter(1e-9, empty, least=901)(network, noisy, steps, predicted).tolist() == [1.0, 1.0, 1.0]
+    assert len(network.asked) == 2, "no evaluation where nothing is judged"
+
+
+def test_the_extra_evaluation_leaves_generators_and_graph_alone(batch):
+    noisy, steps, text, empty = batch
+    network = Network()
+
+    def step(norm):
+        torch.manual_seed(1)
+        predicted = network(noisy, steps, text)
+        if norm is not None:
+            norm(network, noisy, steps, predicted)
+        return torch.rand(2), torch.autograd.grad(predicted.pow(2).mean(), network.scale)[0]
+
+    for plain, watched in zip(step(None), step(NormFilter(1.0, empty)), strict=True):
+        assert torch.equal(plain, watched)
+
+
+def test_a_sample_that_is_left_out_has_no_gradient():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    loss = weighted(values.pow(2), torch.tensor([1.0, 0.0, 0.5]))
+    loss.backward()
+    assert loss.item() == pytest.approx((2.5 + 0.5 * 30.5) / 3)
+    assert values.grad[1].tolist() == [0.0, 0.0]
+    assert values.grad[0].tolist() == pytest.approx([1 / 3, 2 / 3])
+    nothing = weighted(values.pow(2), torch.zeros(3))
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+def test_gradients_of_accumulated_batches_are_those_of_one():
+    values = torch.arange(8.0).reshape(4, 2).requires_grad_()
+    weights = torch.tensor([0.0, 1.0, 1.0, 0.25])
+    (whole,) = torch.autograd.grad(weighted(values.pow(2), weights), values)
+    halves = [weighted(values[part].pow(2), weights[part]) / 2 for part in (slice(0, 2), slice(2, 4))]
+    (parts,) = torch.autograd.grad(sum(halves), values)
+    assert torch.allclose(whole, parts)
+
+
+def test_half_precision(batch):
+    noisy, steps, text, empty = (each.half() if each.is_floating_point() else each for each in batch)
+    network = Network().half()
+    predicted = network(noisy, steps, text)
+    weights = NormFilter(0.75, empty)(network, noisy, steps, predicted)
+    assert weights.tolist() == [1.0, 0.0, 1.0]
+    assert weighted(predicted.pow(2), weights).dtype == torch.float16
+
+
+def test_entropy_is_that_of_the_layer_s_attention_in_the_step_s_own_forward():
+    unet = tiny.unet().train()
+    noisy, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
+    steps, calls, kept = torch.tensor([10, 900]), [], {}
+    unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    plain = unet(noisy, steps, text).sample
+    layers = [name for name, _ in unet.named_modules() if name.endswith("attn2") and name.startswith("down")]
+    layer = unet.get_submodule(layers[min(3, len(layers) - 1)])
+    for where in ("to_q", "to_k"):
+        getattr(layer, where).register_forward_hook(lambda _m, _i, out, where=where: kept.update({where: out}))
+    before = {name: len(part._forward_hooks) for name, part in unet.named_modules()}
+    attention = EntropyFilter(1e-6)
+    with attention.reading(unet):
+        assert torch.equal(unet(noisy, steps, text).sample, plain)
+    assert len(calls) == 2 and {name: len(part._forward_hooks) for name, part in unet.named_modules()} == before
+    q, k = (kept[name].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for name in ("to_q", "to_k"))
+    mean = (q @ k.mT * layer.scale).softmax(-1).mean((1, 2))
+    assert attention(names=["a", "b"]).tolist() == [0.0, 0.0]
+    expected = -(mean * mean.log()).sum(-1)
+    assert [attention.seen[name].highest for name in "ab"] == pytest.approx(expected.tolist(), rel=1e-4)
+    with pytest.raises(RuntimeError, match="nothing was read"):
+        attention()
+
+
+def test_a_network_without_cross_attention_is_told_in_words():
+    with (
+        pytest.raises(Told, match="MemGuard does not know the attention of Linear"),
+        EntropyFilter(1.0).reading(torch.nn.Linear(1, 1)),
+    ):
+        pass
+
+
+def test_logs(tmp_path, batch):
+    noisy, steps, text, empty = batch
+    network, told = Network(), []
+
+    class Writer:
+        def add_scalar(self, name, value, step):
+            told.append((step, name, value))
+
+    lines = JsonLines(tmp_path / "log.jsonl")
+    for log in (Scalars(Writer()), lines):
+        norm = NormFilter(0.1, empty, log=log)
+        for _ in range(2):
+            norm(network, noisy, steps, network(noisy, steps, text))
+    lines.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["name"], row["value"]) for row in rows] == told
+    names = ["text_noise_norm/score", "text_noise_norm/above"]
+    assert [(step, name) for step, name, _ in told] == [(step, name) for step in (0, 1) for name in names]
+    assert told[1][2] == pytest.approx(2 / 3)
+    with pytest.raises(Refused, match=r"log\.jsonl: is there already"):
+        JsonLines(tmp_path / "log.jsonl")
+    with pytest.raises(Refused, match="cannot be made"):
+        JsonLines(tmp_path / "none" / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda empty: NormFilter(0, empty), "threshold is 0; give a number above 0"),
+        (lambda empty: NormFilter(math.nan, empty), "threshold is nan"),
+        (lambda empty: NormFilter(True, empty), "threshold is True"),
+        (lambda empty: NormFilter(1, empty, "drop"), "above is 'drop'; use one of skip, scale"),
+        (lambda empty: NormFilter(1, empty[0]), "empty is of shape [7, 2]; give the encoded empty caption"),
+        (lambda empty: NormFilter(1, empty).weigh(torch.ones(2), ["a"]), "1 names for 2 samples"),
+        (lambda _: weighted(torch.ones(2), torch.ones(3)), "3 weights for 2 losses"),
+    ],
+)
+def test_bad_input_is_one_line(make, line, batch):
+    with pytest.raises(Refused) as refused:
+        make(batch[3])
+    assert str(refused.value).startswith(line)
+
+
+def test_the_door_has_it():
+    assert memguard.training is training and set(training.__all__) <= set(dir(training))
+
+
+def test_a_loop_with_a_filter_learns_a_duplicate_less():
+    """A network of one row for the caption, which is shown every time: the filter keeps the row from its target."""
+    target = torch.full((1, 1, 2, 2), 3.0)
+
+    class Row(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.row = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, noisy, timesteps, text):
+            return (self.row * text.sum()).expand_as(noisy)
+
+    losses = {}
+    for name, norm in (("plain", None), ("filtered", NormFilter(0.5, torch.zeros(1, 1, 1)))):
+        network, steps = Row(), torch.tensor([900])
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(50):
+            noisy = torch.zeros(1, 1, 2, 2)
+            predicted = network(noisy, steps, torch.ones(1, 1, 1))
+            each = functional.mse_loss(predicted, target, reduction="none")
+            weights = torch.ones(1) if norm is None else norm(network, noisy, steps, predicted)
+            optimizer.zero_grad()
+            weighted(each, weights).backward()
+            optimizer.step()
+        losses[name] = float(each.detach().mean())
+    assert losses["plain"] < 0.01 and losses["filtered"] > 4
