@@ -6,6 +6,7 @@ Part of the ComfyUI host; may import: comfy, folder_paths, torch, memguard's cor
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from comfy.cli_args import args
 from torch import Tensor
 
 from ...copies.index import Index, Update
@@ -52,16 +54,38 @@ _last: _Opened | None = None
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of a name: a whole path, or one below ComfyUI's input folder.
+    """Return the folder of a name: one below ComfyUI's input folder, or a whole path.
+
+    A workflow that comes from another machine must not show the pictures of this one, so a whole path is for a ComfyUI
+    that listens to this machine alone.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or if it may not be read.
 
     """
-    path = Path(folder_paths.get_input_directory()) / name.strip()
+    inputs = Path(folder_paths.get_input_directory())
+    path = inputs / name.strip()
+    if not _alone() and not path.resolve().is_relative_to(inputs.resolve()):
+        raise Refused(
+            f"folder {name!r} is outside of ComfyUI's input folder, and this ComfyUI listens to other machines; "
+            "put the pictures into a folder below the input folder"
+        )
     if not name.strip() or not path.is_dir():
         raise Refused(f"folder {name!r}: no such folder; give a whole path, or a folder below ComfyUI's input folder")
     return path
+
+
+def _alone() -> bool:
+    """Whether the server listens to this machine alone."""
+    addresses = [each.strip() for each in str(args.listen).split(",")]
+    return all(each == "localhost" or _loopback(each) for each in addresses)
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def state(name: str) -> str:

@@ -112,3 +112,28 @@ def test_a_folder_without_pictures_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: holds no picture that can be read$"):
         run(images(PICTURES[0]), "empty")
+
+
+@pytest.mark.parametrize(
+    ("listen", "alone"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("127.0.0.1,::1", True),
+        ("0.0.0.0", False),
+        ("0.0.0.0,::", False),
+        ("127.0.0.1,192.168.1.2", False),
+        ("my-machine", False),
+    ],
+)
+def test_pictures_outside_of_the_input_folder_are_shown_to_this_machine_alone(listen, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(finding.args, "listen", listen)
+    (tmp_path / "input").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "outside")
+    (tmp_path / "input" / "link").symlink_to(tmp_path / "outside")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    for name in (str(tmp_path / "outside"), "../outside", "link"):
+        said = MemGuardFindCopies.validate_inputs(name)
+        assert said is True if alone else said.startswith(f"folder {name!r} is outside of ComfyUI's input folder")
+    (tmp_path / "input" / "mine").mkdir()
+    assert MemGuardFindCopies.validate_inputs("mine") is True
