@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from testbed import drawing, photos
 
 STYLES = ("two_shapes", "one_shape", "many_shapes", "hills", "poster")
-TILE = 100  # pixels of a side, before the photographs' own size is taken into account
+TILE = 100  # pixels of a side, at least
+MOST = 4  # tiles of a side of a photograph, so that none of them outweighs the others
 BLANK = 8.0  # grey levels: a tile of a smaller standard deviation has nothing by which it could be known
 Rng = np.random.Generator
 
@@ -48,7 +49,7 @@ def drawn(style: str, rng: Rng) -> Image.Image:
 def tiles(name: str) -> list[Image.Image]:
     """Return the tiles of a photograph, none of which overlap, in an order that mixes places."""
     picture = Image.fromarray(photos.load(name))
-    columns, rows = (max(2, side // TILE) for side in picture.size)
+    columns, rows = (min(MOST, max(2, side // TILE)) for side in picture.size)
     width, height = picture.width // columns, picture.height // rows
     boxes = [(x * width, y * height, (x + 1) * width, (y + 1) * height) for y in range(rows) for x in range(columns)]
     found = [picture.crop(box) for box in boxes]
