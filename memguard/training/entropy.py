@@ -5,7 +5,7 @@ no evaluation more, one softmax of one layer. The entropy is that of the mean ov
 the published code of the detector, of the layer that the detector reads (``detectors.attention_entropy``). On networks
 whose attention is not that of Stable Diffusion 1 the direction must be measured first: on the test bed it is weak.
 
-Room: the core. May import: memguard.attributions, memguard.detectors, torch.
+Room: the core. May import: memguard.attributions, memguard.detectors, memguard.troubles, torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ..attributions.attention import entropy, mass
 from ..detectors.attention_entropy import default_layer
+from ..troubles import Refused
 from .log import Log
+from .network import unwrapped
 from .weights import Above, Filter
 
 
@@ -52,19 +54,23 @@ class EntropyFilter(Filter):
     def reading(self, network: Any) -> Iterator[None]:
         """Read the forward inside; nothing that it computes is changed.
 
+        Args:
+            network: that is trained, also within DistributedDataParallel or peft's own wrapper.
+
         Raises:
+            Refused: if it has no layer of that name.
             Told: where the network has no cross-attention that MemGuard knows, or is compiled.
 
         """
         from .. import training_host
 
         self._scores = None
-        with training_host.reading(network) as found:
+        with training_host.reading(unwrapped(network)) as found:
             yield
             projected = found.take(slice(None))
         name = self.layer or default_layer(tuple(projected))
         if name not in projected:
-            raise ValueError(f"no layer is called {name!r}; there are: {', '.join(projected)}")
+            raise Refused(f"no layer is called {name!r}; there are: {', '.join(projected)}")
         self._scores = entropy(mass(projected[name].probabilities()))
 
     def __call__(self, names: Sequence[Any] | None = None) -> Tensor:

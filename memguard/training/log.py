@@ -6,6 +6,7 @@ Room: the core. May import: memguard.troubles.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ class Scalars:
 
 
 class JsonLines:
-    """Writes one line for each value, ``{"step": 3, "name": "...", "value": 0.1}``.
+    """Writes one line for each value, ``{"step": 3, "name": "...", "value": 0.1}``; null where it is not finite.
 
     Args:
         path: a file that is not there yet; nobody's file is written into.
@@ -59,7 +60,8 @@ class JsonLines:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write values of a step."""
         for name, value in values.items():
-            self._file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+            known = value if math.isfinite(value) else None
+            self._file.write(json.dumps({"step": step, "name": name, "value": known}) + "\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -11,12 +11,13 @@ Room: the core. May import: memguard.aside, memguard.troubles, torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..aside import aside
 from ..troubles import Refused
@@ -85,11 +86,12 @@ class Meter:
 
         Args:
             step: of the training, for the log.
-            used: networks and devices whose random generators are to be left alone, as for ``memguard.aside``.
+            used: networks and devices whose random generators are to be left alone, as for ``memguard.aside``; networks
+                are in evaluation mode meanwhile, so that dropout adds no noise.
 
         """
         found = []
-        with torch.no_grad(), aside(*used):
+        with torch.no_grad(), aside(*used), _evaluating(used):
             for timestep in self.timesteps:
                 sides = [self._losses(batches, timestep) for batches in (self.trained, self.held)]
                 error = math.sqrt(sum(_variance(each) / len(each) for each in sides))
@@ -106,6 +108,18 @@ class Meter:
         return torch.cat(
             [part.detach().float().flatten(1).mean(1) if part.ndim > 1 else part.float() for part in parts]
         )
+
+
+@contextmanager
+def _evaluating(used: Sequence[Any]) -> Iterator[None]:
+    parts = {part: part.training for each in used if isinstance(each, nn.Module) for part in each.modules()}
+    try:
+        for part in parts:
+            part.training = False  # of each part: some may be frozen in evaluation mode while others are trained
+        yield
+    finally:
+        for part, training in parts.items():
+            part.training = training
 
 
 def _variance(values: Tensor) -> float:

@@ -11,8 +11,9 @@ Room: the core. May import: memguard.aside, memguard.troubles, torch.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ from torch import Tensor
 from ..aside import aside
 from ..troubles import Refused
 from .log import Log
+from .network import called, dropping, precision, replaced, rows
 from .weights import Above, Filter
+
+log = logging.getLogger("memguard")
+
+POOLED = ("text_embeds", "pooled_projections")  # the caption beside its tokens: SDXL's, and SD3's and Flux's
 
 
 class NormFilter(Filter):
@@ -31,6 +37,8 @@ class NormFilter(Filter):
         threshold: RMS of the gap, in the units of what the network predicts.
         empty: the encoded empty caption, [1, tokens, d].
         above: what happens above the threshold, "skip" or "scale".
+        instead: what else of a call carries the caption, without one, one row each: for SDXL
+            ``{"added_cond_kwargs": {"text_embeds": pooled}}``, for SD3 and Flux ``{"pooled_projections": pooled}``.
         least: timestep below which samples are not judged and cost nothing; the gap tells most at high noise.
         log: takes scores step by step.
 
@@ -39,13 +47,21 @@ class NormFilter(Filter):
     NAME = "text_noise_norm"
 
     def __init__(
-        self, threshold: float, empty: Tensor, above: Above = "skip", least: int = 0, log: Log | None = None
+        self,
+        threshold: float,
+        empty: Tensor,
+        above: Above = "skip",
+        least: int = 0,
+        log: Log | None = None,
+        instead: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(threshold, above, log)
         if empty.ndim != 3 or len(empty) != 1:
             raise Refused(f"empty is of shape {list(empty.shape)}; give the encoded empty caption, [1, tokens, d]")
         self.empty, self.least = empty.detach(), least
+        self.instead = dict(instead or {})
         self.rows = 0  # of the network that judging cost
+        self._warned = False
 
     def __call__(
         self,
@@ -59,34 +75,46 @@ class NormFilter(Filter):
         """Return the weights of a batch, [B].
 
         Args:
-            network: that is trained, as the loop calls it; it is in the mode that the loop has put it into, so dropout
-                of its own adds to the gap.
+            network: that is trained, as the loop calls it, wrapped or not; it is in the mode that the loop has put it
+                into, so dropout of its own adds to the gap (a warning says so once).
             noisy: its input, [B, C, h, w].
             timesteps: [B], or one for all.
             predicted: what it has predicted with the captions, [B, C, h, w]; its graph is left alone.
             names: of the pictures.
             more: what else the loop gives to the network, such as ``added_cond_kwargs``; tensors of B rows are cut to
-                the judged samples.
+                the judged samples, also within dicts, lists and tuples.
+
+        Raises:
+            Refused: if the pooled caption is among ``more`` and nothing is given ``instead``.
 
         """
+        self._check(network, more)
         steps = timesteps.expand(len(noisy)) if timesteps.ndim else timesteps.repeat(len(noisy))
         scores = torch.full((len(noisy),), math.nan, device=noisy.device)
         judged = (steps >= self.least).nonzero().flatten()
         if len(judged):
-            text = self.empty.to(device=noisy.device, dtype=predicted.dtype)
-            rest = {name: _rows(value, judged, len(noisy)) for name, value in more.items()}
-            with torch.no_grad(), aside(network, noisy):
-                found = network(noisy[judged], steps[judged], text.expand(len(judged), -1, -1), **rest)
-            without = getattr(found, "sample", found)
-            without = without[0] if isinstance(without, tuple) else without
+            text = self.empty.to(noisy.device, noisy.dtype).expand(len(judged), -1, -1)
+            rest = replaced(rows(more, judged, len(noisy)), self.instead, len(judged), noisy)
+            with torch.no_grad(), aside(network, noisy), precision(noisy, predicted):
+                without = called(network, noisy[judged], steps[judged], text, rest)
             gap = predicted.detach()[judged].float() - without.float()
             scores[judged] = gap.flatten(1).pow(2).mean(1).sqrt()
             self.rows += len(judged)
         return self.weigh(scores, names)
 
+    def _check(self, network: Any, more: Mapping[str, Any]) -> None:
+        missing = set(_pooled(more)) - set(_pooled(self.instead))
+        if missing:
+            name = sorted(missing)[0]
+            raise Refused(f"{name} carries the caption too; give the empty caption's as instead={{...}} to the filter")
+        if not self._warned and dropping(network):
+            self._warned = True
+            log.warning("the network drops values at random, which adds to every noise gap; set dropout to 0")
 
-def _rows(value: Any, judged: Tensor, count: int) -> Any:
-    """Return the judged samples' part of an argument."""
-    if isinstance(value, Tensor):
-        return value[judged] if value.ndim and len(value) == count else value
-    return {name: _rows(each, judged, count) for name, each in value.items()} if isinstance(value, dict) else value
+
+def _pooled(given: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _pooled(value)
+        elif name in POOLED and value is not None:
+            yield name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,7 @@ class Filter:
     NAME = ""
 
     def __init__(self, threshold: float, above: Above = "skip", log: Log | None = None) -> None:
-        if isinstance(threshold, bool) or not (isinstance(threshold, int | float) and 0 < threshold < math.inf):
+        if isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 < threshold < math.inf):
             raise Refused(f"threshold is {threshold!r}; give a number above 0")
         if above not in ABOVE:
             raise Refused(f"above is {above!r}; use one of {', '.join(ABOVE)}")
@@ -106,7 +107,7 @@ def weighted(losses: Tensor, weights: Tensor) -> Tensor:
 
     It is divided by the number of samples, those left out among them: they add nothing, and the others count as they
     would without a filter, whatever the gradients are accumulated over. The gradient of a sample of weight 0 is exactly
-    0.
+    0, also where its loss is infinite.
 
     Args:
         losses: [B] or [B, ...], not reduced.
@@ -120,4 +121,5 @@ def weighted(losses: Tensor, weights: Tensor) -> Tensor:
         raise Refused(f"{len(weights)} weights for {len(losses)} losses; give the loss of each sample, not reduced")
     rows = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
     weights = weights.to(rows)
-    return (rows * weights).sum() / len(rows)
+    # not multiplied alone: 0 times an infinite loss, as half precision gives it, is NaN
+    return torch.where(weights == 0, 0, rows * weights).sum() / len(rows)
