@@ -19,8 +19,8 @@ def unwrapped(network: Any) -> Any:
     while isinstance(network, nn.Module):
         if isinstance(inner := getattr(network, "module", None), nn.Module):
             network = inner
-        elif hasattr(network, "get_base_model"):
-            network = network.get_base_model()
+        elif callable(base := getattr(network, "get_base_model", None)):
+            network = base()
         else:
             break
     return network

@@ -56,7 +56,8 @@ class Filter:
     NAME = ""
 
     def __init__(self, threshold: float, above: Above = "skip", log: Log | None = None) -> None:
-        if isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 < threshold < math.inf):
+        given: Any = threshold  # numpy's numbers are Real and no float
+        if isinstance(given, bool) or not (isinstance(given, Real) and 0 < float(given) < math.inf):
             raise Refused(f"threshold is {threshold!r}; give a number above 0")
         if above not in ABOVE:
             raise Refused(f"above is {above!r}; use one of {', '.join(ABOVE)}")
