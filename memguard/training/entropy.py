@@ -3,7 +3,8 @@
 A sample whose caption's attention has a high entropy is left out of this step. It is read from the step's own forward:
 no evaluation more, one softmax of one layer. The entropy is that of the mean over heads and picture positions, as in
 the published code of the detector, of the layer that the detector reads (``detectors.attention_entropy``). On networks
-whose attention is not that of Stable Diffusion 1 the direction must be measured first: on the test bed it is weak.
+whose attention is not that of Stable Diffusion 1 the direction must be measured first: on the test bed
+it singles out no duplicates (docs/evidence/audits/training.md).
 
 Room: the core. May import: memguard.attributions, memguard.detectors, memguard.troubles, torch.
 """

@@ -108,7 +108,7 @@ def weighted(losses: Tensor, weights: Tensor) -> Tensor:
 
     It is divided by the number of samples, those left out among them: they add nothing, and the others count as they
     would without a filter, whatever the gradients are accumulated over. The gradient of a sample of weight 0 is exactly
-    0, also where its loss is infinite.
+    0, also where its loss overflows; where its prediction itself is infinite or NaN, it is NaN.
 
     Args:
         losses: [B] or [B, ...], not reduced.
