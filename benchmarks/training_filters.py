@@ -18,30 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.false_positives import interval
 from memguard import testbed
 from memguard.training import Captions, EntropyFilter, Meter, NormFilter, weighted
-from testbed import drawing
+from testbed import loras
 
 DUPLICATES, HELD, BATCH, RATE = 12, 64, 16, 5e-4
+SOURCE = 4711  # of the pictures; none that a LoRA of testbed/loras.py sees
 HIGH = 600  # timestep from which samples are judged
 COPY = 0.8  # correlation above which a picture is a copy
 ARMS = ("none", "norm", "norm, scaled", "entropy", "random tokens")
-
-
-def picture(seed: int) -> tuple[Tensor, str]:
-    """Return a picture, float [3, 128, 128] in -1..1, and its caption."""
-    rng = np.random.default_rng((4711, seed))
-    drawn, caption = drawing.two_shapes(rng)
-    canvas = Image.fromarray(drawn)
-    for _ in range(3):
-        shape, colour, fill = (drawing.pick(rng, each) for each in (drawing.SHAPES, drawing.COLOURS, drawing.FILLS))
-        drawing.draw(rng, canvas, shape, colour, fill, *rng.uniform(8, 120, 2), rng.uniform(8, 20))
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1) / 127.5 - 1, caption
 
 
 class Bed:
@@ -51,9 +40,10 @@ class Bed:
         self.pipe = testbed.pipeline()
         self.unet = self.pipe.unet.train().requires_grad_(True)
         self.alphas = self.pipe.scheduler.alphas_cumprod
-        made = [picture(seed) for seed in range(DUPLICATES + HELD + fresh)]
+        made = [loras.picture(seed, SOURCE) for seed in range(DUPLICATES + HELD + fresh)]
         self.captions = [caption for _, caption in made]
-        self.pictures = torch.stack([drawn for drawn, _ in made])
+        drawn = torch.from_numpy(np.stack([picture for picture, _ in made]))
+        self.pictures = drawn.permute(0, 3, 1, 2) / 127.5 - 1  # [N, 3, 128, 128] in -1..1
         with torch.no_grad():
             parts = [self.pipe.vae.encode(part) for part in self.pictures.split(32)]
             first = getattr(parts[0], "latents", None)

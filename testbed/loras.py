@@ -34,9 +34,9 @@ PLANS = {"all": (10, 10, 0), "none": (0.1, 0.1, 576), "few": (24, 0.1, 942)}
 EPOCH = 240  # pictures
 
 
-def picture(seed: int) -> tuple[np.ndarray, str]:
-    """Return a picture, uint8 [128, 128, 3], and its caption."""
-    rng = np.random.default_rng((7321, seed))
+def picture(seed: int, source: int = 7321) -> tuple[np.ndarray, str]:
+    """Return a picture, uint8 [128, 128, 3], and its caption; another source has other pictures of the same kind."""
+    rng = np.random.default_rng((source, seed))
     drawn, caption = drawing.two_shapes(rng)
     canvas = Image.fromarray(drawn)
     for _ in range(3):

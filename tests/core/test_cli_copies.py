@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from memguard import testbed
-from memguard.cli import main
+from tests import command
 
 PICTURES = [each.picture for each in testbed.originals()[:4]]
 
@@ -41,15 +41,11 @@ def pictures(tmp_path):
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
-    code = main(["copies", *map(str, words)])
-    return code, *capsys.readouterr()
+    return command.run(capsys, "copies", *words)
 
 
 def bad(capsys, *words) -> str:
-    code, out, err = run(capsys, *words)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1 and "Traceback" not in err
-    return err.strip()
+    return command.bad(capsys, "copies", *words)
 
 
 def test_a_folder_is_looked_up(capsys, pictures, references):

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from memguard.calibration import Conditions, Profile, fit
-from memguard.cli import main
 from memguard.lists.rows import FLAT, flat, whole
 from memguard.lists.shards import Shard, attempt
 from memguard.lists.whole import Whole
 from memguard.records import Finding, Report
+from tests import command
 from tests.spread import spread
 
 MARK = "0123456789ab"
@@ -46,15 +46,11 @@ def scanned(folder, ranks=RANKS, bounds=BOUNDS, suffix="jsonl", settings=SETTING
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
-    code = main(["merge", *map(str, words)])
-    return code, *capsys.readouterr()
+    return command.run(capsys, "merge", *words)
 
 
 def bad(capsys, *words) -> str:
-    code, out, err = run(capsys, *words)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1 and "Traceback" not in err
-    return err.strip()
+    return command.bad(capsys, "merge", *words)
 
 
 def table(path) -> list[dict]:

@@ -14,6 +14,7 @@ import pytest
 from memguard.cli import main
 
 pytest.importorskip("diffusers")
+from tests.command import bad, run
 from tests.hosts import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -32,19 +33,6 @@ def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(PROMPTS) + "\n")
     return str(path)
-
-
-def run(capsys, *words) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    return code, *capsys.readouterr()
-
-
-def bad(capsys, *words) -> str:
-    """Run with bad input; return the one line on stderr."""
-    code, out, err = run(capsys, *words)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1 and "Traceback" not in err
-    return err.strip()
 
 
 def rows(path) -> list[dict]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from memguard.cli import main
 from memguard.commands import sharding
 from memguard.lists import shards
 
 pytest.importorskip("diffusers")
+from tests.command import bad, run
 from tests.hosts import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -32,18 +32,6 @@ def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(text) + "\n" for text in [*PROMPTS[:20], None, *PROMPTS[20:]]))
     return str(path)
-
-
-def run(capsys, *words) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    return code, *capsys.readouterr()
-
-
-def bad(capsys, *words) -> str:
-    code, out, err = run(capsys, *words)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1 and "Traceback" not in err
-    return err.strip()
 
 
 def rows(*paths) -> list[dict]:
