@@ -215,7 +215,8 @@ OUT = ("--num-inference-steps", "6", "--out")
 
 def test_resume_needs_every_setting_that_changes_a_row(capsys, model, prompts, tmp_path):
     out, other = tmp_path / "out.csv", tmp_path / "other"
-    run(capsys, "scan", prompts, "--model", model, *OUT, out)
+    form = ("--dtype", "float32")
+    run(capsys, "scan", prompts, "--model", model, *form, *OUT, out)
     run(capsys, "calibrate", "--model", model, "--out", tmp_path, "--num-inference-steps", "6")
     (profile,) = tmp_path.glob("*.json")
     tiny.sd(seed=1).save_pretrained(other)
@@ -237,10 +238,10 @@ def test_resume_needs_every_setting_that_changes_a_row(capsys, model, prompts, t
         ("--model", other): "its rows were made with model ",
         ("--profile", profile): "profile none, this run has ",
     }.items():
-        said = bad(capsys, "scan", prompts, "--model", model, *OUT, out, "--resume", *words)
+        said = bad(capsys, "scan", prompts, "--model", model, *form, *OUT, out, "--resume", *words)
         assert says in said and said.endswith("--resume needs the same settings")
         assert out.read_bytes() == before
-    assert run(capsys, "scan", prompts, "--model", model, *OUT, out, "--resume", "--batch-size", "1")[0] == 0
+    assert run(capsys, "scan", prompts, "--model", model, *form, *OUT, out, "--resume", "--batch-size", "1")[0] == 0
     assert len(out.read_text().splitlines()) == 4
 
 

@@ -1,4 +1,7 @@
-"""A real ComfyUI server with this repository linked in as a pack, in a folder of its own."""
+"""A real ComfyUI server with this repository linked in as a pack, in a folder of its own.
+
+COMFYUI_FLAGS replaces --cpu: "--force-fp16" or "--lowvram" on a GPU, for example.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ class Server:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [
-            *(os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--disable-api-nodes"),
+            *(os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--disable-api-nodes"),
+            *os.environ.get("COMFYUI_FLAGS", "--cpu").split(),
             *("--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)),
             *("--database-url", "sqlite:///:memory:", "--preview-method", "none"),
             *(("--front-end-root", str(frontend)) if frontend else ()),

@@ -186,6 +186,7 @@ def test_memory_that_runs_out_falls_back_to_ablation_and_says_so(sd, monkeypatch
     assert found.weights == memguard.explain(sd, PROMPT, "ablation", **SIZE).weights
 
 
+@pytest.mark.skipif(not tiny.same_noise(torch.float16), reason="this torch draws other noise in half precision")
 def test_half_precision_is_within_two_percent():
     exact = memguard.explain(tiny.sd(), PROMPT, respect_to="encoded", **SIZE)
     half = memguard.explain(tiny.sd().to(torch.float16), PROMPT, respect_to="encoded", **SIZE)

@@ -238,6 +238,7 @@ def test_calibrate_is_mean_and_deviation_of_the_seeds_similarity():
     assert neurons.calibrate(pipe, PROMPTS[:3], 3) == pytest.approx(mean + spread, abs=1e-6)
 
 
+@pytest.mark.skipif(not tiny.same_noise(torch.float16), reason="this torch draws other noise in half precision")
 def test_float16():
     pipe = pipeline().to(torch.float16)
     statistics = neurons.statistics(pipe, PROMPTS, layers=["mid_block.attentions.0.transformer_blocks.0.attn2"])

@@ -44,6 +44,12 @@ WIDTH = 32
 
 
 @lru_cache(maxsize=1)
+def same_noise(dtype: torch.dtype) -> bool:
+    """Whether this torch draws the noise of float32 in another format too; not every version does."""
+    drawn = [torch.randn(64, dtype=each, generator=torch.Generator().manual_seed(0)) for each in (dtype, torch.float32)]
+    return torch.equal(drawn[0], drawn[1].to(dtype))
+
+
 def tokenizer() -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))

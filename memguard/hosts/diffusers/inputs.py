@@ -5,8 +5,8 @@ Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
             if pooled is not None and encoded.pooled is not None:
                 outputs, seeds = [*outputs, encoded.pooled], [*seeds, pooled[image : image + 1].to(encoded.pooled)]
             inputs = [leaf for _, leaf in leaves]
-            found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
+            with _at(encoded.text.device, [encoder for _, encoder in encoders if encoder is not None]):
+                found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
             for (name, _), grad in zip(leaves, found, strict=True):
                 start = _start(pipe, name, starts)
                 if grad is not None and start is not None:
@@ -74,6 +75,23 @@ def input_gradients(pipe: Any, prompts: Prompts, text: str) -> Callable[[Tensor,
         return squares
 
     return pullback
+
+
+@contextmanager
+def _at(device: torch.device, encoders: list[Any]) -> Iterator[None]:
+    """Hold text encoders where they ran: offloading moved them away when the denoiser was called.
+
+    Weights that are loaded layer by layer are on "meta" in between; their graph keeps what it needs.
+    """
+    homes = [(encoder, next(encoder.parameters()).device) for encoder in encoders]
+    moved = [(encoder, home) for encoder, home in homes if home != device and home.type != "meta"]
+    try:
+        for encoder, _ in moved:
+            encoder.to(device)
+        yield
+    finally:
+        for encoder, home in moved:
+            encoder.to(home)
 
 
 def _tables(encoder: Any) -> list[nn.Module]:

@@ -38,7 +38,13 @@ def lora(unet):
     return peft.get_peft_model(unet, peft.LoraConfig(target_modules=["to_q", "to_k"]))
 
 
-@pytest.mark.parametrize("wrapped", [torch.nn.DataParallel, lora])
+def parallel(unet):
+    wrapped = torch.nn.DataParallel(unet)
+    wrapped.device_ids = []  # as where there is no GPU
+    return wrapped.to("cpu")
+
+
+@pytest.mark.parametrize("wrapped", [parallel, lora])
 def test_wrapped_networks_are_read_as_themselves(wrapped):
     expected = []
     for wrap in (lambda unet: unet, wrapped):
