@@ -58,8 +58,10 @@ class Watch(Treated):
 
     def before_pass(self, p: Any) -> None:
         """A pass is about to be sampled; the one before is over."""
-        self.session.end()
-        self.before_sampling(p.sd_model.model.diffusion_model, p.sampler)
+        try:
+            self.session.end()
+        finally:  # an error of the pass before takes nothing from the one to come
+            self.before_sampling(p.sd_model.model.diffusion_model, p.sampler)
 
     def aside(self, network: torch.nn.Module) -> Any:
         """Return the block around every evaluation of ours; HyperTile draws from a generator of its own."""
