@@ -1,8 +1,8 @@
 """What number formats and devices do to the scores of ``memguard.scan``: largest differences to float32 on the CPU.
 
 A pipeline draws its latents in its own number format, and a seed gives other numbers in each: every prompt is scored
-twice, on the noise of the format and on that of float32. Only the latter shows rounding alone. "tf32" is what torch does
-in convolutions on CUDA unless it is told not to (``torch.backends.cudnn.allow_tf32``); "exact" is without.
+twice, on the noise of the format and on that of float32. Only the latter shows rounding alone. "tf32" is what torch
+does in convolutions on CUDA unless told not to (``torch.backends.cudnn.allow_tf32``); "exact" is without.
 
     python benchmarks/scan_formats.py [--device cuda] [--limit 100] [--out FILE.json]
 """
