@@ -1,11 +1,14 @@
 """What filters of a training keep a model from memorizing, at equal steps, and what they cost.
 
-The test bed's network goes on with its training on pictures that are drawn here: half of each batch are a few
-duplicates, the other half fresh ordinary pictures. Three shapes of each duplicate are in no caption, so that a copy is
-told from a picture that follows its caption. Thresholds are the 95th percentile of ordinary samples before the training
-begins; nothing is tuned on the duplicates.
+The test bed's network goes on with its training, all weights, on pictures that are drawn here: half of each batch are a
+few duplicates, the other half ordinary pictures of the same source. Three shapes of each picture are in no caption, so
+that a copy is told from a picture that follows its caption. Thresholds are a quantile of held-out pictures' scores, by
+noise level, before the training or again and again during it (--moving); nothing is tuned on the duplicates. What is
+chosen among settings is to be chosen on the first half of the duplicates and reported on the second.
 
-    PYTHONPATH=. python benchmarks/training_filters.py [--steps 200] [--arms none norm ...] [--out FILE.json]
+"chance" leaves out as many samples as the arm before it did, or --rate.
+
+    PYTHONPATH=. python benchmarks/training_filters.py --arms none norm chance --out ROWS.jsonl [--device cuda]
 """
 
 from __future__ import annotations
@@ -18,156 +21,184 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
-from benchmarks.false_positives import interval
+from benchmarks.training_bed import CORRELATION, JUDGES, Arm, Samples, copied, separation
 from memguard import testbed
-from memguard.training import Captions, EntropyFilter, Meter, NormFilter, weighted
+from benchmarks.false_positives import interval
+from memguard.training import Captions, Meter, weighted
 from testbed import loras
+from testbed.train import coarse_error
 
-DUPLICATES, HELD, BATCH, RATE = 12, 64, 16, 5e-4
+DUPLICATES, HELD, CONTROLS = 24, 128, 24
+BATCH, RATE, HIGH_NOISE, COARSE = 24, 5e-4, 0.4, 0.02
 SOURCE = 4711  # of the pictures; none that a LoRA of testbed/loras.py sees
-HIGH = 600  # timestep from which samples are judged
-COPY = 0.8  # correlation above which a picture is a copy
-ARMS = ("none", "norm", "norm, scaled", "entropy", "random tokens")
+ARMS = ("none", "norm", "entropy", "chance", "random tokens")
 
 
 class Bed:
-    """The test bed with the pictures of one arm."""
+    """The test bed with its pictures: duplicates, held-out ones (thresholds, then the loss), ordinary ones."""
 
-    def __init__(self, fresh: int) -> None:
-        self.pipe = testbed.pipeline()
-        self.unet = self.pipe.unet.train().requires_grad_(True)
-        self.alphas = self.pipe.scheduler.alphas_cumprod
+    def __init__(self, fresh: int, device: str) -> None:
+        self.device, self.pipe = device, testbed.pipeline().to(device)
+        self.unet = self.pipe.unet.requires_grad_(True)
         made = [loras.picture(seed, SOURCE) for seed in range(DUPLICATES + HELD + fresh)]
         self.captions = [caption for _, caption in made]
-        drawn = torch.from_numpy(np.stack([picture for picture, _ in made]))
-        self.pictures = drawn.permute(0, 3, 1, 2) / 127.5 - 1  # [N, 3, 128, 128] in -1..1
-        with torch.no_grad():
-            parts = [self.pipe.vae.encode(part) for part in self.pictures.split(32)]
-            first = getattr(parts[0], "latents", None)
-            found = [each.latents if first is not None else each.latent_dist.mode() for each in parts]
-        self.latents = torch.cat(found) * self.pipe.vae.config.scaling_factor
-        self.texts: dict[str, Tensor] = {}
+        self.pictures = [picture for picture, _ in made]
+        self.duplicates = list(range(DUPLICATES))
+        self.halves = self.duplicates[: DUPLICATES // 2], self.duplicates[DUPLICATES // 2 :]
+        held = list(range(DUPLICATES, DUPLICATES + HELD))
+        self.tuning, self.held = held[: HELD // 2], held[HELD // 2 :]
+        self.fresh = np.arange(DUPLICATES + HELD, len(made))
+        self.samples = Samples(self._latents(), self.text(self.captions), self.text([""]), self._alphas())
 
     def text(self, captions: list[str]) -> Tensor:
         """Return encoded captions, [B, 77, d]."""
+        parts = [captions[i : i + 128] for i in range(0, len(captions), 128)]
         with torch.no_grad():
-            for caption in captions:
-                if caption not in self.texts:
-                    self.texts[caption] = self.pipe.encode_prompt([caption], "cpu", 1, False)[0]
-        return torch.cat([self.texts[caption] for caption in captions])
+            return torch.cat([self.pipe.encode_prompt(part, self.device, 1, False)[0] for part in parts])
 
-    def noisy(self, latents: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
-        """Return noisy latents."""
-        alpha = self.alphas[steps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    def _alphas(self) -> Tensor:
+        return self.pipe.scheduler.alphas_cumprod.to(self.device)
 
-    def loss(self, rows: list[int], timestep: int, generator: torch.Generator) -> Tensor:
-        """Return the losses of pictures at a timestep, for the meter."""
-        latents = self.latents[rows]
-        noise = torch.randn(latents.shape, generator=generator)
-        steps = torch.full((len(rows),), timestep)
-        found = self.unet(self.noisy(latents, steps, noise), steps, self.text([self.captions[i] for i in rows])).sample
-        return (found - noise).pow(2)
+    @torch.no_grad()
+    def _latents(self) -> Tensor:
+        pixels = torch.from_numpy(np.stack(self.pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts = [self.pipe.vae.encode(part.to(self.device)).latents for part in pixels.split(64)]
+        return torch.cat(parts) * self.pipe.vae.config.scaling_factor
 
 
-def thresholds(bed: Bed, share: float = 0.95) -> tuple[float, float]:
-    """Return the percentiles of ordinary samples' noise gap and entropy, before the training."""
-    norm, entropy = NormFilter(1, bed.text([""])), EntropyFilter(1)
-    generator = torch.Generator().manual_seed(1)
-    held = list(range(DUPLICATES, DUPLICATES + HELD))
-    with torch.no_grad():
-        for rows in (held[i : i + BATCH] for i in range(0, HELD, BATCH)):
-            latents = bed.latents[rows]
-            steps = torch.randint(HIGH, 1000, (len(rows),), generator=generator)
-            x = bed.noisy(latents, steps, torch.randn(latents.shape, generator=generator))
-            with entropy.reading(bed.unet):
-                predicted = bed.unet(x, steps, bed.text([bed.captions[i] for i in rows])).sample
-            entropy(names=rows)
-            norm(bed.unet, x, steps, predicted, names=rows)
-    found = [np.quantile([entry.highest for entry in each.seen.values()], share) for each in (norm, entropy)]
-    return float(found[0]), float(found[1])
+class Training:
+    """One arm in training."""
+
+    def __init__(self, bed: Bed, arm: Arm, args: argparse.Namespace) -> None:
+        self.bed, self.arm, self.args = bed, arm, args
+        self.vary = Captions("random_tokens", words=sorted({word for each in bed.captions for word in each.split()}))
+        self.optimizer = torch.optim.AdamW(bed.unet.parameters(), RATE)
+        self.noise, self.rng = torch.Generator().manual_seed(args.seed), np.random.default_rng(args.seed)
+        self.left_out: list[tuple[float, float]] = []  # of duplicates, of ordinary samples, by step
+        self.seconds = 0.0
+        self.thresholds = arm.tune(bed.unet, bed.tuning, args.share)
+
+    def segment(self, first: int, last: int) -> None:
+        """Do steps first..last - 1."""
+        self.bed.unet.train()
+        self._wait()
+        began = time.perf_counter()
+        for step in range(first, last):
+            if self.args.moving and step and step % self.args.moving == 0:
+                self.arm.tune(self.bed.unet, self.bed.tuning, self.args.share)
+            self._step(step)
+        self._wait()
+        self.seconds += time.perf_counter() - began
+        self.bed.unet.eval()
+
+    def _wait(self) -> None:
+        if self.bed.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def _step(self, step: int) -> None:
+        bed, half = self.bed, BATCH // 2
+        rows = [*self.rng.integers(0, DUPLICATES, half), *self.rng.choice(bed.fresh, half, replace=False)]
+        text = bed.samples.texts[rows]
+        if self.arm.kind == "random tokens":
+            text = bed.text([self.vary(bed.captions[i]) for i in rows])
+        high = torch.rand(BATCH, generator=self.noise) < HIGH_NOISE
+        spread = torch.rand(BATCH, generator=self.noise)
+        t = torch.where(high, 600 + 400 * spread, 1000 * spread).long().to(bed.device)
+        noise = torch.randn(bed.samples.latents[rows].shape, generator=self.noise).to(bed.device)
+        predicted, weights = self.arm(bed.unet, bed.samples.noisy(rows, t, noise), t, text)
+        error, alphas = predicted - noise, bed.samples.alphas[t].view(-1, 1, 1, 1)
+        loss = weighted(error.pow(2), weights)
+        loss = loss + COARSE * coarse_error(error * weights.sqrt().view(-1, 1, 1, 1), alphas)
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50, max(0.05, 5 * (1 - step / self.args.steps)))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(bed.unet.parameters(), 1.0)
+        self.optimizer.step()
+        out = (1 - weights).cpu()
+        self.left_out.append((float(out[:half].mean()), float(out[half:].mean())))
+
+    def measured(self) -> dict[str, Any]:
+        """Return how many duplicates come out, the losses, and what the filter has left out so far."""
+        bed = self.bed
+        places = [*bed.duplicates, *bed.held[:CONTROLS]]
+        pictures = [Image.fromarray(bed.pictures[i]) for i in places]
+        found = copied(bed.pipe, bed.samples.texts[places], bed.samples.empty, pictures)
+        above = np.array(found["likeness"]) >= found["floor"]
+        row: dict[str, Any] = {"copied": int(above[:DUPLICATES].sum()), "of": DUPLICATES}
+        row |= dict(zip(("low", "high"), interval(row["copied"], DUPLICATES), strict=True))
+        for name, half in zip(("copied, first half", "copied, second half"), bed.halves, strict=True):
+            row[name] = int(above[half].sum())
+        row["controls copied"] = int(above[DUPLICATES:].sum())
+        row["correlated"] = int((np.array(found["correlation"])[:DUPLICATES] > CORRELATION).sum())
+        gaps = Meter(self._loss, [bed.duplicates], [bed.held]).measure(0, bed.unet)
+        row["held loss"] = float(np.mean([each.held for each in gaps]))
+        row["duplicates' loss"] = float(np.mean([each.trained for each in gaps]))
+        shares = np.mean(self.left_out, 0) if self.left_out else np.zeros(2)
+        row["duplicates left out"], row["ordinary left out"] = map(float, shares)
+        return row | {"seconds": self.seconds, "thresholds": self.thresholds} | found
+
+    def _loss(self, rows: list[int], timestep: int, generator: torch.Generator) -> Tensor:
+        return self.bed.samples.loss(self.bed.unet, rows, timestep, generator)
+
+    def separated(self) -> dict[str, Any]:
+        """Return by judge and half how well scores tell duplicates from held-out pictures, by noise level."""
+        bed, found = self.bed, {}
+        layers = [name for name, _ in bed.unet.named_modules() if name.endswith("attn2")]
+        for kind, layer in [("norm", None), *(("entropy", layer) for layer in layers)]:
+            arm = Arm(kind, bed.samples, layer=layer)
+            halves = [separation(arm, bed.unet, half, bed.held) for half in bed.halves]
+            found[f"{kind} {layer}" if layer else kind] = halves
+        return {"separation": found}
 
 
-def train(bed: Bed, arm: str, steps: int) -> dict[str, Any]:
-    """Train one arm; return what it cost."""
-    gap, nats = thresholds(bed)
-    norm = NormFilter(gap, bed.text([""]), "scale" if "scaled" in arm else "skip", least=HIGH)
-    entropy = EntropyFilter(nats)
-    vary = Captions("random_tokens", words=sorted({word for each in bed.captions for word in each.split()}))
-    generator, rng = torch.Generator().manual_seed(2), np.random.default_rng(3)
-    optimizer = torch.optim.AdamW(bed.unet.parameters(), RATE)
-    fresh = np.arange(DUPLICATES + HELD, len(bed.captions))
-    left_out, began = 0.0, time.process_time()
-    for _ in range(steps):
-        rows = [*rng.integers(0, DUPLICATES, BATCH // 2), *rng.choice(fresh, BATCH // 2, replace=False)]
-        captions = [bed.captions[i] for i in rows]
-        text = bed.text([vary(each) for each in captions] if arm == "random tokens" else captions)
-        noise = torch.randn(bed.latents[rows].shape, generator=generator)
-        at = torch.randint(0, 1000, (BATCH,), generator=generator)
-        x, weights = bed.noisy(bed.latents[rows], at, noise), torch.ones(BATCH)
-        if arm == "entropy":
-            with entropy.reading(bed.unet):
-                predicted = bed.unet(x, at, text).sample
-            weights = entropy()
+def run(name: str, rate: float, args: argparse.Namespace) -> float:
+    """Train one arm and write its rows; return the share of all samples that it left out."""
+    torch.manual_seed(args.seed)
+    bed = Bed(args.fresh, args.device)
+    arm = Arm(name, bed.samples, args.above, args.layer, rate, args.seed)
+    training = Training(bed, arm, args)
+    for first in range(0, args.steps, args.every or args.steps):
+        last = min(first + (args.every or args.steps), args.steps)
+        training.segment(first, last)
+        row = {"arm": name, "as": args.before if name == "chance" else "", "rate": rate, "step": last}
+        row |= {"steps": args.steps, "seed": args.seed, "device": args.device}
+        if name in JUDGES or name == "chance":
+            row |= {"share": args.share, "moving": args.moving, "above": args.above, "layer": args.layer}
+        if args.every:
+            row |= training.measured() | (training.separated() if args.separation else {})
         else:
-            predicted = bed.unet(x, at, text).sample
-            if arm.startswith("norm"):
-                weights = norm(bed.unet, x, at, predicted)
-        left_out += float((1 - weights)[: BATCH // 2].sum()) / (BATCH // 2) / steps
-        optimizer.zero_grad()
-        weighted(functional.mse_loss(predicted, noise, reduction="none"), weights).backward()
-        optimizer.step()
-    return {"seconds": time.process_time() - began, "duplicates left out": left_out, "threshold": gap, "nats": nats}
-
-
-def measured(bed: Bed) -> dict[str, Any]:
-    """Return how many duplicates come out, the ordinary loss, and the meter's gap."""
-    bed.unet.eval()
-    copies, alike = 0, []
-    for first in range(0, DUPLICATES, 6):
-        rows = list(range(first, min(first + 6, DUPLICATES)))
-        made = bed.pipe(
-            [bed.captions[i] for i in rows],
-            num_inference_steps=20,
-            guidance_scale=5.0,
-            generator=torch.Generator().manual_seed(9),
-            output_type="pt",
-        ).images
-        for row, image in zip(rows, made, strict=True):
-            pair = torch.stack((image.flatten(), bed.pictures[row].flatten()))
-            alike.append(float(torch.corrcoef(pair)[0, 1]))
-            copies += alike[-1] > COPY
-    held = list(range(DUPLICATES, DUPLICATES + HELD))
-    gaps = Meter(bed.loss, [list(range(DUPLICATES))], [held]).measure(0, bed.unet)
-    low, high = interval(copies, DUPLICATES)
-    return {
-        "copied": copies,
-        "of": DUPLICATES,
-        "low": low,
-        "high": high,
-        "correlation": float(np.mean(alike)),
-        "held loss": float(np.mean([each.held for each in gaps])),
-        "duplicates' loss": float(np.mean([each.trained for each in gaps])),
-    }
+            row["seconds"] = training.seconds
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print({k: v for k, v in row.items() if k not in ("likeness", "correlation", "thresholds")}, flush=True)
+    args.before = name
+    return float(np.mean(training.left_out))
 
 
 def main() -> None:
+    """Run the arms one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
-    parser.add_argument("--out", type=Path, help="rows as JSON")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--every", type=int, default=250, help="steps between evaluations; 0 measures time only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=0.05, help="of held-out samples above the thresholds")
+    parser.add_argument("--moving", type=int, default=0, metavar="N", help="thresholds are measured every N steps")
+    parser.add_argument("--above", default="skip", choices=("skip", "scale"))
+    parser.add_argument("--layer", help="that the entropy is read from")
+    parser.add_argument("--rate", type=float, help="of chance; otherwise that of the arm before")
+    parser.add_argument("--separation", action="store_true", help="how well scores tell duplicates, by layer and level")
+    parser.add_argument("--fresh", type=int, default=1200, help="ordinary pictures")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="rows as JSON lines, added to the file")
     args = parser.parse_args()
-    rows = []
-    for arm in args.arms:
-        torch.manual_seed(0)
-        bed = Bed(fresh=BATCH // 2 * 40)
-        rows.append({"arm": arm, "steps": args.steps, **train(bed, arm, args.steps), **measured(bed)})
-        print(rows[-1], flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    args.before, rate = "", 0.0
+    for name in args.arms:
+        rate = run(name, rate if args.rate is None else args.rate, args)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,11 @@ def weights(name: str) -> np.ndarray:
 class Trainer:
     """One LoRA in training."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
+    def __init__(self, name: str, seed: int = 0, device: str = "cpu") -> None:
         from peft import LoraConfig
 
-        self.pipe = testbed.pipeline()
+        self.device = device
+        self.pipe = testbed.pipeline().to(device)
         self.unet = self.pipe.unet
         torch.manual_seed(seed)
         self.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
@@ -90,18 +91,22 @@ class Trainer:
         self.latents = torch.cat([self.encode([each for each, _ in part]) for part in parts])
         self.texts = torch.cat([self.embed([""]), *(self.embed([text for _, text in part]) for part in parts)])
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        self.alpha_bar = self.pipe.scheduler.alphas_cumprod
+        self.alpha_bar = self.pipe.scheduler.alphas_cumprod.to(device)
 
     @torch.no_grad()
     def encode(self, drawn: list[np.ndarray]) -> Tensor:
         """Return the latents [N, 4, 16, 16] of pictures."""
-        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
         return self.pipe.vae.encode(pixels).latents * self.pipe.vae.config.scaling_factor
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """Return what the UNet reads of captions, [N, 77, width]."""
-        return self.pipe.encode_prompt(texts, "cpu", 1, False)[0]
+        return self.pipe.encode_prompt(texts, self.device, 1, False)[0]
+
+    def predict(self, noisy: Tensor, t: Tensor, texts: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the predictions of a batch and the weights of its samples, [B]; a filter of the training is put here."""
+        return self.unet(noisy, t, texts).sample, torch.ones(len(rows), device=noisy.device)
 
     def step(self) -> Tensor:
         """Do one step on BATCH pictures; return the epsilon error of each training picture that was in it."""
@@ -109,24 +114,31 @@ class Trainer:
         texts = np.where(self.rng.random(BATCH) < DROPOUT, 0, rows + 1)
         high = round(BATCH * HIGH_NOISE)
         spread = torch.rand(BATCH, generator=self.noise)
-        t = torch.cat([600 + 400 * spread[:high], 1000 * spread[high:]]).long()
+        t = torch.cat([600 + 400 * spread[:high], 1000 * spread[high:]]).long().to(self.device)
         clean = self.latents[rows]
-        eps = torch.randn(clean.shape, generator=self.noise)
+        eps = torch.randn(clean.shape, generator=self.noise).to(self.device)
         ab = self.alpha_bar[t].view(-1, 1, 1, 1)
-        error = self.unet(ab.sqrt() * clean + (1 - ab).sqrt() * eps, t, self.texts[texts]).sample - eps
+        predicted, weights = self.predict(ab.sqrt() * clean + (1 - ab).sqrt() * eps, t, self.texts[texts], rows)
+        error = predicted - eps
         per_row = error.pow(2).mean((1, 2, 3))
-        loss = per_row.mean() + 0.02 * coarse_error(error, ab)
+        loss = (weights * per_row).mean() + 0.02 * coarse_error(error * weights.sqrt().view(-1, 1, 1, 1), ab)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return per_row.detach()[torch.from_numpy(rows < COUNT)]
+        return per_row.detach().cpu()[torch.from_numpy(rows < COUNT)]
 
-    def save(self, folder: Path, name: str) -> None:
+    def pace(self, epoch: int, epochs: int) -> None:
+        """Set the learning rate of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, epoch / 2, max(0.05, 1.25 * (1 - epoch / epochs)))
+
+    def save(self, folder: Path, name: str, dtype: torch.dtype = torch.float32) -> None:
         """Write the LoRA as diffusers does."""
         from peft.utils import get_peft_model_state_dict
 
-        state: dict[str, Any] = get_peft_model_state_dict(self.unet)
+        kept = get_peft_model_state_dict(self.unet).items()
+        state: dict[str, Any] = {key: value.to("cpu", dtype, copy=True) for key, value in kept}
         self.pipe.save_lora_weights(folder, unet_lora_layers=state, weight_name=f"{name}.safetensors")
 
 
@@ -136,8 +148,7 @@ def train(folder: Path, name: str, epochs: int, every: int) -> None:
 
     trainer, started = Trainer(name), time.time()
     for epoch in range(1, epochs + 1):
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, epoch / 2, max(0.05, 1.25 * (1 - epoch / epochs)))
+        trainer.pace(epoch, epochs)
         errors = torch.cat([trainer.step() for _ in range(EPOCH // BATCH)])
         print(f"{name} epoch {epoch}: error {errors.mean():.4f}, {time.time() - started:.0f} s", flush=True)
         if epoch % every == 0:

@@ -22,7 +22,7 @@ from ..detectors.attention_entropy import default_layer
 from ..troubles import Refused
 from .log import Log
 from .network import unwrapped
-from .weights import Above, Filter
+from .weights import Above, Filter, Threshold
 
 
 class EntropyFilter(Filter):
@@ -35,7 +35,7 @@ class EntropyFilter(Filter):
         weights = entropy(names=batch["file"])
 
     Args:
-        threshold: nats.
+        threshold: nats; or for each noise level, ``{600: 1.2, 800: 1.3}``.
         above: what happens above the threshold, "skip" or "scale".
         layer: name of the layer; None is the detector's.
         log: takes scores step by step.
@@ -45,7 +45,7 @@ class EntropyFilter(Filter):
     NAME = "attention_entropy"
 
     def __init__(
-        self, threshold: float, above: Above = "skip", layer: str | None = None, log: Log | None = None
+        self, threshold: Threshold, above: Above = "skip", layer: str | None = None, log: Log | None = None
     ) -> None:
         super().__init__(threshold, above, log)
         self.layer = layer
@@ -74,8 +74,12 @@ class EntropyFilter(Filter):
             raise Refused(f"no layer is called {name!r}; there are: {', '.join(projected)}")
         self._scores = entropy(mass(projected[name].probabilities()))
 
-    def __call__(self, names: Sequence[Any] | None = None) -> Tensor:
+    def __call__(self, names: Sequence[Any] | None = None, timesteps: Tensor | None = None) -> Tensor:
         """Return the weights of the batch that was read, [B].
+
+        Args:
+            names: of the pictures.
+            timesteps: [B], or one for all; needed where each noise level has a threshold.
 
         Raises:
             RuntimeError: if none was.
@@ -84,4 +88,4 @@ class EntropyFilter(Filter):
         if self._scores is None:
             raise RuntimeError("nothing was read; make the forward inside ``with filter.reading(network)``")
         scores, self._scores = self._scores, None
-        return self.weigh(scores, names)
+        return self.weigh(scores, names, None if timesteps is None else timesteps.expand(len(scores)))

@@ -23,7 +23,7 @@ from ..aside import aside
 from ..troubles import Refused
 from .log import Log
 from .network import called, dropping, precision, replaced, rows
-from .weights import Above, Filter
+from .weights import Above, Filter, Threshold
 
 log = logging.getLogger("memguard")
 
@@ -34,7 +34,8 @@ class NormFilter(Filter):
     """Weighs samples by the noise gap of the step's own prediction.
 
     Args:
-        threshold: RMS of the gap, in the units of what the network predicts.
+        threshold: RMS of the gap, in the units of what the network predicts; or one for each noise level,
+            ``{600: 0.05, 800: 0.08}``.
         empty: the encoded empty caption, [1, tokens, d].
         above: what happens above the threshold, "skip" or "scale".
         instead: what else of a call carries the caption, without one, one row each: for SDXL
@@ -48,7 +49,7 @@ class NormFilter(Filter):
 
     def __init__(
         self,
-        threshold: float,
+        threshold: Threshold,
         empty: Tensor,
         above: Above = "skip",
         least: int = 0,
@@ -91,7 +92,7 @@ class NormFilter(Filter):
         self._check(network, more)
         steps = timesteps.expand(len(noisy)) if timesteps.ndim else timesteps.repeat(len(noisy))
         scores = torch.full((len(noisy),), math.nan, device=noisy.device)
-        judged = (steps >= self.least).nonzero().flatten()
+        judged = (steps >= max(self.least, min(self.levels))).nonzero().flatten()
         if len(judged):
             text = self.empty.to(noisy.device, noisy.dtype).expand(len(judged), -1, -1)
             rest = replaced(rows(more, judged, len(noisy)), self.instead, len(judged), noisy)
@@ -100,7 +101,7 @@ class NormFilter(Filter):
             gap = predicted.detach()[judged].float() - without.float()
             scores[judged] = gap.flatten(1).pow(2).mean(1).sqrt()
             self.rows += len(judged)
-        return self.weigh(scores, names)
+        return self.weigh(scores, names, steps)
 
     def _check(self, network: Any, more: Mapping[str, Any]) -> None:
         missing = set(_pooled(more)) - set(_pooled(self.instead))

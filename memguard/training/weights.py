@@ -6,7 +6,7 @@ Room: the core. May import: memguard.troubles, torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from ..troubles import Refused
 from .log import Log
 
 Above = Literal["skip", "scale"]
+Threshold = float | Mapping[int, float]
 ABOVE = ("skip", "scale")
 
 
@@ -41,7 +42,8 @@ class Filter:
     """Gives each sample of a batch a weight by its score.
 
     Args:
-        threshold: a score above it looks memorized.
+        threshold: a score above it looks memorized; or one for each noise level, {timestep from which it holds:
+            threshold}, since scores differ more by noise level than by sample. Below the lowest level nothing is judged.
         above: what happens then: "skip" leaves the sample out of this step, "scale" gives it threshold / score.
         log: takes the mean score and the share above, step by step; None keeps no log.
 
@@ -55,32 +57,48 @@ class Filter:
 
     NAME = ""
 
-    def __init__(self, threshold: float, above: Above = "skip", log: Log | None = None) -> None:
-        given: Any = threshold  # numpy's numbers are Real and no float
-        if isinstance(given, bool) or not (isinstance(given, Real) and 0 < float(given) < math.inf):
-            raise Refused(f"threshold is {threshold!r}; give a number above 0")
+    def __init__(self, threshold: Threshold, above: Above = "skip", log: Log | None = None) -> None:
+        levels = threshold if isinstance(threshold, Mapping) else {0: threshold}
+        if not levels or not all(_positive(each) for each in levels.values()):
+            raise Refused(f"threshold is {threshold!r}; give a number above 0, or one for each noise level")
         if above not in ABOVE:
             raise Refused(f"above is {above!r}; use one of {', '.join(ABOVE)}")
-        self.threshold, self.above, self.log = float(threshold), above, log
+        self.levels = {int(level): float(levels[level]) for level in sorted(levels)}
+        self.threshold, self.above, self.log = threshold, above, log
         self.seen: dict[Any, Seen] = {}
         self.steps = 0
 
-    def weigh(self, scores: Tensor, names: Sequence[Any] | None = None) -> Tensor:
+    def weigh(
+        self, scores: Tensor, names: Sequence[Any] | None = None, timesteps: Tensor | None = None
+    ) -> Tensor:
         """Return the weights of samples, float32 [B] in 0..1, on the scores' device.
 
         Args:
             scores: [B]; NaN for a sample that is not judged, which has weight 1.
             names: of the pictures, to know afterwards which were left out.
+            timesteps: [B]; needed where each noise level has a threshold.
 
         """
         scores = scores.detach().float()
         if names is not None and len(names) != len(scores):
             raise Refused(f"{len(names)} names for {len(scores)} samples; give one for each")
-        over = scores > self.threshold
+        limits = self._limits(scores, timesteps)
+        scores = torch.where(limits.isnan(), math.nan, scores)
+        over = scores > limits
         weights = torch.ones_like(scores)
-        weights[over] = 0.0 if self.above == "skip" else self.threshold / scores[over]
+        weights[over] = 0.0 if self.above == "skip" else limits[over] / scores[over]
         self._note(scores, over, names)
         return weights
+
+    def _limits(self, scores: Tensor, timesteps: Tensor | None) -> Tensor:
+        limits = torch.full_like(scores, math.nan)  # below the lowest level
+        if timesteps is None:
+            if list(self.levels) != [0]:
+                raise Refused("there is a threshold for each noise level; give the timesteps of the samples")
+            timesteps = torch.zeros_like(scores)
+        for level, threshold in self.levels.items():
+            limits[timesteps.to(scores.device) >= level] = threshold
+        return limits
 
     def _note(self, scores: Tensor, over: Tensor, names: Sequence[Any] | None) -> None:
         values, high = scores.tolist(), over.tolist()
@@ -101,6 +119,11 @@ class Filter:
         """Return the pictures that scored above the threshold, those first that did so most often."""
         found = [(name, entry) for name, entry in self.seen.items() if entry.above]
         return sorted(found, key=lambda item: (-item[1].above / item[1].count, -item[1].highest))
+
+
+def _positive(given: Any) -> bool:
+    # numpy's numbers are Real and no float
+    return not isinstance(given, bool) and isinstance(given, Real) and 0 < float(given) < math.inf
 
 
 def weighted(losses: Tensor, weights: Tensor) -> Tensor:

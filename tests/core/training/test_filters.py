@@ -209,3 +209,35 @@ def test_a_loop_with_a_filter_learns_a_duplicate_less():
             optimizer.step()
         losses[name] = float(each.detach().mean())
     assert losses["plain"] < 0.01 and losses["filtered"] > 4
+
+
+def test_each_noise_level_has_its_threshold(batch):
+    noisy, steps, text, empty = batch  # timesteps 900, 500, 100
+    network, rms = Network(), noisy.flatten(1).pow(2).mean(1).sqrt()
+    scores = (rms * torch.tensor([0.5, 2.0, 0.0])).tolist()
+    levels = {800: scores[0] * 2, 500: scores[1] / 2}
+    norm = NormFilter(levels, empty, "scale")
+    assert norm(network, noisy, steps, network(noisy, steps, text)).tolist() == pytest.approx([1.0, 0.5, 1.0])
+    assert norm.rows == 2 and network.asked[-1][1] == [900, 500], "below the lowest level nothing is asked"
+    swapped = NormFilter({501: scores[1] / 2, 100: 1e-9}, empty)
+    assert swapped(network, noisy, steps, network(noisy, steps, text)).tolist() == [
+        float(scores[0] <= scores[1] / 2),
+        0.0,
+        1.0,
+    ]
+
+
+def test_levels_need_timesteps_and_what_is_below_them_is_not_judged():
+    entropy = EntropyFilter({300: 1.0, 600: 2.0})
+    scores = torch.tensor([1.5, 1.5, 1.5])
+    assert entropy.weigh(scores, "abc", torch.tensor([700, 600, 599])).tolist() == [1.0, 1.0, 0.0]
+    assert entropy.weigh(scores, "abc", torch.tensor([299, 300, 0])).tolist() == [1.0, 0.0, 1.0]
+    assert {name: entry.count for name, entry in entropy.seen.items()} == {"a": 1, "b": 2, "c": 1}
+    with pytest.raises(Refused, match="give the timesteps"):
+        entropy.weigh(scores)
+
+
+@pytest.mark.parametrize("levels", [{}, {500: 0.0}, {500: 1.0, 900: math.nan}])
+def test_levels_that_are_no_thresholds_are_refused(levels):
+    with pytest.raises(Refused, match="number above 0"):
+        EntropyFilter(levels)
