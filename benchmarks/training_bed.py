@@ -49,7 +49,7 @@ class Samples:
         return alpha.sqrt() * self.latents[rows] + (1 - alpha).sqrt() * noise
 
     def drawn(self, rows: Sequence[int], low: int, high: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return timesteps low..high - 1, noise and noisy latents of rows; drawn on the CPU, the same on each device."""
+        """Return timesteps low..high - 1, noise and noisy latents of rows; drawn on the CPU, so that devices agree."""
         t = torch.randint(low, high, (len(rows),), generator=generator).to(self.latents.device)
         noise = torch.randn(self.latents[rows].shape, generator=generator).to(self.latents.device)
         return t, noise, self.noisy(rows, t, noise)
@@ -150,7 +150,7 @@ def copied(pipe: Any, texts: Tensor, empty: Tensor, pictures: Sequence[Image.Ima
         images: that are made of each caption.
 
     """
-    likeness, correlation = [], []
+    drawn: list[list[Image.Image]] = []
     for seed in range(images):
         made: list[Image.Image] = []
         for part in texts.split(48):
@@ -161,11 +161,13 @@ def copied(pipe: Any, texts: Tensor, empty: Tensor, pictures: Sequence[Image.Ima
                 guidance_scale=5.0,
                 generator=[torch.Generator().manual_seed(1000 * seed + i) for i in range(len(part))],
             ).images
-        likeness.append(np.diag(Likeness(pictures).of(made)))
-        pairs = zip(made, pictures, strict=True)
-        correlation.append([np.corrcoef(np.ravel(one), np.ravel(other))[0, 1] for one, other in pairs])
+        drawn.append(made)
+    likeness, correlation = [], []
+    for own, *candidates in zip(pictures, *drawn, strict=True):
+        likeness.append(round(float(Likeness([own]).of(candidates).max()), 4))
+        correlation.append(round(max(float(np.corrcoef(np.ravel(own), np.ravel(c))[0, 1]) for c in candidates), 4))
     return {
-        "likeness": [round(float(value), 4) for value in np.max(likeness, 0)],
-        "correlation": [round(float(value), 4) for value in np.max(correlation, 0)],
+        "likeness": likeness,
+        "correlation": correlation,
         "floor": FLOOR,
     }

@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.false_positives import interval
 from benchmarks.training_bed import CORRELATION, JUDGES, Arm, Samples, copied, separation
 from memguard import testbed
-from benchmarks.false_positives import interval
 from memguard.training import Captions, Meter, weighted
 from testbed import loras
 from testbed.train import coarse_error
@@ -106,7 +106,7 @@ class Training:
             text = bed.text([self.vary(bed.captions[i]) for i in rows])
         high = torch.rand(BATCH, generator=self.noise) < HIGH_NOISE
         spread = torch.rand(BATCH, generator=self.noise)
-        t = torch.where(high, 600 + 400 * spread, 1000 * spread).long().to(bed.device)
+        t = torch.where(high, 600 + 400 * spread, 1000 * spread).long().clamp(max=999).to(bed.device)
         noise = torch.randn(bed.samples.latents[rows].shape, generator=self.noise).to(bed.device)
         predicted, weights = self.arm(bed.unet, bed.samples.noisy(rows, t, noise), t, text)
         error, alphas = predicted - noise, bed.samples.alphas[t].view(-1, 1, 1, 1)

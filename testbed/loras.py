@@ -105,7 +105,7 @@ class Trainer:
         return self.pipe.encode_prompt(texts, self.device, 1, False)[0]
 
     def predict(self, noisy: Tensor, t: Tensor, texts: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the predictions of a batch and the weights of its samples, [B]; a filter of the training is put here."""
+        """Return the predictions of a batch and its samples' weights, [B]; a filter of the training is put here."""
         return self.unet(noisy, t, texts).sample, torch.ones(len(rows), device=noisy.device)
 
     def step(self) -> Tensor:

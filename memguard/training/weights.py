@@ -43,7 +43,7 @@ class Filter:
 
     Args:
         threshold: a score above it looks memorized; or one for each noise level, {timestep from which it holds:
-            threshold}, since scores differ more by noise level than by sample. Below the lowest level nothing is judged.
+            threshold}, since scores differ more by noise level than by sample; nothing is judged below the lowest.
         above: what happens then: "skip" leaves the sample out of this step, "scale" gives it threshold / score.
         log: takes the mean score and the share above, step by step; None keeps no log.
 
@@ -68,9 +68,7 @@ class Filter:
         self.seen: dict[Any, Seen] = {}
         self.steps = 0
 
-    def weigh(
-        self, scores: Tensor, names: Sequence[Any] | None = None, timesteps: Tensor | None = None
-    ) -> Tensor:
+    def weigh(self, scores: Tensor, names: Sequence[Any] | None = None, timesteps: Tensor | None = None) -> Tensor:
         """Return the weights of samples, float32 [B] in 0..1, on the scores' device.
 
         Args:
