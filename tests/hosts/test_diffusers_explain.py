@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import memguard
 from memguard.attributions.lean import lean
+from memguard.hosts.diffusers import inputs
 from memguard.hosts.diffusers.attention import cross_layers
 
 from . import tiny
@@ -284,3 +285,24 @@ def test_a_pipeline_is_given_what_its_call_knows(sd):
     text = memguard.mitigations.optimize_prompt(pipe, PROMPT, iterations=2, num_inference_steps=4)
     given = {"iterations": 2, **SIZE}
     assert torch.equal(text, memguard.mitigations.optimize_prompt(sd, PROMPT, **given))
+
+
+class Moved:
+    """A text encoder that offloading has moved."""
+
+    def __init__(self, device):
+        self.device, self.calls = torch.device(device), []
+
+    def parameters(self):
+        return iter((self,))
+
+    def to(self, device):
+        self.calls.append(str(device))
+
+
+def test_text_encoders_that_were_moved_away_are_there_for_the_way_back_and_then_where_they_were():
+    here, away, unloaded = Moved("cuda:0"), Moved("cpu"), Moved("meta")
+    with pytest.raises(KeyError), inputs._at(torch.device("cuda:0"), [here, away, unloaded]):
+        assert away.calls == ["cuda:0"]
+        raise KeyError
+    assert (here.calls, away.calls, unloaded.calls) == ([], ["cuda:0", "cpu"], [])
