@@ -1,4 +1,4 @@
-"""The benchmarks of training run to their end on a few pictures, and chance leaves out what the filter before it did."""
+"""The benchmarks of training run to their end on a few pictures, and chance has the rate of the filter before it."""
 
 import json
 
@@ -8,6 +8,7 @@ import torch
 from benchmarks import training_bed, training_filters, training_loras
 from testbed import loras
 
+ARMS = ("norm", "chance", "entropy")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
