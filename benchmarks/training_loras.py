@@ -82,7 +82,7 @@ class Filtered(loras.Trainer):
 def run(arm: str, rate: float, before: str, args: argparse.Namespace) -> float:
     """Train one LoRA, keep files of some epochs and a row of each; return the share of samples that was left out."""
     trainer = Filtered(args.plan, arm, rate, args)
-    name = f"{args.plan}-{arm}{'-as-' + before if arm == 'chance' else ''}{args.tag}-s{args.seed}"
+    name = f"{args.plan}-{arm}{'-as-' + before if arm == 'chance' else ''}{args.tag and '-' + args.tag}-s{args.seed}"
     row: dict[str, Any] = {}
     for epoch in range(1, args.epochs + 1):
         trainer.pace(epoch, args.epochs)
