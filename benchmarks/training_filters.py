@@ -146,7 +146,7 @@ class Training:
 
     def separated(self) -> dict[str, Any]:
         """Return by judge and half how well scores tell duplicates from held-out pictures, by noise level."""
-        bed, found = self.bed, {}
+        bed, found = self.bed, dict[str, Any]()
         layers = [name for name, _ in bed.unet.named_modules() if name.endswith("attn2")]
         for kind, layer in [("norm", None), *(("entropy", layer) for layer in layers)]:
             arm = Arm(kind, bed.samples, layer=layer)
