@@ -8,7 +8,7 @@ import torch
 from benchmarks import training_bed, training_filters, training_loras
 from testbed import loras
 
-ARMS = ("norm", "chance", "entropy")
+ARMS = ["norm", "chance", "entropy"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -33,13 +33,9 @@ def rows(main, monkeypatch, line, file):
 @pytest.mark.parametrize("device", DEVICES)
 def test_filters(monkeypatch, tmp_path, device):
     out = tmp_path / "rows.jsonl"
-    line = (
-        f"--arms norm chance entropy --steps 3 --every 2 --fresh 6 --share 0.5 --moving 2 --out {out} --device {device}"
-    )
+    line = f"--arms {' '.join(ARMS)} --steps 3 --every 2 --fresh 6 --share 0.5 --moving 2 --out {out} --device {device}"
     found = rows(training_filters.main, monkeypatch, line, out)
-    assert [(row["arm"], row["step"]) for row in found] == [
-        (a, s) for a in ("norm", "chance", "entropy") for s in (2, 3)
-    ]
+    assert [(row["arm"], row["step"]) for row in found] == [(arm, step) for arm in ARMS for step in (2, 3)]
     norm, chance = found[1], found[3]
     assert chance["rate"] == pytest.approx((norm["duplicates left out"] + norm["ordinary left out"]) / 2)
     assert chance["as"] == "norm" and list(norm["thresholds"]) == [str(level) for level in training_bed.LEVELS]
