@@ -46,6 +46,7 @@ def test_filters(monkeypatch, tmp_path, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_loras(monkeypatch, tmp_path, device):
+    pytest.importorskip("peft")
     line = f"{tmp_path} --plan few --arms norm --epochs 2 --every 1 --keep 2 --moving 1 --tag x --device {device}"
     found = rows(training_loras.main, monkeypatch, line, tmp_path / "few-norm-x-s0.jsonl")
     assert [row["epoch"] for row in found] == [1, 2] and all(len(row["likeness"]) == 4 for row in found)
