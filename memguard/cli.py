@@ -72,7 +72,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="memguard",
         description="Tells whether a prompt makes a diffusion model copy a picture of its training data.",
-        epilog="Exit code 0: done; 1: a score above --fail-on; 2: bad input; 130: interrupted.",
+        epilog="Exit code 0: done; 1: --fail-on was reached; 2: bad input; 130: interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"memguard {VERSION}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(isinstance(handler, _Lines) for handler in log.handlers):
         log.addHandler(_Lines())
     try:
-        args = build_parser(command).parse_args(words)
+        args, unknown = build_parser(command).parse_known_args(words)
+        if unknown:
+            Parser(name).error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -70,11 +70,11 @@ def odds(finding: Finding) -> str:
     """Return how often an ordinary prompt gets such a verdict by mistake; "" where no rate is known."""
     if finding.rate is None or finding.rate_bound is None:
         return ""
+    rate, bound = f"{100 * finding.rate:.2g} % of ordinary prompts", f"at most {100 * finding.rate_bound:.2g} %"
+    if finding.verdict == "ordinary":  # this one is not flagged
+        return f"{rate} are flagged by mistake, {bound} (95 % confidence)"
     what = "looks memorized" if finding.verdict == "memorized" else "flagged"
-    return (
-        f"{what} by mistake: {100 * finding.rate:.2g} % of ordinary prompts, "
-        f"at most {100 * finding.rate_bound:.2g} % (95 % confidence)"
-    )
+    return f"{what} by mistake: {rate}, {bound} (95 % confidence)"
 
 
 def mean(scores: Sequence[float]) -> float | None:

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for name, d in profile.distributions.items():
         flagging = cut(Sensitivity().suspicious, d.count) or at(0, d.count)
         rate, most = 100 * flagging.rate, 100 * flagging.bound
-        print(f"{name}: {d.count} prompts, median RMS {d.median:.4g}; flagged above {d.limit(flagging.allowed):.4g},")
+        above = d.limit(flagging.allowed)
+        print(f"{name}: {d.count} prompts, median RMS {d.median:.4g}; flagged above an RMS of {above:.4g},")
         print(f"which is {rate:.2g} % of ordinary prompts, at most {most:.2g} % (95 % confidence)")
     return 0

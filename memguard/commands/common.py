@@ -170,8 +170,8 @@ class Cut:
             print(f"memguard {command}: {self.count} of {number} prompts were cut: {self.example}", file=sys.stderr)
 
 
-def print_json(values: dict[str, Any]) -> None:
-    """Print one JSON object on one line."""
+def print_json(values: dict[str, Any] | list[Any]) -> None:
+    """Print one JSON value on one line."""
     print(json_line(json.dumps(values, ensure_ascii=False, allow_nan=False)), flush=True)
 
 

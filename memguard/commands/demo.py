@@ -137,11 +137,9 @@ def generate(
     cards: dict[str, list[Card]] = {}
     for kind, count in SHOWN.items():
         cards[kind] = []
-        for index, text in enumerate(prompts[kind][:count]):
-            with guard.attach(pipe):
-                image = pipe(
-                    text, num_inference_steps=50, guidance_scale=5.0, generator=torch.manual_seed(SEED + index)
-                )
+        for text in prompts[kind][:count]:
+            with guard.attach(pipe):  # from the noise of the table's score, so that both tell the same verdict
+                image = pipe(text, num_inference_steps=50, guidance_scale=5.0, generator=torch.manual_seed(SEED))
             picture = np.asarray(image.images[0])
             pictures, note = [("generated", picture)], ""
             if text in known:

@@ -157,7 +157,7 @@ def features(found: list[Host], devices: list[str]) -> list[Feature]:
         Feature("guard.attach, scan and calibrate on diffusers pipelines", pipelines),
         Feature("demo and --model testbed", pipelines or weights),
         Feature(".parquet lists and results", parquet),
-        Feature("verdicts by profile", "" if profiles else "no profile yet; run memguard calibrate"),
+        Feature("verdicts by profile", "" if profiles else "none but the test bed's; run memguard calibrate"),
         Feature("GPU", "" if len(devices) > 1 else "torch sees none; everything runs on the CPU, slower"),
         Feature("ComfyUI nodes", _comfyui(found)),
     ]

@@ -115,7 +115,7 @@ def _folder(name: str) -> Path:
         if path.is_file():
             return path
         if not path.is_dir():
-            raise BadInput(f"{path}: no such folder; {remedy}")
+            raise BadInput(f"{path}: no such folder or file; {remedy}")
         index = path / "model_index.json"
         if not index.is_file():
             raise BadInput(f"{path}: is not a diffusers folder, model_index.json is missing; {remedy}")

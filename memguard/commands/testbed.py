@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument("--json", action="store_true", help="print the result as JSON")
     prompts = actions.add_parser("prompts", help="print prompts of the test bed, one per line")
     prompts.add_argument("kind", choices=("verbatim", "template", "ordinary", "held", "single_held"))
+    prompts.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
         from .. import testbed
 
         known = [o.caption for o in testbed.originals() if o.kind == args.kind == "verbatim"]
-        print("\n".join(known or testbed.prompts(args.kind)))
+        found = known or testbed.prompts(args.kind)
+        if args.json:
+            common.print_json(found)
+        else:
+            print("\n".join(found))
         return 0
     _check(args)
     result: dict[str, Any] = {"target": str(args.target), "format": args.format, "stage": args.stage}

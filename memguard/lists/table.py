@@ -6,6 +6,7 @@ Room: the core. May import: the standard library; pyarrow for .parquet.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from .read import BadInput
@@ -32,7 +33,8 @@ def check(path: Path) -> None:
 
     """
     if path.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise BadInput(f"{path}: memguard writes .jsonl, .csv and .parquet")
+        folder = "is a folder; " if os.path.isdir(path) else ""
+        raise BadInput(f"{path}: {folder}memguard writes .jsonl, .csv and .parquet")
     if path.suffix == ".parquet":
         import pyarrow  # noqa: F401 - said now, not after the reading
 

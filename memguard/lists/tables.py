@@ -15,6 +15,7 @@ from typing import Any
 from .read import LONGEST, BadInput
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+BLANK = ",;\t \r\n"  # what a line without a cell is made of
 NONE = "\x1f"  # the delimiter of a table of one column, whose lines hold commas as they like
 HINT = re.compile(r'\s*"?sep=(\t|\\t|[^\s\w"])"?\s*', re.IGNORECASE)  # spreadsheets write it above the header
 
@@ -79,14 +80,14 @@ class _Table:
 
 
 def _table(lines: Lines, name: str) -> _Table | None:
-    """Find the header below blank lines and spreadsheets' hint; None for a file without one."""
+    """Find the header below blank lines, rows of empty cells and spreadsheets' hint; None for a file without one."""
     given = None
     for number, line in enumerate(lines(), 1):
         line = line.lstrip("\ufeff")
         hint = HINT.fullmatch(line)
         if hint and given is None:
             given = "\t" if hint[1] == "\\t" else hint[1]
-        elif line.strip():
+        elif line.strip(BLANK):
             try:
                 # the right delimiter splits the header into the most cells; of equals, the first
                 split = {d: next(csv.reader([line], delimiter=d)) for d in ([given] if given else DELIMITERS)}

@@ -225,7 +225,8 @@ def open_results(path: Path, resume: bool, force: bool = False, inputs: Iterable
     """
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".csv", ".parquet"):
-        raise BadInput(f"{path}: memguard writes .jsonl, .csv and .parquet")
+        folder = "is a folder; " if os.path.isdir(path) else ""
+        raise BadInput(f"{path}: {folder}memguard writes .jsonl, .csv and .parquet")
     journal = path.with_name(path.name + ".jsonl")
     try:
         os.fsencode(path)

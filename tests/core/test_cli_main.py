@@ -71,8 +71,8 @@ class _Parser:
     def __init__(self, run):
         self.run = run
 
-    def parse_args(self, _words):
-        return argparse.Namespace(run=self.run)
+    def parse_known_args(self, _words):
+        return argparse.Namespace(run=self.run), []
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
@@ -89,6 +89,20 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
         run_with(monkeypatch, ZeroDivisionError())
 
 
+def test_an_unknown_argument_is_said_to_be_the_command_s(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["scan", "p.txt", "--model", "testbed", "--out", "x.csv", "--nothing", "3"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "memguard scan: unrecognized arguments: --nothing 3; see memguard scan --help\n"
+
+
+def test_prompts_of_the_test_bed_as_json(capsys):
+    assert main(["testbed", "prompts", "held"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["testbed", "prompts", "held", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == lines
+
+
 def test_ctrl_c_is_130(monkeypatch, capsys):
     assert run_with(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "memguard scan: interrupted\n"
@@ -99,9 +113,9 @@ def test_doctor_prints_versions_devices_and_features(capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["versions"]["memguard"] == "0.1.0" and values["versions"]["torch"]
     assert values["devices"][0].startswith("cpu: ")
-    assert values["features"]["verdicts by profile"] == "no profile yet; run memguard calibrate"
+    assert values["features"]["verdicts by profile"] == "none but the test bed's; run memguard calibrate"
     assert main(["doctor"]) == 0
-    assert "no   verdicts by profile: no profile yet" in capsys.readouterr().out
+    assert "no   verdicts by profile: none but the test bed's" in capsys.readouterr().out
 
 
 def comfyui(folder: Path, version: str = "0.8.1") -> Path:

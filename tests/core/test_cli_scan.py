@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_2(capsys, model, prompts, tmp_path):
     assert "none.txt: no such file" in bad(capsys, "scan", tmp_path / "none.txt", "--model", model)
     assert "empty.txt: holds no prompts" in bad(capsys, "scan", empty, "--model", model)
     assert "latin.txt: byte 3 is not utf-8" in bad(capsys, "scan", latin, "--model", model)
-    assert "no such folder; give a diffusers folder" in bad(capsys, *scan, tmp_path / "none")
+    assert "no such folder or file; give a diffusers folder" in bad(capsys, *scan, tmp_path / "none")
     assert "is a single file; memguard reads .safetensors" in bad(capsys, *scan, wrong)
     assert "model_index.json is missing" in bad(capsys, *scan, tmp_path / "folder")
     (tmp_path / "folder" / "model_index.json").write_text("{")

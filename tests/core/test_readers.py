@@ -176,7 +176,7 @@ def test_a_carriage_return_inside_a_cell_is_no_row(tmp_path):
 def test_what_spreadsheets_write_above_and_into_the_header(tmp_path, above, column):
     path = write(tmp_path / "p.csv", f"{above}id;{column};a,b,c,d\n1;a, red fox;x\n\n2;b;y\n")
     assert list(read_prompts(path)) == ["a, red fox", "b"]
-    path = write(tmp_path / "p.csv", f"\n \n\nid;{column}\n1;a, red fox\n2;b\n")
+    path = write(tmp_path / "p.csv", f"\n \n;;\n\nid;{column}\n1;a, red fox\n2;b\n")
     assert list(read_prompts(path)) == ["a, red fox", "b"]
 
 

@@ -156,7 +156,7 @@ def test_jsonl_holds_whole_reports(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("out.txt", "memguard writes .jsonl, .csv and .parquet"), ("none/out.csv", "no folder")],
+    [("out.txt", "memguard writes .jsonl, .csv and .parquet"), ("none/out.csv", "no folder"), (".", "is a folder")],
 )
 def test_a_wrong_target_is_said_before_the_scan(tmp_path, name, message):
     with pytest.raises(BadInput, match=message):

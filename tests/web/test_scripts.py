@@ -84,6 +84,8 @@ def test_a_verdict_says_its_rank_its_rate_and_what_limits_it():
     ]
     near = ask("words.describe(report)", scored("suspicious", **(known | {"below": 318})))["lines"]
     assert near[0] == "Higher than 318 of 320 ordinary prompts" and near[2].startswith("Flagged by mistake: 0.31 %")
+    low = ask("words.describe(report)", scored("ordinary", **(known | {"below": 3, "rate": 0.0094})))["lines"]
+    assert low[2] == "0.94 % of ordinary prompts are flagged by mistake, at most 0.93 % (95 % confidence)"
 
 
 @needs_node
