@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace, target: Path) -> int:
     for name, value in figures.items():
         say(f"{name}: {value}")
     say("Generating pictures ...")
-    with common.progress((), sum(len(prompts[kind][:count]) for kind, count in SHOWN.items()), " pictures") as bar:
+    with common.progress((), sum(SHOWN.values()), " pictures") as bar:
         cards = generate(pipe, originals, prompts, bar.update)
     try:
         target.write_text(_page(args.stage, rows, figures, cards), encoding="utf-8")
@@ -137,7 +137,7 @@ def generate(
     cards: dict[str, list[Card]] = {}
     for kind, count in SHOWN.items():
         cards[kind] = []
-        for text in prompts[kind][:count]:
+        for text in spread(prompts[kind], count):
             with guard.attach(pipe):  # from the noise of the table's score, so that both tell the same verdict
                 image = pipe(text, num_inference_steps=50, guidance_scale=5.0, generator=torch.manual_seed(SEED))
             picture = np.asarray(image.images[0])
@@ -154,6 +154,11 @@ def generate(
             cards[kind].append(Card(guard.report, pictures, note))
             done()
     return cards
+
+
+def spread(prompts: list[str], count: int) -> list[str]:
+    """Return some of the prompts, evenly spread: neighbours in the list are alike."""
+    return prompts[:: max(1, len(prompts) // count)][:count]
 
 
 def _page(stage: str, rows: list[Any], figures: dict[str, Estimate], cards: dict[str, list[Card]]) -> str:
