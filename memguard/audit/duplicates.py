@@ -4,7 +4,7 @@ A picture that is there twice is trained on twice as often, and what is shown mo
 2023; Webster et al., "On the De-duplication of LAION-2B", 2023). Pictures are compared by their perceptual hash:
 64 signs of the low frequencies of the cosine transform (Zauner, 2010), by the package imagehash.
 
-Room: the core. May import: numpy, memguard.audit; imagehash where hashes are made.
+Room: the core. May import: numpy, memguard.audit, memguard.copies; imagehash where hashes are made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..copies import THRESHOLD
 from .folder import Picture, pixels
+from .likeness import Likeness
 
 NEAR = 8  # of 64 signs may differ; ordinary pairs differ in 32 on average
 
@@ -62,6 +64,16 @@ def near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # the product of two rows of 64 signs is 64 - 2 * (signs that differ)
     alike = np.maximum(signs[0] @ signs[1].T, signs[0] @ signs[2].T)
     return alike >= 64 - 2 * NEAR
+
+
+def by_hash(a: Sequence[Picture], b: Sequence[Picture]) -> np.ndarray:
+    """Return which pictures of two sets are near duplicates by their perceptual hashes, bool [N, M]."""
+    return near(hashes(a), hashes(b))
+
+
+def by_look(a: Sequence[Picture], b: Sequence[Picture]) -> np.ndarray:
+    """Return the same by the low-resolution match of ``memguard.copies``, where imagehash is not installed."""
+    return Likeness([pixels(each) for each in b]).of([pixels(each) for each in a]) >= THRESHOLD
 
 
 def components(pairs: np.ndarray) -> list[int]:

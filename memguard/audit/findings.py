@@ -1,17 +1,19 @@
-"""From how alike the generated pictures are to the real ones to what is said of a checkpoint.
+"""From a model to what is said of it: its pictures, how alike they are to the real ones, what follows from that.
 
-Room: the core. May import: numpy, memguard.audit.
+Room: the core. May import: numpy, Pillow, memguard.audit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from .checkpoints import Age
 from .copied import matches
+from .making import Model
 from .reals import Reals
 from .record import Checked, Checkpoint
 from .three_samples import ThreeSamples, cells_of, three_samples
@@ -28,16 +30,63 @@ class Before:
     own: np.ndarray
 
 
+@dataclass(frozen=True)
+class After:
+    """What a model with the training does with the captions of all pictures.
+
+    ``scores`` [trained], ``similarity`` [N, images, N] of the images of each caption to each real picture, ``images``
+    [trained] the files of the most alike ones.
+    """
+
+    scores: Sequence[float | None]
+    similarity: np.ndarray
+    images: Sequence[str]
+
+
+def without(model: Model, reals: Reals) -> Before:
+    """Return what a model without the training does."""
+    captions = reals.captions[: reals.trained]
+    scores = model.scores(captions)
+    similarity, _ = _compared(model, captions, reals, lambda *_: "")
+    numbers = np.arange(len(captions))
+    return Before(scores, similarity[numbers, :, numbers])
+
+
+def trained(model: Model, reals: Reals, keep: Callable[[int, np.ndarray], str]) -> After:
+    """Return what a model with the training does.
+
+    Args:
+        model: the host's.
+        reals: the real pictures.
+        keep: gets the number of each training picture and the most alike image of its caption, uint8 [H, W, 3]; returns
+            the file in which it is, "" for none.
+
+    """
+    scores = model.scores(reals.captions[: reals.trained])
+    return After(scores, *_compared(model, reals.captions, reals, keep))
+
+
+def _compared(
+    model: Model, captions: Sequence[str], reals: Reals, keep: Callable[[int, np.ndarray], str]
+) -> tuple[np.ndarray, list[str]]:
+    rows, names = [], []
+    for index, made in enumerate(model.pictures(captions)):
+        # [images, N]
+        row = reals.likeness.of([Image.fromarray(each) for each in made])
+        rows.append(row)
+        if index < reals.trained:
+            names.append(keep(index, made[row[:, index].argmax()]))
+    return np.stack(rows), names
+
+
 def checkpoint(
     name: str,
     digest: str,
     age: Age,
     reals: Reals,
-    similarity: np.ndarray,
-    scores: Sequence[float | None],
+    after: After,
     before: Before,
     floor: float,
-    images: Sequence[str],
     deals: int,
 ) -> Checkpoint:
     """Return what is said of one checkpoint.
@@ -47,16 +96,13 @@ def checkpoint(
         digest: of what is in it.
         age: of the training.
         reals: the real pictures.
-        similarity: of the images of each caption to each real picture, [N, images, N].
-        scores: of the first step, per training picture.
-        before: without the training.
+        after: with the training.
+        before: without it.
         floor: the similarity's own threshold.
-        images: file of the most alike image of each training picture.
         deals: of the test's relabelling.
 
     """
-    trained = reals.trained
-    found = matches(similarity, trained, floor, reals.first)
+    found = matches(after.similarity, reals.trained, floor, reals.first)
     copied = set(found.copied)
     bringing: dict[int, list[str]] = {}
     for index, sources in enumerate([*found.source, *found.astray]):
@@ -64,7 +110,7 @@ def checkpoint(
             bringing.setdefault(source, []).append(reals.pictures[index].name)
     rows = []
     highest = found.threshold.highest
-    for i, picture in enumerate(reals.pictures[:trained]):
+    for i, picture in enumerate(reals.pictures[: reals.trained]):
         nearest = found.other[i].argmax()
         rows.append(
             Checked(
@@ -78,12 +124,12 @@ def checkpoint(
                 tuple(before.own[i].tolist()),
                 reals.pictures[found.other_index[i, nearest]].name if np.isfinite(found.other[i, nearest]) else "",
                 max(0.0, float(found.other[i, nearest])),
-                scores[i],
+                after.scores[i],
                 before.scores[i],
-                images[i],
+                after.images[i],
             )
         )
-    test = _test(reals, similarity, deals)
+    test = _test(reals, after.similarity, deals)
     return Checkpoint(name, digest, age, found.threshold, test, tuple(rows))
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ METADATA = "metadata.jsonl"  # of the library datasets: one row per picture, wit
 COLUMNS = ("text", "caption", "prompt")  # of METADATA
 REPEATS = re.compile(r"(\d+)_(.*)")  # kohya's folders: how often an epoch shows each picture, and their words
 MASK = "-masklabel"  # OneTrainer's masks lie beside their pictures
+HELD = "held-out"  # before the names of held-out pictures
 LONGEST = 1 << 16  # bytes of a caption
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -84,6 +85,12 @@ def read_folder(path: Path) -> Folder:
         why = f": {reading.notes[0]}" if reading.notes else ""
         raise BadInput(f"{path}: holds no picture with a caption, as .txt beside it or in {METADATA}{why}")
     return Folder(pictures, tuple(reading.notes))
+
+
+def held_out(folder: Folder) -> Folder:
+    """Return a folder of held-out pictures under names that differ from those of the training pictures."""
+    pictures = (replace(each, name=f"{HELD}/{each.name}") for each in folder.pictures)
+    return Folder(tuple(pictures), tuple(f"{HELD}/{note}" for note in folder.notes))
 
 
 def pixels(picture: Picture, side: int = 512) -> Image.Image:

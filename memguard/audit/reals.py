@@ -5,6 +5,8 @@ Room: the core. May import: memguard.audit, memguard.copies, memguard.lists, mem
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from ..copies.signatures import Signatures
 from ..lists import BadInput
 from ..texts import shown
-from .duplicates import Group, components, hashes, near
+from .duplicates import Group, by_hash, components
 from .duplicates import groups as groups_of
 from .folder import Folder, Picture, pixels
 from .likeness import Likeness
@@ -45,24 +47,50 @@ class Reals:
         """Of all pictures."""
         return [each.caption for each in self.pictures]
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits that name the pictures with their names and captions."""
+        found = hashlib.sha256()
+        for each in self.pictures:
+            found.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
+            found.update(each.path.read_bytes())
+        return found.hexdigest()[:16]
+
 
 def gathered(
-    folder: Folder, held: Folder, limit: int | None, seed: int, kind: Signatures | None = None
+    folder: Folder,
+    held: Folder,
+    limit: int | None,
+    seed: int,
+    kind: Signatures | None = None,
+    near: Callable[[Sequence[Picture], Sequence[Picture]], np.ndarray] = by_hash,
 ) -> tuple[Reals, tuple[Group, ...], list[str]]:
-    """Return the pictures that are compared, the near duplicates, and notes on held-out pictures that are none."""
+    """Return the pictures that are compared, the near duplicates, and notes on held-out pictures that are none.
+
+    Args:
+        folder: of training pictures.
+        held: of held-out ones.
+        limit: that many of the training pictures, drawn at random; None for all.
+        seed: of that draw.
+        kind: of what is compared; None for thumbnails.
+        near: which pictures of two sets are near duplicates, bool [N, M].
+
+    Raises:
+        BadInput: for fewer than two training pictures.
+
+    """
     trained = list(folder.pictures)
     if len(trained) < 2:
         raise BadInput("one training picture is too few; a copy is told by what the other pictures are like")
     if limit is not None and limit < len(trained):
         chosen = np.random.default_rng(seed).choice(len(trained), limit, replace=False)
         trained = [trained[i] for i in sorted(chosen.tolist())]
-    signs = hashes(folder.pictures)
-    first = components(near(signs, signs))
+    first = components(near(folder.pictures, folder.pictures))
     groups = groups_of(folder.pictures, first)
     others: list[Picture] = []
     notes = []
     if held.pictures:
-        twins = near(hashes(held.pictures), signs)
+        twins = near(held.pictures, folder.pictures)
         for picture, twin in zip(held.pictures, twins, strict=True):
             if twin.any():
                 name = folder.pictures[int(twin.argmax())].name

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _conclude(args: argparse.Namespace, audit: Any) -> int:
-    from ..audit.page import HEADER, row
+    from ..audit.table import lines
 
     failed = [each for each in audit.checkpoints if each.error]
     if failed and len(failed) == len(audit.checkpoints):
@@ -97,14 +97,7 @@ def _conclude(args: argparse.Namespace, audit: Any) -> int:
     if args.json:
         sys.stdout.write(audit.to_json())
     else:
-        rows = [HEADER, *map(row, audit.checkpoints)]
-        widths = [max(len(shown(line[i])) for line in rows) for i in range(2)]
-        for line in rows:
-            cells = "".join(f"  {shown(cell):>9}" for cell in line[2:6])
-            print(f"{shown(line[0]):<{widths[0]}}  {shown(line[1]):<{widths[1]}}{cells}".rstrip())
-        for each in audit.checkpoints[-1:]:
-            for picture in (p for p in each.pictures if p.copied):
-                print(f"copied: {shown(picture.name)} (likeness {max(picture.own):.2f}): {shown(picture.caption)}")
+        print(*lines(audit), sep="\n")
         print(shown(f"{audit.verdict[:1].upper()}{audit.verdict[1:]}. {args.out / 'report.html'} shows the pictures."))
     if args.fail_on is not None and any(each.copied >= args.fail_on for each in audit.checkpoints):
         return 1

@@ -6,24 +6,23 @@ Room: the command line. May import: memguard, memguard.hosts.diffusers, torch, n
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from ..audit import checkpoints, record
-from ..audit.findings import Before, checkpoint
-from ..audit.folder import Folder, read_folder
+from ..audit import checkpoints, findings, record
+from ..audit.folder import Folder, held_out, read_folder
 from ..audit.likeness import FLOOR
+from ..audit.making import Making
 from ..audit.page import html
 from ..audit.reals import gathered
 from ..copies.signatures import Signatures
@@ -38,7 +37,6 @@ from . import common, models
 log = logging.getLogger("memguard")
 
 AUDIT, REPORT, IMAGES, LOCK = "audit.json", "report.html", "images", ".audit.lock"
-HELD = "held-out"  # before the names of held-out pictures
 EVERY = 2.0  # seconds between looks into a watched folder
 
 
@@ -56,7 +54,7 @@ class Auditing:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = read_folder(args.data)
-        self.held = Folder((), ()) if args.held_out is None else _named(read_folder(args.held_out))
+        self.held = Folder((), ()) if args.held_out is None else held_out(read_folder(args.held_out))
         files.folder(args.out)
         self._lock: BinaryIO = files.locked((args.out / LOCK).open("ab"), args.out)
         try:
@@ -77,12 +75,12 @@ class Auditing:
             self.pipe = models.load_model(args)
         if getattr(self.pipe, "vae", None) is None:
             raise BadInput(f"{args.model}: has no autoencoder that diffusers knows, so it makes no pictures")
-        self.making = making.Making(
+        self.making = Making(
             args.num_images, args.num_inference_steps, args.guidance_scale, args.height, args.width, args.seed
         )
         self.floor = floor if args.threshold is None else args.threshold
         self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
-        self._before: Before | None = None
+        self._before: findings.Before | None = None
         if self._old is not None:
             differs = difference(self._old.settings, self.audit.settings)
             if differs or self._old.model != self.audit.model:
@@ -146,40 +144,24 @@ class Auditing:
             pipe = self.pipe
             lora = loras.fitted(pipe, loras.read(path), name)
         before = self._without()
-        captions = self.reals.captions
-        with nullcontext() if self.args.checkpoint else loras.applied(pipe, lora):
-            scores = making.scores(pipe, captions[: self.reals.trained], self.making)
-            images = self.args.out / IMAGES / digest
-            similarity, names = self._generated(pipe, captions, f"{shown(name)}: ", images)
-        return checkpoint(name, digest, age, self.reals, similarity, scores, before, self.floor, names, self.args.deals)
+        images = self.args.out / IMAGES / digest
 
-    def _without(self) -> Before:
+        def keep(index: int, picture: np.ndarray) -> str:
+            return self._kept(images, index, picture)
+
+        with nullcontext() if self.args.checkpoint else loras.applied(pipe, lora):
+            after = findings.trained(_Piped(pipe, self.making, f"{shown(name)}: "), self.reals, keep)
+        return findings.checkpoint(name, digest, age, self.reals, after, before, self.floor, self.args.deals)
+
+    def _without(self) -> findings.Before:
         """Return what the base does, made once."""
         done = [each for each in (self._old.checkpoints if self._old else ()) if not each.error]
         if self._before is None and done:
             rows = done[0].pictures
-            self._before = Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
+            self._before = findings.Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
         if self._before is None:
-            captions = self.reals.captions[: self.reals.trained]
-            scores = making.scores(self.pipe, captions, self.making)
-            similarity, _ = self._generated(self.pipe, captions, "without: ")
-            numbers = np.arange(len(captions))
-            self._before = Before(scores, similarity[numbers, :, numbers])
+            self._before = findings.without(_Piped(self.pipe, self.making, "without: "), self.reals)
         return self._before
-
-    def _generated(
-        self, pipe: Any, captions: Sequence[str], what: str, images: Path | None = None
-    ) -> tuple[np.ndarray, list[str]]:
-        """Return how alike the pictures of each caption are to each real one, and the files of the most alike."""
-        found, names = [], []
-        pictures = making.generate(pipe, captions, self.making)
-        for index, made in enumerate(common.progress(pictures, len(captions), f" {what}captions")):
-            # [images, N]
-            row = self.reals.likeness.of([Image.fromarray(each) for each in made])
-            found.append(row)
-            if images is not None and index < self.reals.trained:
-                names.append(self._kept(images, index, made[row[:, index].argmax()]))
-        return np.stack(found), names
 
     def _kept(self, images: Path, index: int, picture: np.ndarray) -> str:
         path = images / f"{index:05d}.png"
@@ -226,17 +208,25 @@ class Auditing:
         kept |= {"similarity": self._kind_name}
         kept |= {"threshold": self.floor, "number format": str(next(self.pipe.vae.parameters()).dtype)[6:]}
         kept |= {"sampler": type(self.pipe.scheduler).__name__, "trained": self.reals.trained}
-        contents = hashlib.sha256()
-        for each in self.reals.pictures:
-            contents.update(f"{each.name}\0{each.caption}\0".encode("utf-8", "backslashreplace"))
-            contents.update(each.path.read_bytes())
-        return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": contents.hexdigest()[:16]}
+        return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": self.reals.digest}
 
 
-def _named(held: Folder) -> Folder:
-    """Return a folder whose names differ from those of the training pictures."""
-    pictures = (replace(each, name=f"{HELD}/{each.name}") for each in held.pictures)
-    return Folder(tuple(pictures), tuple(f"{HELD}/{note}" for note in held.notes))
+@dataclass(frozen=True)
+class _Piped:
+    """A pipeline as an audit asks it (memguard.audit.making.Model), with a progress bar."""
+
+    pipe: Any
+    making: Making
+    what: str
+
+    def scores(self, captions: Sequence[str]) -> list[float | None]:
+        return making.scores(self.pipe, captions, self.making)
+
+    def pictures(self, captions: Sequence[str]) -> Iterator[np.ndarray]:
+        found: Iterator[np.ndarray] = common.progress(
+            making.generate(self.pipe, captions, self.making), len(captions), f" {self.what}captions"
+        )
+        return found
 
 
 def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:

@@ -1,57 +1,23 @@
 """What an audit needs of a pipeline: the first-step score of each caption, and the pictures that it gives.
 
-The pictures of a caption come from seeds that the caller names, so that a model with and without a LoRA, and each
-checkpoint of a training, starts from the same noise, and so that ``memguard generate --seed`` makes the same picture.
+``memguard generate --seed`` makes the same picture.
 
-Room: memguard.hosts, diffusers. May import: memguard.guard, numpy, torch.
+Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.guard, numpy, torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...aside import aside
+from ...audit.making import Making, seeds
 from ...troubles import NotFinite
 from . import pipes
 from .scanning import scan
-
-
-@dataclass(frozen=True)
-class Making:
-    """How pictures are made.
-
-    Attributes:
-        images: per caption.
-        steps: of the schedule.
-        guidance: scale.
-        height: pixels; None is the model's own.
-        width: pixels.
-        seed: of the first image of each caption.
-
-    """
-
-    images: int = 4
-    steps: int = 25
-    guidance: float = 7.5
-    height: int | None = None
-    width: int | None = None
-    seed: int = 0
-
-
-def seeds(captions: Sequence[str], making: Making) -> list[list[int]]:
-    """Return the seeds of each caption's images; a caption that comes again goes on behind the seeds before."""
-    seen: dict[str, int] = {}
-    found = []
-    for caption in captions:
-        first = making.seed + making.images * seen.get(caption, 0)
-        seen[caption] = seen.get(caption, 0) + 1
-        found.append(list(range(first, first + making.images)))
-    return found
 
 
 def scores(pipe: Any, captions: Sequence[str], making: Making) -> list[float | None]:

@@ -1,0 +1,38 @@
+"""An audit as lines of text: a row for each checkpoint, and the training pictures that came out of the last one.
+
+Room: the core. May import: memguard.audit, memguard.texts.
+"""
+
+from __future__ import annotations
+
+from ..texts import shown
+from .page import HEADER, row
+from .record import Audit
+
+COLUMNS = 6  # of HEADER; the page shows all
+
+
+def rows(audit: Audit) -> list[list[str]]:
+    """Return the table as cells, its head first."""
+    return [[shown(cell) for cell in line[:COLUMNS]] for line in (HEADER, *map(row, audit.checkpoints))]
+
+
+def copied(audit: Audit) -> list[str]:
+    """Return a line for each training picture that the last checkpoint copies."""
+    return [
+        shown(f"copied: {each.name} (likeness {max(each.own):.2f}): {each.caption}")
+        for checkpoint in audit.checkpoints[-1:]
+        for each in checkpoint.pictures
+        if each.copied
+    ]
+
+
+def lines(audit: Audit) -> list[str]:
+    """Return the table in columns, and the copied pictures under it."""
+    found = rows(audit)
+    widths = [max(len(line[i]) for line in found) for i in range(2)]
+    table = []
+    for line in found:
+        cells = "".join(f"  {cell:>9}" for cell in line[2:])
+        table.append(f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}{cells}".rstrip())
+    return [*table, *copied(audit)]
