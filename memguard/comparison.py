@@ -34,13 +34,14 @@ def table(report: Report) -> list[str]:
     return lines
 
 
-def compare(before: np.ndarray, after: np.ndarray, lines: list[str]) -> np.ndarray:
+def compare(before: np.ndarray, after: np.ndarray, lines: list[str], labels: tuple[str, str] = LABELS) -> np.ndarray:
     """Lay two pictures side by side.
 
     Args:
         before: uint8 [H, W, 3].
         after: uint8, scaled to the height of the other.
         lines: of text below.
+        labels: over the pictures.
 
     Returns:
         uint8 [H + labels and lines, W + gap + W', 3].
@@ -55,7 +56,7 @@ def compare(before: np.ndarray, after: np.ndarray, lines: list[str]) -> np.ndarr
     wide = left.width + GAP + right.width
     canvas = Image.new("RGB", (max(wide, least), left.height + LINE * (1 + len(lines)) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for picture, label, x in ((left, LABELS[0], 0), (right, LABELS[1], left.width + GAP)):
+    for picture, label, x in ((left, labels[0], 0), (right, labels[1], left.width + GAP)):
         canvas.paste(picture, (x, LINE))
         draw.text((x + 3, 2), label, "black", font)
     for number, line in enumerate(lines):

@@ -9,6 +9,7 @@ from ..memguard.hosts.comfyui import profiles, routes
 from . import (
     adjust_noise,
     attention_scaling,
+    audit_lora,
     calibrate,
     check_prompt,
     compare,
@@ -33,5 +34,5 @@ class MemGuardExtension(ComfyExtension):
         routes.register()
         watching = (guard, report, check_prompt, token_attribution, overlay, calibrate, load_profile)
         treating = (attention_scaling, guidance_delay, neuron_mask, mitigation, optimize_prompt, adjust_noise)
-        files = (*watching, *treating, compare, load_neurons, find_neurons, find_copies)
+        files = (*watching, *treating, compare, load_neurons, find_neurons, find_copies, audit_lora)
         return [node for file in files for node in file.NODES]

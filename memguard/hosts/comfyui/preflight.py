@@ -76,6 +76,7 @@ def first_calls(
     latent: dict[str, Any],
     sigmas: Tensor | None = None,
     detectors: Sequence[str] = ("text_noise_norm",),
+    bar: Any = None,
 ) -> tuple[Run, ...]:
     """Return one run per prompt, each with the evidence of its first model call or the reason why there is none.
 
@@ -86,6 +87,7 @@ def first_calls(
         latent: LATENT; its picture, batch indices and noise mask count.
         sigmas: of the sampler; None starts from pure noise.
         detectors: whose evidence is collected.
+        bar: ComfyUI's progress bar that gets a unit for each; None makes one.
 
     """
     guard = _Collecting(detectors)
@@ -95,7 +97,7 @@ def first_calls(
         sigmas = torch.tensor([float(watched.get_model_object("model_sampling").sigma_max), 0.0])
     if len(sigmas) < 2:
         raise ValueError("sigmas holds no step; connect the SIGMAS that the sampler gets, or nothing")
-    bar = comfy.utils.ProgressBar(len(prompts))
+    bar = bar or comfy.utils.ProgressBar(len(prompts))
     for positive, seed in prompts:
         comfy.model_management.throw_exception_if_processing_interrupted()
         with aside(watched.load_device):
