@@ -1,7 +1,7 @@
 """Which of its training pictures a LoRA copies, asked of a MODEL, CLIP and VAE: the audit of ``memguard audit``.
 
-The base and the LoRA act on clones of the MODEL, which ComfyUI loads and unloads like those of its own LoRA loader, so
-that nothing of an audit stays in the MODEL that came in, also where it was interrupted.
+The LoRA acts on clones, as with ComfyUI's own loader. Clones share one network, and ComfyUI would leave the LoRA in its
+weights until another clone is loaded; here the base is loaded again at once, also where the audit was interrupted.
 
 Part of the ComfyUI host; may import: comfy, torch, numpy, Pillow, memguard's core.
 """
@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import numpy as np
@@ -87,22 +88,26 @@ def audit(
         comfy.model_management.InterruptProcessingException: of ComfyUI's stop button.
 
     """
-    patcher = unwatched(patcher)
+    given, patcher = patcher, unwatched(patcher)
     changed, encoder, unused = applied(patcher, clip, lora)
     pictures = read_folder(finding.folder_of(folder))
     others = held_out(read_folder(finding.folder_of(held))) if held.strip() else Folder((), ())
     reals, groups, left = gathered(pictures, others, settings.limit, settings.making.seed, near=by_look)
     empty, making = empty_latent(patcher, latent), settings.making
     captions = reals.captions
-    # every text before the first call: text encoder and network need not take turns in the GPU's memory
-    before = encoded(clip, captions[: reals.trained])
-    conds = encoded(encoder, captions)
-    bar = comfy.utils.ProgressBar(2 * reals.trained + making.steps * (reals.trained + len(captions)))
-    common = vae, empty, making, settings.sampler, settings.scheduler, bar
     best: dict[int, np.ndarray] = {}
-    base = findings.without(Drawing(patcher, before, *common), reals)
-    # JSON names no file of an image; the pairs show them
-    after = findings.trained(Drawing(changed, conds, *common), reals, lambda i, made: best.update({i: made}) or "")
+    try:
+        # every text before the first call: text encoder and network need not take turns in the GPU's memory
+        conds = encoded(encoder, captions)
+        before = conds if encoder is clip else encoded(clip, captions[: reals.trained])
+        bar = comfy.utils.ProgressBar(2 * reals.trained + making.steps * (reals.trained + len(captions)))
+        common = vae, empty, making, settings.sampler, settings.scheduler, bar
+        base = findings.without(Drawing(patcher, before, *common), reals)
+        # JSON names no file of an image; the pairs show them
+        after = findings.trained(Drawing(changed, conds, *common), reals, lambda i, made: best.update({i: made}) or "")
+    finally:
+        loaded = [given] if encoder is clip else [given, clip.patcher]
+        comfy.model_management.load_models_gpu(loaded)
     found = findings.checkpoint(
         lora.name, lora.digest, lora.age, reals, after, base, settings.threshold, settings.deals
     )
