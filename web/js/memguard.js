@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { Audit } from "./audit.js";
 import { Badge, Words } from "./badge.js";
 import { check, listenToChecks } from "./checking.js";
 import { plainPrompt } from "./graph.js";
@@ -21,6 +22,7 @@ import { Toasts, warns } from "./toasts.js";
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
 const badges = new WeakMap(); // node -> Badge; gone with the node
 const words = new WeakMap(); // node -> Words
+const audits = new WeakMap(); // node -> Audit
 const remembered = new Map(); // place -> entry; a workflow tab rebuilds its nodes whenever it is opened
 const warned = new Set(); // runs; the server reports a run when it is judged and again when it has ended
 const pictures = new Pictures();
@@ -48,12 +50,14 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === "MemGuard_TokenAttribution") words.set(node, new Words(node));
+    if (node.comfyClass === "MemGuard_AuditLora") audits.set(node, new Audit(node));
     if (SHOWING.has(node.comfyClass)) addBadge(node);
   },
 
   loadedGraphNode(node) {
     const entry = badges.has(node) && remembered.get(place(node));
     if (entry) badges.get(node).show(entry);
+    audits.get(node)?.restore();
   },
 
   async afterConfigureGraph() {
@@ -104,6 +108,8 @@ function executed({ node, display_node: display, output, prompt_id: prompt }, la
   pictures.add(prompt, output);
   const [attribution] = output?.memguard_attribution ?? [];
   if (attribution) words.get(nodeAt(root(), display ?? node))?.show(attribution);
+  const [audit] = output?.memguard_audit ?? [];
+  if (audit) audits.get(nodeAt(root(), display ?? node))?.show(audit);
   for (const report of output?.memguard ?? []) {
     const guard = guardOf(node);
     const homes = guard === null ? [display ?? node, ...(output.memguard_home ?? [])] : [guard];

@@ -24,7 +24,7 @@ NODES = {"MemGuard", "MemGuard_Report", "MemGuard_CheckPrompt", "MemGuard_Calibr
 NODES |= {"MemGuard_TokenAttribution", "MemGuard_Overlay", "MemGuard_AttentionScaling", "MemGuard_GuidanceDelay"}
 NODES |= {"MemGuard_NeuronMask", "MemGuard_Mitigation", "MemGuard_OptimizePrompt", "MemGuard_AdjustNoise"}
 NODES |= {"MemGuard_Compare", "MemGuard_LoadNeurons", "MemGuard_SaveNeurons", "MemGuard_FindNeurons"}
-NODES |= {"MemGuard_FindCopies"}
+NODES |= {"MemGuard_FindCopies", "MemGuard_AuditLora"}
 
 
 @pytest.fixture(scope="module")
