@@ -96,6 +96,11 @@ def audit(
     empty, making = empty_latent(patcher, latent), settings.making
     captions = reals.captions
     best: dict[int, np.ndarray] = {}
+
+    def keep(index: int, picture: np.ndarray) -> str:
+        best[index] = picture
+        return ""  # no file: the pairs show it
+
     try:
         # every text before the first call: text encoder and network need not take turns in the GPU's memory
         conds = encoded(encoder, captions)
@@ -103,8 +108,7 @@ def audit(
         bar = comfy.utils.ProgressBar(2 * reals.trained + making.steps * (reals.trained + len(captions)))
         common = vae, empty, making, settings.sampler, settings.scheduler, bar
         base = findings.without(Drawing(patcher, before, *common), reals)
-        # JSON names no file of an image; the pairs show them
-        after = findings.trained(Drawing(changed, conds, *common), reals, lambda i, made: best.update({i: made}) or "")
+        after = findings.trained(Drawing(changed, conds, *common), reals, keep)
     finally:
         loaded = [given] if encoder is clip else [given, clip.patcher]
         comfy.model_management.load_models_gpu(loaded)

@@ -124,7 +124,7 @@ def applied(patcher: Any, clip: Any, lora: Lora) -> tuple[Any, Any, tuple[str, .
         raise Refused(
             f"{lora.name}: is for another base model: {len(wrong)} of {total} layers have other shapes ({said})"
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if unknown:
         some = ", ".join(unknown[:FEW])
         notes = (f"{lora.name}: {len(unknown)} of its layers are not in this model and do not act ({some})",)
