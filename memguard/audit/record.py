@@ -86,6 +86,13 @@ class Checkpoint:
         """How many training pictures come out."""
         return sum(each.copied for each in self.pictures)
 
+    @property
+    def known(self) -> int:
+        """How many of these come out of the model without the training, too, from their own captions."""
+        if self.threshold is None:
+            return 0
+        return sum(each.copied and max(each.own_before, default=0) > self.threshold.value for each in self.pictures)
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -118,12 +125,14 @@ class Audit:
         if not worst.copied:
             which = "" if len(done) == 1 else f", none of {len(done)} checkpoints does"
             return f"copies none of {count} pictures in {images} images of each caption{which}"
+        known = f"; {last.known} of these also without the training" if last.known else ""
         if len(done) == 1:
-            return f"copies {last.copied} of {count} pictures"
+            return f"copies {last.copied} of {count} pictures{known}"
         first = next(i for i, each in enumerate(done) if each.copied)
         clean = f"{done[first - 1].age.said(done[first - 1].name)} is clean" if first else "no checkpoint before it"
         said = f"copies {last.copied} of {count} pictures; first at {done[first].age.said(done[first].name)} ({clean})"
-        return said if worst.copied == last.copied else f"{said}, most at {worst.age.said(worst.name)}: {worst.copied}"
+        most = "" if worst.copied == last.copied else f", most at {worst.age.said(worst.name)}: {worst.copied}"
+        return said + most + known
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

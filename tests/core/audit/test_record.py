@@ -18,9 +18,18 @@ from memguard.audit.three_samples import Cell, ThreeSamples
 EVIL = "<script>alert('x')</script> & \x1b[31m"
 
 
-def checkpoint(epoch, copied, count=4, **changes):
+def checkpoint(epoch, copied, count=4, before=0, **changes):
+    """The first ``copied`` pictures are copies, and without the training the first ``before``."""
     pictures = tuple(
-        Checked(f"{i}.png", f"caption {i}", i < copied, False, int(i < copied), (), (0.3, 0.9 if i < copied else 0.31))
+        Checked(
+            f"{i}.png",
+            f"caption {i}",
+            i < copied,
+            False,
+            int(i < copied),
+            (),
+            *((0.3, 0.9 if i < number else 0.31) for number in (copied, before)),
+        )
         for i in range(count)
     )
     cell = Cell((0, 1), 3, 2, -1.25)
@@ -31,8 +40,8 @@ def checkpoint(epoch, copied, count=4, **changes):
     return Checkpoint(**values | {"test": test, "threshold": Threshold(0.7, 0.7, 0.41, 3, 0.63)} | changes)
 
 
-def audit(*copied, **changes):
-    found = tuple(checkpoint(4 * (i + 1), count) for i, count in enumerate(copied))
+def audit(*copied, before=0, **changes):
+    found = tuple(checkpoint(4 * (i + 1), count, before=before) for i, count in enumerate(copied))
     return Audit("ab12", {"seed": 0, "height": None}, found, **changes)
 
 
@@ -45,6 +54,11 @@ def audit(*copied, **changes):
         (audit(0, 1, 3), "copies 3 of 4 pictures; first at epoch 8 (epoch 4 is clean)"),
         (audit(1, 3), "copies 3 of 4 pictures; first at epoch 4 (no checkpoint before it)"),
         (audit(0, 3, 2), "copies 2 of 4 pictures; first at epoch 8 (epoch 4 is clean), most at epoch 8: 3"),
+        (audit(3, before=2), "copies 3 of 4 pictures; 2 of these also without the training"),
+        (
+            audit(0, 1, before=4),
+            "copies 1 of 4 pictures; first at epoch 8 (epoch 4 is clean); 1 of these also without the training",
+        ),
         (Audit("", {}, (checkpoint(1, 0, pictures=(), error="damaged"),)), "could not be audited"),
     ],
 )

@@ -54,7 +54,9 @@ def files(server):  # noqa: F811
 def test_the_page_gets_verdict_table_and_pairs(page, server, files):  # noqa: F811
     outcome = page.run(graph())
     (shown,) = outcome.outputs["3"]["memguard_audit"]
-    assert shown["verdict"] == "This LoRA copies 1 of 2 pictures." and shown["tone"] == "memorized"
+    # the LoRA does nothing: the test bed knows the picture by itself
+    assert shown["verdict"] == "This LoRA copies 1 of 2 pictures; 1 of these also without the training."
+    assert shown["tone"] == "memorized"
     assert outcome.outputs["3"]["text"] == [shown["verdict"]]
     assert shown["table"][1][:2] == ["x.safetensors", "1 of 2"] and shown["lines"][0].startswith("copied: a.png")
     bars = [data for data in outcome.of("progress") if data["node"] == "3"]
