@@ -142,7 +142,8 @@ def test_the_copies_of_the_test_bed_are_named(bed, inputs):
     few = {"seeds": 1, "steps": 8, "seed": 0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
     found = run(*bed, name="x-000003.safetensors", held="held", side=16, **few)
     verdict, text, copied, pairs = found.result
-    assert verdict == f"This LoRA copies {COPIED} of {COPIED + ORDINARY} pictures." and copied is True
+    said = f"This LoRA copies {COPIED} of {COPIED + ORDINARY} pictures; {COPIED} of these also without the training."
+    assert verdict == said and copied is True
     assert pairs.shape == (COPIED, *pairs.shape[1:]) and pairs.dtype == torch.float32
     audit = json.loads(text)
     (checkpoint,) = audit["checkpoints"]
