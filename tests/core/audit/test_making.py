@@ -8,6 +8,7 @@ from memguard.audit.checkpoints import Age
 from memguard.audit.duplicates import by_look
 from memguard.audit.findings import Before, checkpoint, trained, without
 from memguard.audit.folder import Folder, held_out, read_folder
+from memguard.audit.making import Making, seeds
 from memguard.audit.reals import gathered
 
 
@@ -83,3 +84,7 @@ def test_near_duplicates_by_look(tmp_path, flip):
     (tmp_path / "o" / "x.txt").write_text("x")
     other = read_folder(tmp_path / "o")
     assert by_look(other.pictures, folder.pictures).tolist() == [[False, True, False]]
+
+
+def test_a_caption_that_comes_again_has_other_noise():
+    assert seeds(["a", "b", "a"], Making(images=2, seed=5)) == [[5, 6], [5, 6], [7, 8]]
