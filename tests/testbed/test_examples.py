@@ -1,0 +1,37 @@
+"""The examples run: a LoRA of a few steps that the audit can read."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+from memguard import testbed
+from memguard.hosts.diffusers import loras
+from testbed.loras import picture
+
+EXAMPLE = Path(__file__).parents[2] / "examples/train_lora.py"
+
+
+def folder(path, *seeds):
+    from PIL import Image
+
+    path.mkdir()
+    for seed in seeds:
+        drawn, caption = picture(seed)
+        Image.fromarray(drawn).save(path / f"{seed}.png")
+        (path / f"{seed}.txt").write_text(caption)
+    return path
+
+
+def test_a_lora_is_trained_and_read(monkeypatch, tmp_path, capsys):
+    data, held, out = folder(tmp_path / "data", 0, 1, 2), folder(tmp_path / "held", 50, 51), tmp_path / "out"
+    words = f"x --data {data} --held-out {held} --out {out} --steps 3 --every 2 --batch 2 --device cpu"
+    monkeypatch.setattr("sys.argv", words.split())
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "step 2: loss" in capsys.readouterr().out
+    names = {json.loads(line)["name"] for line in (out / "log.jsonl").read_text().splitlines()}
+    assert "memorization/gap" in names and len(names) > 6
+    file = out / "lora.safetensors"
+    assert loras.fitted(testbed.pipeline(), loras.read(file), file.name)
