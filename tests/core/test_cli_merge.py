@@ -95,6 +95,13 @@ def test_too_few_ordinary_prompts_are_said(capsys, tmp_path):
     assert "to find 2 takes 299 ordinary prompts, if none of those scores as high" in said
 
 
+@pytest.mark.parametrize(("above", "found"), [(5, 0), (6, 6)])
+def test_as_many_as_are_needed_are_found(capsys, tmp_path, above, found):
+    folder = scanned(tmp_path / "s", [*[COUNT] * above, *[50] * (60 - above)])
+    values = json.loads(run(capsys, folder, "--ordinary-share", 1, "--fdr", 0.1, "--json")[1])
+    assert (values["needed_above_all"], values["found"]) == (6, found)
+
+
 def test_prompts_on_one_noise_are_ranked_only_if_asked_and_without_an_estimate(capsys, tmp_path):
     ranks = [COUNT, *[80] * 59]  # Storey's estimate would be 1/30
     words = (scanned(tmp_path / "s", ranks, settings=SETTINGS | {"seed": 0}), "--same-noise", "--json")
