@@ -28,6 +28,7 @@ from memguard.audit.folder import pixels, read_folder
 from memguard.training import JsonLines, Meter, NormFilter, weighted
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+DRAWS = 8  # of each held-out picture, for the thresholds
 LEVELS = (0, 200, 400, 600, 800)  # timesteps from which each threshold holds
 
 
@@ -88,12 +89,12 @@ class Training:
         found = {}
         for level in LEVELS:
             judge = NormFilter(1.0, empty)  # its own threshold does not matter
-            for rows in self.held.batches(self.args.batch):
+            for draw, rows in ((draw, rows) for draw in range(DRAWS) for rows in self.held.batches(self.args.batch)):
                 t = torch.randint(level, level + 200, (len(rows),), generator=self.noise).to(self.args.device)
                 _, noisy = self.noisy(self.held, rows, t, self.noise)
                 with torch.no_grad():
                     predicted = self.unet(noisy, t, self.held.texts[rows]).sample
-                judge(self.unet, noisy, t, predicted, names=rows)
+                judge(self.unet, noisy, t, predicted, names=[(row, draw) for row in rows])
             found[level] = float(np.quantile([each.highest for each in judge.seen.values()], 0.95))
         return found
 
@@ -105,18 +106,18 @@ class Training:
         return functional.mse_loss(self.unet(noisy, t, pictures.texts[rows]).sample, noise, reduction="none")
 
     def step(self) -> float:
-        """Do one step on a batch; return its loss."""
+        """Do one step on a batch; return the loss of all of it, whatever was left out."""
         rows = torch.randint(0, len(self.pictures.names), (self.args.batch,), generator=self.noise).tolist()
         t = torch.randint(0, 1000, (len(rows),), generator=self.noise).to(self.args.device)
         noise, noisy = self.noisy(self.pictures, rows, t, self.noise)
         predicted = self.unet(noisy, t, self.pictures.texts[rows]).sample
         # memguard: the two lines
         weights = self.norm(self.unet, noisy, t, predicted, names=[self.pictures.names[i] for i in rows])
-        loss = weighted(functional.mse_loss(predicted, noise, reduction="none"), weights)
+        losses = functional.mse_loss(predicted, noise, reduction="none")
         self.optimizer.zero_grad()
-        loss.backward()
+        weighted(losses, weights).backward()
         self.optimizer.step()
-        return float(loss.detach())
+        return float(losses.detach().mean())
 
 
 def load(model: str) -> Any:

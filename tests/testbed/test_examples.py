@@ -1,10 +1,13 @@
 """The examples run: a LoRA of a few steps that the audit can read."""
 
 import json
+import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("peft")
 from memguard import testbed
@@ -25,12 +28,21 @@ def folder(path, *seeds):
     return path
 
 
+def test_noise_is_added_as_the_schedule_says():
+    noisy = runpy.run_path(str(EXAMPLE))["Training"].noisy
+    training, pictures = SimpleNamespace(alphas=torch.tensor([0.25])), SimpleNamespace(latents=torch.ones(1, 4, 2, 2))
+    noise, found = noisy(training, pictures, [0], torch.tensor([0]), torch.Generator().manual_seed(1))
+    assert torch.allclose(found, 0.5 + 0.75**0.5 * noise)
+
+
 def test_a_lora_is_trained_and_read(monkeypatch, tmp_path, capsys):
     data, held, out = folder(tmp_path / "data", 0, 1, 2), folder(tmp_path / "held", 50, 51), tmp_path / "out"
     words = f"x --data {data} --held-out {held} --out {out} --steps 3 --every 2 --batch 2 --device cpu"
     monkeypatch.setattr("sys.argv", words.split())
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert "step 2: loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", said)]
+    assert "step 2: loss" in said and 0 < losses[0] < 0.3  # the test bed knows pictures of this kind
     names = {json.loads(line)["name"] for line in (out / "log.jsonl").read_text().splitlines()}
     assert "memorization/gap" in names and len(names) > 6
     file = out / "lora.safetensors"
