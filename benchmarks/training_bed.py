@@ -6,6 +6,7 @@ rate. Thresholds are a quantile of ordinary pictures' scores, one for each fifth
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,18 @@ class Arm:
         judge = self.norm if self.kind == "norm" else self.entropy
         judge.levels = {k: float(np.quantile(v, 1 - share)) for k, v in self.scores(unet, rows).items()}
         return judge.levels
+
+
+def add_arguments(parser: argparse.ArgumentParser, arms: Sequence[str]) -> None:
+    """Add what every training with arms is asked for."""
+    parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=0.05, help="of ordinary samples above the thresholds")
+    parser.add_argument("--moving", type=int, default=0, metavar="N", help="thresholds are measured every N steps")
+    parser.add_argument("--above", default="skip", choices=("skip", "scale"))
+    parser.add_argument("--layer", help="that the entropy is read from")
+    parser.add_argument("--rate", type=float, help="of chance; otherwise that of the arm before")
+    parser.add_argument("--device", default="cpu")
 
 
 def separation(arm: Arm, unet: Any, repeated: Sequence[int], ordinary: Sequence[int]) -> dict[int, float]:

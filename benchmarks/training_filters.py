@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.false_positives import interval
-from benchmarks.training_bed import CORRELATION, JUDGES, Arm, Samples, copied, separation
+from benchmarks.training_bed import CORRELATION, JUDGES, Arm, Samples, add_arguments, copied, separation
 from memguard import testbed
 from memguard.training import Captions, Meter, weighted
 from testbed import loras
@@ -182,18 +182,11 @@ def run(name: str, rate: float, args: argparse.Namespace) -> float:
 def main() -> None:
     """Run the arms one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    add_arguments(parser, ARMS)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations; 0 measures time only")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=0.05, help="of held-out samples above the thresholds")
-    parser.add_argument("--moving", type=int, default=0, metavar="N", help="thresholds are measured every N steps")
-    parser.add_argument("--above", default="skip", choices=("skip", "scale"))
-    parser.add_argument("--layer", help="that the entropy is read from")
-    parser.add_argument("--rate", type=float, help="of chance; otherwise that of the arm before")
     parser.add_argument("--separation", action="store_true", help="how well scores tell duplicates, by layer and level")
     parser.add_argument("--fresh", type=int, default=1200, help="ordinary pictures")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="rows as JSON lines, added to the file")
     args = parser.parse_args()
     args.before, rate = "", 0.0

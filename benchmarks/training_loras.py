@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.training_bed import JUDGES, Arm, Samples, copied
+from benchmarks.training_bed import JUDGES, Arm, Samples, add_arguments, copied
 from memguard.training import Meter
 from testbed import loras
 
@@ -104,19 +104,12 @@ def main() -> None:
     """Run the arms one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="gets loras/ and a file of rows for each LoRA")
+    add_arguments(parser, ARMS)
     parser.add_argument("--plan", default="all", choices=loras.PLANS)
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--every", type=int, default=5, help="epochs between rows")
     parser.add_argument("--keep", type=int, nargs="*", default=(10, 20, 40), help="epochs whose LoRA is kept")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=0.05, help="of other pictures' samples above the thresholds")
-    parser.add_argument("--moving", type=int, default=0, metavar="N", help="thresholds are measured every N steps")
-    parser.add_argument("--above", default="skip", choices=("skip", "scale"))
-    parser.add_argument("--layer", help="that the entropy is read from")
-    parser.add_argument("--rate", type=float, help="of chance; otherwise that of the arm before")
     parser.add_argument("--tag", default="", help="put into the names of the files")
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     before, rate = "", 0.0
