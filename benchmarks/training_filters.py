@@ -161,8 +161,9 @@ def run(name: str, rate: float, args: argparse.Namespace) -> float:
     bed = Bed(args.fresh, args.device)
     arm = Arm(name, bed.samples, args.above, args.layer, rate, args.seed)
     training = Training(bed, arm, args)
-    for first in range(0, args.steps, args.every or args.steps):
-        last = min(first + (args.every or args.steps), args.steps)
+    end = args.until or args.steps
+    for first in range(0, end, args.every or end):
+        last = min(first + (args.every or end), end)
         training.segment(first, last)
         row = {"arm": name, "as": args.before if name == "chance" else "", "rate": rate, "step": last}
         row |= {"steps": args.steps, "seed": args.seed, "device": args.device}
@@ -184,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, ARMS)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--until", type=int, help="stop after this step of them")
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations; 0 measures time only")
     parser.add_argument("--separation", action="store_true", help="how well scores tell duplicates, by layer and level")
     parser.add_argument("--fresh", type=int, default=1200, help="ordinary pictures")

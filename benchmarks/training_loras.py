@@ -84,11 +84,12 @@ def run(arm: str, rate: float, before: str, args: argparse.Namespace) -> float:
     trainer = Filtered(args.plan, arm, rate, args)
     name = f"{args.plan}-{arm}{'-as-' + before if arm == 'chance' else ''}{args.tag and '-' + args.tag}-s{args.seed}"
     row: dict[str, Any] = {}
-    for epoch in range(1, args.epochs + 1):
+    last = args.until or args.epochs
+    for epoch in range(1, last + 1):
         trainer.pace(epoch, args.epochs)
         for _ in range(loras.EPOCH // loras.BATCH):
             trainer.step()
-        if epoch % args.every == 0 or epoch == args.epochs:
+        if epoch % args.every == 0 or epoch == last:
             row = {"plan": args.plan, "arm": arm, "as": before if arm == "chance" else "", "rate": rate, "epoch": epoch}
             row |= {"seed": args.seed, "device": args.device, "share": args.share, "moving": args.moving}
             row |= {"above": args.above, "layer": args.layer, "name": name} | trainer.measured()
@@ -107,6 +108,7 @@ def main() -> None:
     add_arguments(parser, ARMS)
     parser.add_argument("--plan", default="all", choices=loras.PLANS)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--until", type=int, help="stop after this epoch of them")
     parser.add_argument("--every", type=int, default=5, help="epochs between rows")
     parser.add_argument("--keep", type=int, nargs="*", default=(10, 20, 40), help="epochs whose LoRA is kept")
     parser.add_argument("--tag", default="", help="put into the names of the files")
