@@ -14,7 +14,7 @@ from .version import VERSION as __version__
 if TYPE_CHECKING:
     from . import mitigations, neurons, training
     from .guard import Guard, MemorizationStop
-    from .hosts.diffusers import attach, calibrate, explain, optimize_prompt, scan, treat
+    from .hosts.diffusers import attach, calibrate, explain, optimize_prompt, prescan, scan, treat
     from .records import Attribution, Finding, Report
 
 _LAZY = {
@@ -27,6 +27,7 @@ _LAZY = {
     "calibrate": ".hosts.diffusers",
     "explain": ".hosts.diffusers",
     "optimize_prompt": ".hosts.diffusers",
+    "prescan": ".hosts.diffusers",
     "scan": ".hosts.diffusers",
     "treat": ".hosts.diffusers",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "mitigations",
     "neurons",
     "optimize_prompt",
+    "prescan",
     "scan",
     "training",
     "treat",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from .records import SCHEMA, Attempt, Attribution, Finding, Report, TokenSpan
+from .records import SCHEMA, Attempt, Attribution, Finding, Prescan, Report, TokenSpan
 from .texts import writable
 from .wording import message, odds, place
 
@@ -20,9 +20,7 @@ LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
 def report_dict(report: Report) -> dict[str, Any]:
     """Return a report as numbers, strings, lists and dicts. NaN and infinity become None."""
     values = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in LIVE}
-    values["findings"] = [
-        asdict(finding) | {"place": place(finding), "odds": odds(finding)} for finding in report.findings
-    ]
+    values["findings"] = [_finding_dict(finding) for finding in report.findings]
     values["attempts"] = [asdict(attempt) for attempt in report.attempts]
     values["attribution"] = attribution_dict(report.attribution) if report.attribution else None
     more = {"verdict": report.verdict, "verdict_after": report.verdict_after, "message": message(report)}
@@ -55,11 +53,21 @@ def attribution_dict(attribution: Attribution) -> dict[str, Any]:
     return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
 
 
+def _finding_dict(finding: Finding) -> dict[str, Any]:
+    values = asdict(finding) | {"place": place(finding), "odds": odds(finding)}
+    if finding.prescan is None:
+        del values["prescan"]  # most runs have none
+    return values
+
+
 def _finding(values: dict[str, Any]) -> Finding:
     known = {f.name for f in fields(Finding)}
     kept = {k: _frozen(v) for k, v in values.items() if k in known}
     for name in ("scores", "rms"):  # of an image without a score
         kept[name] = tuple(math.nan if value is None else value for value in kept.get(name, ()))
+    if kept.get("prescan") is not None:
+        known = {f.name for f in fields(Prescan)}
+        kept["prescan"] = Prescan(**{k: v for k, v in kept["prescan"].items() if k in known})
     return Finding(**kept)
 
 

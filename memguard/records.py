@@ -96,6 +96,32 @@ class StepEvidence:
 
 
 @dataclass(frozen=True)
+class Prescan:
+    """What a pre-scan, a first look at a smaller size, says of a prompt by one detector.
+
+    Attributes:
+        promoted: whether the prompt was scored at the size of the scan as well.
+        height: of the first look, pixels.
+        width: pixels.
+        score: mean score over its images; None where there is none, which promotes the prompt.
+        rms: the same per latent element.
+        p_value: (1 + ordinary prompts that score at least as high at that size) / (n + 1).
+        below: ordinary prompts that score lower at that size.
+        count: ordinary prompts, the n above.
+
+    """
+
+    promoted: bool
+    height: int
+    width: int
+    score: float | None = None
+    rms: float | None = None
+    p_value: float | None = None
+    below: int | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """What one detector says of one run.
 
@@ -126,6 +152,7 @@ class Finding:
         rate_bound: for this very profile it is at most this, with 95 % confidence.
         flag_rate: share of ordinary prompts that are flagged by mistake, by this detector looking at one prompt.
         caveat: what limits the verdict or the score, in words; "" where nothing does.
+        prescan: what a first look at a smaller size said before; None where there was none.
 
     """
 
@@ -153,6 +180,12 @@ class Finding:
     rate_bound: float | None = None
     flag_rate: float | None = None
     caveat: str = ""
+    prescan: Prescan | None = None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the run was to be scored at all: not where a pre-scan had seen enough of the prompt."""
+        return self.prescan is None or self.prescan.promoted
 
     @property
     def score(self) -> float | None:

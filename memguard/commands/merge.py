@@ -113,11 +113,13 @@ class _Merge:
         """Read everything once; a damaged part counts for nothing."""
         for part in common.progress(self.there, len(self.there), " shards"):
             rows = unscored = 0
-            reason, counted = "", Counter[float]()
+            reason, counted, looks = "", Counter[float](), Counter[bool]()
             try:
                 for row in part.rows(self.args.detector):
                     self._agree(part, row)
                     rows += 1
+                    if row.promoted is not None:
+                        looks[row.promoted] += 1
                     p = self.ranking.p_value(row)
                     if p is None:
                         unscored, reason = unscored + 1, row.status
@@ -128,6 +130,7 @@ class _Merge:
                 continue
             self.whole.append(part)
             self.ranking.counts.update(counted)
+            self.ranking.looks.update(looks)
             self.rows, self.unscored, self.reason = self.rows + rows, self.unscored + unscored, reason or self.reason
 
     def _agree(self, part: Part, row: Row) -> None:

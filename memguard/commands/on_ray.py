@@ -23,7 +23,7 @@ from typing import Any
 
 from ..lists import BadInput, shards
 from ..records import VERDICTS
-from . import common
+from . import common, promoting
 from .scanner import Scanner
 from .sharding import DEVICE, Outcome, Plan, planned, score
 
@@ -128,24 +128,28 @@ class _Tally:
 
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
-        self.scanned = self.failed = 0
+        self.scanned = self.failed = self.left_out = 0
         self.reason = ""
 
     def add(self, outcome: Outcome) -> None:
         if outcome.file and not outcome.skipped:
             self.verdicts.update(outcome.verdicts)
             self.scanned, self.failed = self.scanned + outcome.scanned, self.failed + outcome.failed
+            self.left_out += outcome.left_out
             self.reason = outcome.reason or self.reason
 
     def conclude(self, args: argparse.Namespace, of: int, done: int, left: dict[int, str]) -> int:
         counts = {name: self.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
         if args.json:
             values = {"out": str(args.out), "shards": of, "done_before": done, "scanned": self.scanned}
+            values |= {} if args.prescan is None else {"promoted": self.scanned - self.left_out}
             common.print_json(values | {"without_score": self.failed, "verdicts": counts, "left": left})
         else:
             found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             before = f", {done} shards were done before" if done else ""
-            print(f"{args.out}: {self.scanned} prompts scanned in {of} shards{before}{': ' + found if found else ''}")
+            promoted = promoting.said(args, self.scanned - self.left_out)
+            scanned = f"{self.scanned} prompts scanned{promoted} in {of} shards{before}"
+            print(f"{args.out}: {scanned}{': ' + found if found else ''}")
         if self.failed:
             print(f"memguard scan: {self.failed} without a score, for example because {self.reason}", file=sys.stderr)
         if left:

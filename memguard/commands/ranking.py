@@ -22,6 +22,7 @@ NOISE = (
     "all prompts were scored on the same noise, which raises or lowers their scores together, so that with some seeds"
     " nearly all ordinary prompts are found"
 )
+STAND = "prompts that a pre-scan did not promote all stand at p = 1"
 
 
 class Ranking:
@@ -30,12 +31,14 @@ class Ranking:
     Attributes:
         counts: p-value -> number of prompts, to be filled.
         q_values: p-value -> the smallest false-discovery rate at which it is found; after ``conclude``.
+        looks: whether promoted -> number of prompts that a pre-scan has looked at, to be filled; empty without one.
 
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.counts: Counter[float] = Counter()
+        self.looks: Counter[bool] = Counter()
         self.q_values: dict[float, float] = {}
         self.ordinary = 1.0
         self.own_noise = True
@@ -69,12 +72,14 @@ class Ranking:
         return p is not None and self.q_values[p] <= self.args.fdr * (1 + SLACK)
 
     def p_value(self, row: Row) -> float | None:
-        """Return the p-value of a row, None of one without a score.
+        """Return the p-value of a row, None of one without a score; 1 of one that a pre-scan did not promote.
 
         Raises:
             BadInput: if the row was not ranked when it was scanned and no profile is given, or one of something else.
 
         """
+        if row.promoted is False:
+            return 1.0
         if row.rms is None:
             return None
         if self.profile is not None:
@@ -127,12 +132,17 @@ class Ranking:
             own_noise: whether each prompt was scored on noise of its own, as a profile's are. Where all have the same,
                 their scores move together, and a share that is estimated from them would be the noise's.
 
+        Raises:
+            BadInput: for a share of ordinary prompts below 1 after a pre-scan.
+
         """
         given = self.args.ordinary_share
         self.own_noise = own_noise
+        if self.looks and given not in (None, 1.0):
+            raise BadInput(f"--ordinary-share: {given}, but {STAND}, whatever they are; it is 1 after a pre-scan")
         if given is not None:
             self.ordinary = given
-        elif own_noise:
+        elif own_noise and not self.looks:
             self.ordinary = ordinary_share(self.counts)
         self.q_values = adjusted(self.counts, self.ordinary)
 
@@ -142,23 +152,35 @@ class Ranking:
         values = {"tests": self.tests, "found": self.found, "false_discovery_rate": self.args.fdr}
         values |= {"ordinary_share": self.ordinary, "ordinary_prompts": count, "above_all": self._above_all()}
         values |= {"needed_above_all": ties_needed(self.tests, count, self.args.fdr, self.ordinary)}
+        if self.looks:
+            values["promoted"] = self.looks[True]
         if self.tail is not None:
             values["tail"] = {"shape": self.tail.shape, "scale": self.tail.scale, "exceedances": self.tail.count}
         return values
 
     def _above_all(self) -> int:
         """Return how many prompts score above all ordinary ones."""
-        least = 1 / ((self.count or 0) + 1)
+        if not self.count:
+            return 0
+        least = 1 / (self.count + 1)
         return sum(count for p, count in self.counts.items() if p <= least * (1 + SLACK))
 
     def sentences(self) -> list[str]:
         """Return what was found, what that rests on, and what the number of ordinary prompts supports."""
         rate, count, above = self.args.fdr, self.count or 0, self._above_all()
-        share = "estimated" if self.own_noise and self.args.ordinary_share is None else "assumed"
+        estimated = self.own_noise and self.args.ordinary_share is None and not self.looks
+        share = "estimated" if estimated else "assumed"
         said = [
             f"found: {self.found} of {self.tests} prompts at a false-discovery rate of {_share(rate)}"
             f" (Benjamini-Hochberg, {share} share of ordinary prompts {self.ordinary:.3g})"
         ]
+        if self.looks:
+            said.append(
+                f"a pre-scan promoted {self.looks[True]} of {self.looks.total()} prompts; the others count as tests with"
+                " p = 1, and copies among them are not found"
+            )
+        if not count:
+            return [*said, "no prompt that was promoted has a score, so nothing can be found"]
         if self.tail is not None:
             said.append(
                 f"ASSUMED: above the highest {self.tail.count} of {count} ordinary prompts scores follow a generalised"

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
 from ..texts import json_line, shown
 from ..wording import message
-from . import common, sharding
+from . import common, promoting, sharding
 from .scanner import Scanner
 
 KEPT = (
@@ -55,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="default: found by the model's fingerprint")
     parser.add_argument("--sensitivity", type=float, default=99.0, metavar="P", help="percentile (default 99)")
     parser.add_argument("--json", action="store_true", help="reports as JSON lines; with --out one summary")
+    promoting.add_arguments(parser)
     sharding.add_arguments(parser)
     common.add_model(parser)
     common.add_settings(parser).add_argument(
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.out is None:
         raise BadInput("--resume needs --out, the file to continue")
     common.check(args)
+    promoting.check(args)
     if args.engine == "ray":
         if args.shard is not None:
             raise BadInput("--engine ray scores all parts by itself; give --shards N, or --shard without --engine")
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         return sharding.run(args, source, kept(args))
     results = None
     if args.out is not None:
-        results = open_results(args.out, args.resume, args.force, (source, args.profile))
+        results = open_results(args.out, args.resume, args.force, (source, args.profile, args.prescan))
     try:
         return _run(args, source, results)
     finally:
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def kept(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that rows keep."""
-    settings = common.kept(args, KEPT) | {"detector": common.detectors(args)}
+    settings = common.kept(args, KEPT) | {"detector": common.detectors(args)} | promoting.kept(args)
     return settings | ({"seed": f"{args.seed} + row"} if args.own_seeds else {})
 
 
@@ -112,7 +115,7 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
     tally = _Tally()
     try:
         # the model first: what is wrong with it must not cost the file that --force replaces
-        reports = _reports(args, prompts, results, start) if total is None or start < total else iter(())
+        reports = _reports(args, source, prompts, results, start) if total is None or start < total else iter(())
         with results or nullcontext():
             for report in common.progress(reports, total, " prompts", start):
                 tally.add(report)
@@ -133,13 +136,19 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
     return _conclude(args, tally, start)
 
 
-def _reports(args: argparse.Namespace, prompts: Iterable[Any], results: Results | None, start: int) -> Iterator[Report]:
+def _reports(
+    args: argparse.Namespace, source: Path | None, prompts: Iterable[Any], results: Results | None, start: int
+) -> Iterator[Report]:
+    """Return the reports from row ``start`` on, which ``prompts`` goes on with."""
     scanner = Scanner(args)
-    reports = scanner.reports(prompts, start)
     if results is not None:
-        results.agree(scanner.made)
+        results.agree({**results.settings, **scanner.made})
         results.settings = {**scanner.made, **results.settings}
-    return reports
+    # a few rows are scored again, so that those behind them share a forward with the same rows as without the break
+    begin = start - start % scanner.grain
+    if begin < start:
+        prompts = read_prompts(source, args.column, args.encoding, begin)
+    return islice(scanner.reports(prompts, begin), start - begin, None)
 
 
 class _Tally:
@@ -147,7 +156,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
-        self.count = self.failed = 0
+        self.count = self.failed = self.left_out = 0
         self.reason = ""
         self.uncalibrated = ""
         self.cut = common.Cut()
@@ -156,6 +165,9 @@ class _Tally:
         finding = report.findings[0]
         self.cut.add(report.notes)
         self.count += 1
+        if not finding.promoted:
+            self.left_out += 1
+            return
         self.verdicts[report.verdict] += 1
         if not finding.scores:
             self.failed += 1
@@ -169,11 +181,13 @@ def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
     if args.out is not None:
         if args.json:
             scanned = {"out": str(args.out), "scanned": tally.count, "skipped": start, "without_score": tally.failed}
+            scanned |= {} if args.prescan is None else {"promoted": tally.count - tally.left_out}
             common.print_json(scanned | {"verdicts": counts})
         else:
             skipped = f", {start} were done before" if start else ""
             found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            print(f"{args.out}: {tally.count} prompts scanned{skipped}{': ' + found if found else ''}")
+            said = f"{tally.count} prompts scanned{promoting.said(args, tally.count - tally.left_out)}{skipped}"
+            print(f"{args.out}: {said}{': ' + found if found else ''}")
     if tally.failed:
         print(f"memguard scan: {tally.failed} without a score, for example because {tally.reason}", file=sys.stderr)
     tally.cut.tell("scan", tally.count)
@@ -190,6 +204,9 @@ def line(report: Report) -> str:
     finding = report.findings[0]
     prompt = shown(" ".join((report.prompt or "").split()))
     short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
+    if finding.prescan is not None and not finding.promoted:
+        first = finding.prescan
+        return f"{'not promoted':<12}{'':>8}  {f'above {first.below} of {first.count}':>18}  {short}"
     if finding.score is None:
         return f"{'no score':<12}{'':>8}  {'':>18}  {short}  ({shown(message(report))})"
     rank = "" if finding.count is None else f"above {finding.below} of {finding.count}"

@@ -9,12 +9,13 @@ import argparse
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput
 from ..records import Report
-from . import common, models
+from . import common, models, promoting
 
 WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 PIECE = 1 << 16  # bytes of a large file that are read at its beginning, middle and end
@@ -62,11 +63,38 @@ class Scanner:
         """What rows depend on besides the arguments."""
         return models.kept_model(self.pipe, self.profile)
 
+    @cached_property
+    def sieve(self) -> Any:
+        """The two scans of a pre-scan, or None without one."""
+        args = self.args
+        if args.prescan is None:
+            return None
+        from ..hosts.diffusers.prescanning import Sieve
+
+        first = promoting.read(args)
+        settings = common.settings(args) | {"profile": self.profile, "sensitivity": args.sensitivity}
+        try:
+            return Sieve(self.pipe, first, args.promote, **settings, own_seeds=args.own_seeds)
+        except ValueError as error:
+            raise BadInput(f"{args.prescan}: {error}") from None
+
+    @cached_property
+    def grain(self) -> int:
+        """Rows that stay together: what begins at a multiple of it is scored to the same bits as the whole list."""
+        from ..hosts.diffusers.scans import grain
+
+        return grain(self.args.num_images, self.args.batch_size) if self.sieve is None else int(self.sieve.block)
+
     def reports(self, prompts: Iterable[Any], start: int = 0) -> Iterator[Report]:
         """Yield the reports of prompts, the first of which is row ``start`` of its list."""
         from ..hosts.diffusers import scan
 
         args = self.args
+        if self.sieve is not None:
+            reports: Iterator[Report] = self.sieve.reports(
+                prompts, count(args.seed + start) if args.own_seeds else None
+            )
+            return reports
         settings = common.settings(args) | {"own_seeds": args.own_seeds}
         settings["seed"] += start if args.own_seeds else 0
         try:

@@ -20,7 +20,7 @@ from ..lists.rows import FLAT, flat, whole
 from ..lists.whole import Whole
 from ..records import VERDICTS, Report
 from ..texts import unfit
-from . import common
+from . import common, promoting
 from .scanner import Scanner, named
 
 TRIES = 3
@@ -79,6 +79,7 @@ class Outcome:
     scanned: int = 0
     skipped: bool = False
     failed: int = 0
+    left_out: int = 0  # by a pre-scan
     reason: str = ""
     verdicts: Counter[str] = field(default_factory=Counter)
 
@@ -118,13 +119,11 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
         BadInput: if it cannot be scored, is being scored by another process, or is set apart.
 
     """
-    from ..hosts.diffusers.scanning import grain
-
     args = plan.args
     outcome = Outcome(number, of)
-    start, stop = shards.bounds(plan.listing.count, number, of, grain(args.num_images, args.batch_size))
-    shard = shards.Shard(number, of, start, stop, plan.settings)
     scanner.pipe  # noqa: B018 - a model that cannot be loaded is not the shard's fault, so it comes before the try
+    start, stop = shards.bounds(plan.listing.count, number, of, scanner.grain)
+    shard = shards.Shard(number, of, start, stop, plan.settings)
     with shards.attempt(plan.folder, shard, args.tries):
         done = shards.there(plan.folder, number, of, plan.settings)
         if done is not None and not args.force:  # by somebody who was faster
@@ -138,6 +137,9 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
             for index, report in enumerate(shown, start):
                 file.add((flat if args.format == "parquet" else whole)(report, index, settings))
                 outcome.scanned += 1
+                if not report.findings[0].promoted:
+                    outcome.left_out += 1
+                    continue
                 outcome.verdicts[report.verdict] += 1
                 if not report.findings[0].scores:
                     outcome.failed += 1
@@ -156,7 +158,7 @@ def _sound(reports: Iterable[Report]) -> Iterator[Report]:
     for report in reports:
         if report.error and DEVICE.search(report.error):
             raise shards.ShardFailed(report.error.splitlines()[0])
-        if not unfit(report.prompt):
+        if report.findings[0].promoted and not unfit(report.prompt):
             usable, broken = usable + 1, broken + bool(report.error)
             last = report.error or last
         yield report
@@ -184,6 +186,7 @@ def told(args: argparse.Namespace, outcome: Outcome) -> None:
     counts = {name: outcome.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
     if args.json:
         shard = {"shard": outcome.number, "of": outcome.of, "out": outcome.file, "scanned": outcome.scanned}
+        shard |= {} if args.prescan is None else {"promoted": outcome.scanned - outcome.left_out}
         common.print_json(shard | {"done_before": outcome.skipped, "without_score": outcome.failed, "verdicts": counts})
         return
     if outcome.skipped:
@@ -191,4 +194,5 @@ def told(args: argparse.Namespace, outcome: Outcome) -> None:
         return
     without = f"; {outcome.failed} without a score, for example because {outcome.reason}" if outcome.failed else ""
     found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    print(f"{outcome.file}: {outcome.scanned} prompts scanned{': ' + found if found else ''}{without}")
+    scanned = f"{outcome.scanned} prompts scanned{promoting.said(args, outcome.scanned - outcome.left_out)}"
+    print(f"{outcome.file}: {scanned}{': ' + found if found else ''}{without}")

@@ -42,6 +42,7 @@ class Row:
     sampler: str | None
     reference: str
     settings: dict[str, Any]
+    promoted: bool | None = None  # by a pre-scan; None without one
 
 
 class Damaged(BadInput):
@@ -181,6 +182,7 @@ def _row(values: dict[str, Any], detector: str | None) -> Row:
         sampler=values["sampler"],
         reference=finding["reference"],
         settings=settings_of(values) or {},
+        promoted=finding["prescan"]["promoted"] if finding.get("prescan") else None,
     )
 
 

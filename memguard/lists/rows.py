@@ -40,6 +40,7 @@ FLAT = {
     "settings": "string",
 }
 LATER = ("notes", "settings")  # columns that files of the first version do not have
+SOME = ("prescan", "promote")  # settings that only rows of a pre-scan keep
 NONE_KEPT = "an older memguard wrote it and did not keep its settings, so it cannot be continued; choose another --out"
 
 
@@ -95,6 +96,9 @@ def difference(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             return f"its rows do not say their {name}, this run has {_said(value)}"
         if kept[name] != value:
             return f"its rows were made with {name} {_said(kept[name])}, this run has {_said(value)}"
+    for name in SOME:
+        if name in kept and name not in now:
+            return f"its rows were made with {name} {_said(kept[name])}, this run has none"
     return ""
 
 

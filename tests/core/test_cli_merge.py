@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from memguard.calibration import Conditions, Profile, fit
 from memguard.lists.rows import FLAT, flat, whole
 from memguard.lists.shards import Shard, attempt
 from memguard.lists.whole import Whole
-from memguard.records import Finding, Report
+from memguard.records import Finding, Prescan, Report
 from tests import command
 from tests.spread import spread
 
@@ -142,6 +143,59 @@ def test_rows_without_a_score_are_kept_and_counted_for_nothing(capsys, tmp_path)
     _, said, _ = run(capsys, tmp_path / "s", "--out", out, "--force", "--found-only")
     assert all(row["found"] for row in table(out)) and 0 < len(table(out)) < 20
     assert "no row has a score" in bad(capsys, scanned(tmp_path / "none", [None] * 60))
+
+
+def prescanned(folder, ranks=RANKS, promoted=lambda index: index % 6 == 0 or index % 5 == 0):
+    """The same scan after a pre-scan that promoted some."""
+    settings = SETTINGS | {"prescan": "12345678", "promote": 0.1}
+    folder.mkdir(exist_ok=True)
+    path = folder / "scan.jsonl"
+    with Whole(path) as file:
+        for index, below in enumerate(ranks):
+            made, look = report(index, below), Prescan(promoted(index), 64, 64, 1.0, 0.01, 0.5, 50, 100)
+            finding = made.findings[0]
+            if not look.promoted:
+                finding = Finding(finding.detector, status="not promoted: above 50 of 100", threshold_source="")
+            file.add(whole(replace(made, findings=(replace(finding, prescan=look),)), index, settings))
+    return path
+
+
+def test_prompts_that_a_pre_scan_left_out_count_as_tests_that_find_nothing(capsys, tmp_path):
+    path, out = prescanned(tmp_path / "s"), tmp_path / "out.jsonl"
+    _, said, err = run(capsys, path, "--out", out)
+    promoted = [index for index in range(60) if index % 6 == 0 or index % 5 == 0]
+    assert f"{out}: 60 rows\n" in said and err == ""
+    assert (
+        "found: 10 of 60 prompts at a false-discovery rate of 10 % (Benjamini-Hochberg, assumed share of ordinary"
+        " prompts 1)\n"
+    ) in said
+    assert (
+        f"a pre-scan promoted {len(promoted)} of 60 prompts; the others count as tests with p = 1, and copies among them"
+        " are not found\n"
+    ) in said
+    assert "6 or more must score above all of them for any to be found; 10 do" in said
+    rows = table(out)
+    for row in rows:
+        p = (1 + COUNT - RANKS[row["index"]]) / 100 if row["index"] in promoted else 1.0
+        assert row["p_value"] == pytest.approx(p)
+        assert row["status"] == ("ok" if row["index"] in promoted else "not promoted: above 50 of 100")
+    assert rows[0]["q_value"] == pytest.approx(60 * 0.01 / 10)  # of all 60, not of the promoted ones
+    values = json.loads(run(capsys, path, "--json")[1])
+    assert (values["rows"], values["tests"], values["promoted"], values["without_score"]) == (60, 60, len(promoted), 0)
+    assert values["ordinary_share"] == 1.0
+    assert "promoted" not in json.loads(run(capsys, scanned(tmp_path / "t"), "--json")[1])
+    assert run(capsys, path, "--ordinary-share", 1)[0] == 0
+    assert "--ordinary-share: 0.9, but prompts that a pre-scan did not promote all stand at p = 1" in bad(
+        capsys, path, "--ordinary-share", 0.9
+    )
+
+
+def test_a_pre_scan_that_promoted_nobody_found_nobody(capsys, tmp_path):
+    path = prescanned(tmp_path / "s", promoted=lambda index: False)
+    code, said, _ = run(capsys, path, "--fail-on-found")
+    assert code == 0 and "found: 0 of 60" in said
+    assert said.endswith("no prompt that was promoted has a score, so nothing can be found\n")
+    assert json.loads(run(capsys, path, "--json")[1])["above_all"] == 0
 
 
 def damage(path, how):

@@ -97,16 +97,16 @@ def test_other_settings_are_other_files(capsys, model, prompts, tmp_path):
 
 
 def broken(monkeypatch, error, at=0):
-    from memguard.hosts.diffusers import scanning
+    from memguard.hosts.diffusers import scans
 
-    inner = scanning._Scan._run
+    inner = scans.Scan._run
 
     def run(self, texts):
         if any(text in PROMPTS[at:] for text, _ in texts):
             raise error
         return inner(self, texts)
 
-    monkeypatch.setattr(scanning._Scan, "_run", run)
+    monkeypatch.setattr(scans.Scan, "_run", run)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memguard.records import SCHEMA, Attribution, Finding, Report, TokenSpan
+from memguard.records import SCHEMA, Attribution, Finding, Prescan, Report, TokenSpan
 from memguard.troubles import UNFORESEEN
 from memguard.wording import message, percent
 
@@ -35,6 +35,17 @@ def test_json_round_trip_keeps_every_value():
     assert back.findings[0].per_step == ((6.0, 2.0),)
     assert back.attribution.spans[0].columns == (3, 4)
     assert back.noise_gap_map is None
+
+
+def test_a_first_look_is_kept_where_there_was_one():
+    look = Prescan(False, 64, 96, 1.5, 0.02, 0.25, 3, 7)
+    report = Report(run="r1", findings=(finding(prescan=look), finding()))
+    values = json.loads(report.to_json())
+    assert values["findings"][0]["prescan"]["p_value"] == 0.25 and "prescan" not in values["findings"][1]
+    values["findings"][0]["prescan"]["later"] = 1  # of a version to come
+    assert Report.from_dict(values) == report
+    assert [found.promoted for found in report.findings] == [False, True]
+    assert finding(prescan=Prescan(True, 64, 64)).promoted
 
 
 def test_json_names_its_schema_verdict_and_message():

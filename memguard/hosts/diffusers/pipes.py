@@ -71,11 +71,22 @@ def size(pipe: Any, module: nn.Module, height: int | None, width: int | None) ->
         return {}
     if height is not None and width is not None:
         return {"height": height, "width": width}
-    latents = getattr(module, "config", {}).get("sample_size") or getattr(pipe, "default_sample_size", None)
-    if not isinstance(latents, int):
+    own = own_side(pipe, module)
+    if own is None:
         raise ValueError("give height and width together: the model has no size of its own to fill in")
-    own = latents * latent_pixels(pipe)
     return {"height": height or own, "width": width or own}
+
+
+def own_side(pipe: Any, module: nn.Module) -> int | None:
+    """Return height and width, pixels, of the square that a pipeline makes unless it is told otherwise; None: unknown.
+
+    Args:
+        pipe: the pipeline.
+        module: its denoiser.
+
+    """
+    latents = getattr(module, "config", {}).get("sample_size") or getattr(pipe, "default_sample_size", None)
+    return latents * latent_pixels(pipe) if isinstance(latents, int) else None
 
 
 def family(module: nn.Module) -> str:

@@ -1,0 +1,270 @@
+"""``memguard scan --prescan`` end to end, on a tiny diffusers folder: rows, shards, going on, merging, refusals."""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers")
+from memguard.calibration import ordinary_prompts
+from tests.command import bad, run
+from tests.hosts import tiny
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = [*(f"{text} {i}" for i, text in enumerate(ordinary_prompts()[100:140])), None]
+WAY = ("--batch-size", 4, "--own-seeds", "--num-inference-steps", 6)  # of 16 pixels: blocks of 16 prompts at 8 pixels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.sd().save_pretrained(folder)
+    return str(folder)
+
+
+def calibrated(capsys, model, folder, *words):
+    code, said, _ = run(capsys, "calibrate", "--model", model, "--num-inference-steps", 6, "--out", folder, *words, "--json")
+    assert code == 0
+    return json.loads(said)["file"]
+
+
+@pytest.fixture
+def small(capsys, model, tmp_path):
+    return calibrated(capsys, model, tmp_path / "small", "--height", 8, "--width", 8)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(text) + "\n" for text in PROMPTS))
+    return str(path)
+
+
+@pytest.fixture
+def scan(capsys, model, prompts, small):
+    """Scan with a pre-scan; returns what ``run`` does."""
+
+    def done(*words, promote=0.3):
+        return run(capsys, "scan", prompts, "--model", model, "--prescan", small, "--promote", promote, *WAY, *words)
+
+    return done
+
+
+def rows(*paths) -> list[dict]:
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def measured(row) -> tuple:
+    """What is not the time of the day."""
+    return row["index"], row["prompt"], row["seeds"], row["findings"], row["notes"], row["settings"]
+
+
+def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan, small, tmp_path):
+    out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
+    calibrated(capsys, model, tmp_path / "home" / "profiles")  # of the full size, for verdicts
+    code, said, err = scan("--out", out)
+    found = rows(out)
+    promoted = [row["findings"][0]["prescan"]["promoted"] for row in found]
+    count = sum(promoted)
+    assert 5 < count < 25 and promoted[-1]
+    assert code == 0 and said.startswith(f"{out}: 41 prompts scanned, {count} promoted: ")
+    assert "unknown" not in said.replace("1 unknown", "")  # the one that is no text
+    assert err == "memguard scan: 1 without a score, for example because the prompt is no text but NoneType None\n"
+    run(capsys, "scan", prompts, "--model", model, *WAY, "--out", plain)
+    for row, other in zip(found, rows(plain), strict=True):
+        finding, theirs = row["findings"][0], other["findings"][0]
+        assert row["seeds"] == other["seeds"] == [row["index"]]
+        if finding["prescan"]["promoted"]:
+            assert finding["scores"] == pytest.approx(theirs["scores"], rel=1e-4)
+            assert (row["verdict"], finding["below"]) == (other["verdict"], theirs["below"])
+        else:
+            look = finding["prescan"]
+            assert look["p_value"] > 0.3 and look["rms"] > 0
+            assert row["verdict"] == "unknown" and finding["scores"] == []
+            assert finding["status"] == f"not promoted: above {look['below']} of {look['count']} ordinary prompts at 8x8"
+            assert "not promoted" in row["message"]
+        assert "prescan" not in theirs
+    assert (found[0]["settings"]["promote"], len(found[0]["settings"]["prescan"])) == (0.3, 8)
+    assert "promote" not in rows(plain)[0]["settings"]
+    summary = json.loads(scan("--out", out, "--force", "--json")[1])
+    assert (summary["scanned"], summary["promoted"], summary["without_score"]) == (41, count, 1)
+    assert sum(summary["verdicts"].values()) == count
+    _, table, _ = scan()
+    lines = table.splitlines()
+    assert [line.startswith("not promoted ") for line in lines] == [not each for each in promoted]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_hold_the_first_look_and_are_gone_on_with(scan, tmp_path, suffix):
+    out, whole = tmp_path / f"out.{suffix}", tmp_path / "whole.jsonl"
+    scan("--out", whole)
+    scan("--out", out)
+    if suffix == "csv":
+        with out.open(newline="") as file:
+            found = list(csv.DictReader(file))
+        out.write_text("".join(out.read_text().splitlines(keepends=True)[:21]))
+        assert scan("--out", out, "--resume")[0] == 0
+        with out.open(newline="") as file:
+            again = list(csv.DictReader(file))
+        assert [row["findings"] for row in again] == [row["findings"] for row in found]
+    else:
+        pq = pytest.importorskip("pyarrow.parquet")
+        found = pq.read_table(out).to_pylist()
+    assert [json.loads(row["findings"]) for row in found] == [row["findings"] for row in rows(whole)]
+    assert [row["status"] for row in found] == [row["findings"][0]["status"] for row in rows(whole)]
+
+
+@pytest.mark.parametrize("own", [(), ("--own-seeds",)])
+def test_shards_hold_the_rows_of_the_whole_scan_to_the_last_bit(capsys, model, prompts, small, tmp_path, own):
+    words = ("scan", prompts, "--model", model, "--prescan", small, "--promote", 0.3, "--batch-size", 4, *own)
+    words = (*words, "--num-inference-steps", 6, "--out")
+    whole, folder = tmp_path / "whole.jsonl", tmp_path / "shards"
+    run(capsys, *words, whole)
+    for number in (2, 3, 1):
+        code, said, _ = run(capsys, *words, folder, "--shard", f"{number}/3", "--json")
+        said = json.loads(said)
+        assert code == 0 and 0 < said["promoted"] < said["scanned"] == (16, 16, 9)[number - 1]
+        assert sum(said["verdicts"].values()) == said["promoted"]
+    found = rows(*sorted(folder.iterdir()))
+    without = [{**row, "settings": {k: v for k, v in row["settings"].items() if k != "list"}} for row in found]
+    assert [measured(row) for row in without] == [measured(row) for row in rows(whole)]
+    assert run(capsys, *words, folder, "--shard", "1/3", "--promote", 0.2)[0] == 0  # another scan, another file
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("done", [1, 15, 16, 37])
+def test_a_scan_that_was_broken_off_goes_on_to_the_same_bits(scan, tmp_path, done):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    scan("--out", whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:done]) + lines[done][:50])
+    code, said, _ = scan("--out", out, "--resume", "--json")
+    promoted = [row["findings"][0]["prescan"]["promoted"] for row in rows(whole)]
+    assert code == 0 and json.loads(said)["skipped"] == done
+    assert (json.loads(said)["scanned"], json.loads(said)["promoted"]) == (41 - done, sum(promoted[done:]))
+    assert [measured(row) for row in rows(out)] == [measured(row) for row in rows(whole)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_scan_goes_on_and_nothing_is_lost_or_doubled(capsys, model, small, tmp_path):
+    source, whole, out = tmp_path / "list.txt", tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(f"a fox and {i} houses\n" for i in range(160)))
+    words = ["scan", str(source), "--model", model, "--prescan", small, "--promote", "0.3", *map(str, WAY), "--out"]
+    child = subprocess.Popen([sys.executable, "-m", "memguard.cli", *words, str(out)], cwd=ROOT)
+    while not (out.exists() and out.read_bytes().count(b"\n") > 20):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert out.read_bytes().count(b"\n") < 160
+    assert run(capsys, *words, out, "--resume")[0] == 0
+    run(capsys, *words, whole)
+    assert [measured(row) for row in rows(out)] == [measured(row) for row in rows(whole)]
+
+
+def test_rows_of_other_pre_scans_are_not_mixed(capsys, model, prompts, scan, small, tmp_path):
+    out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
+    scan("--out", out)
+    run(capsys, "scan", prompts, "--model", model, *WAY, "--out", plain)
+    other = calibrated(capsys, model, tmp_path / "other", "--height", 8, "--width", 8, "--seed", 1000)
+    for path in (out, plain):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    before = out.read_bytes()
+    words = ("scan", prompts, "--model", model, *WAY, "--resume", "--out")
+    first = ("--prescan", small)
+    digest = json.loads(before.splitlines()[0])["settings"]["prescan"]
+    assert f"its rows were made with prescan {digest}, this run has none" in bad(capsys, *words, out)
+    assert "its rows were made with promote 0.3, this run has 0.1" in bad(capsys, *words, out, *first)
+    assert f"its rows were made with prescan {digest}, this run has " in bad(capsys, *words, out, "--prescan", other)
+    assert "its rows do not say their prescan, this run has" in bad(capsys, *words, plain, *first)
+    assert out.read_bytes() == before
+    out.write_text(out.read_text() + plain.read_text().splitlines(keepends=True)[2].replace('"index": 2', '"index": 3'))
+    assert "this run has none" in bad(capsys, "merge", out) or "had another" in bad(capsys, "merge", out)
+
+
+def test_fail_on_goes_by_those_that_were_promoted(capsys, model, prompts, scan, tmp_path):
+    low = Path(calibrated(capsys, model, tmp_path / "full"))
+    values = json.loads(low.read_text())
+    scores = values["distributions"]["text_noise_norm"]["scores"]
+    values["distributions"]["text_noise_norm"]["scores"] = [score / 1000 for score in scores]
+    low.write_text(json.dumps(values))
+    assert scan("--profile", low, "--fail-on", "memorized")[0] == 1
+    assert scan("--profile", low)[0] == 0
+    assert scan("--fail-on", "memorized")[0] == 0
+
+
+def test_it_can_be_merged(capsys, scan, model, tmp_path):
+    out, table = tmp_path / "out.jsonl", tmp_path / "table.jsonl"
+    calibrated(capsys, model, tmp_path / "home" / "profiles")
+    scan("--out", out)
+    count = sum(row["findings"][0]["prescan"]["promoted"] for row in rows(out)) - 1  # one is no text
+    code, said, _ = run(capsys, "merge", out, "--out", table)
+    assert code == 0
+    assert "41 rows, 1 without a score" in said and "of 40 prompts at a false-discovery rate" in said
+    assert f"a pre-scan promoted {count + 1} of 41 prompts; the others count as tests with p = 1" in said
+    for row, scanned in zip(rows(table), rows(out), strict=True):
+        finding = scanned["findings"][0]
+        assert row["p_value"] == (finding["p_value"] if finding["prescan"]["promoted"] else 1.0)
+
+
+def test_a_missing_profile_names_the_command_that_makes_it(capsys, model, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine\n")
+    path = tmp_path / "pre" / "none.json"
+    words = ("scan", prompts, "--model", model, "--prescan", path, "--num-inference-steps", 6, "--out", out, "--force")
+    said = bad(capsys, *words)
+    assert f"{path}: no such file; this makes one and says its name: memguard calibrate" in said
+    command = shlex.split(said.split("its name: memguard ")[1])
+    assert command == [
+        *("calibrate", "--model", model, "--height", "8", "--width", "8", "--num-inference-steps", "6"),
+        *("--out", str(path.parent)),
+    ]
+    assert run(capsys, *command)[0] == 0
+    (made,) = path.parent.iterdir()
+    assert out.read_text() == "mine\n"
+    out.unlink()
+    assert run(capsys, *[made if word == path else word for word in words])[0] == 0
+    said = bad(capsys, *words, "--height", 48, "--width", 32, "--negative-prompt", "very bad", "--steps", 2)
+    assert "--height 24 --width 16 --steps 2 --num-inference-steps 6 --negative-prompt 'very bad'" in said
+    words = ("scan", prompts, "--model", "testbed", "--prescan", path)
+    assert "--model testbed --height 64 --width 64 --out" in bad(capsys, *words)
+    assert "--height PX --width PX" in bad(capsys, *words, "--model", tmp_path / "x.safetensors")
+
+
+def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, small, tmp_path):
+    out = tmp_path / "out.jsonl"
+    words = ("scan", prompts, "--model", model, *WAY)
+    run(capsys, *words, "--out", out)
+    before = out.read_bytes()
+    words = (*words, "--out", out, "--force")
+    assert "--promote needs --prescan PROFILE" in bad(capsys, *words, "--promote", 0.1)
+    words = (*words, "--prescan")
+    for share in (0, 1, 1.5, "nan"):
+        assert f"--promote: {float(share)} is not between 0 and 1" in bad(capsys, *words, small, "--promote", share)
+    same = calibrated(capsys, model, tmp_path / "same")
+    assert "8 x 8 latents, the scan's are 8 x 8; a pre-scan takes one of a smaller size" in bad(capsys, *words, same)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    assert "wrong.json: not a memguard profile" in bad(capsys, *words, wrong)
+    values = json.loads(Path(small).read_text())
+    wrong.write_text(json.dumps(values | {"distributions": {}}))
+    assert "no scores of ordinary prompts by text_noise_norm to rank among" in bad(capsys, *words, wrong)
+    wrong.write_text(json.dumps(values | {"conditions": values["conditions"] | {"model": "beef"}}))
+    assert "wrong.json: the profile is for model beef" in bad(capsys, *words, wrong)
+    assert "the profile scores 1 step(s), this run 2" in bad(capsys, *words, small, "--steps", 2)
+    assert "compares with the negative prompt, this run with the empty" in bad(capsys, *words, small, "--reference", "empty")
+    assert "by attention_entropy to rank among" in bad(capsys, *words, small, "--detector", "attention_entropy")
+    assert "the profile is for sigma" in bad(capsys, *words, small, "--num-inference-steps", 50)
+    assert out.read_bytes() == before
+    folder = tmp_path / "shards"
+    shard = ("scan", prompts, "--model", model, *WAY, "--out", folder, "--shard", "1/2", "--prescan")
+    assert "a pre-scan takes one of a smaller size" in bad(capsys, *shard, same)
+    assert list(folder.iterdir()) == []
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(small)
+    assert "is the same file as" in bad(capsys, *words[:-4], "--out", link, "--force", "--prescan", small)
