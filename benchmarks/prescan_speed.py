@@ -1,4 +1,4 @@
-"""What ``memguard scan --prescan`` saves and loses on the test bed: prompts per second, the share promoted, copies kept.
+"""What ``memguard scan --prescan`` saves and loses on the test bed: speed, the share promoted, copies kept.
 
 A profile at 64 px is made by ``memguard calibrate``. speed: the command with and without it takes turns on a short and
 on a long list; the difference of both is what prompts cost without the start (imports, the model), and the ratio is the

@@ -176,8 +176,8 @@ class Ranking:
         ]
         if self.looks:
             said.append(
-                f"a pre-scan promoted {self.looks[True]} of {self.looks.total()} prompts; the others count as tests with"
-                " p = 1, and copies among them are not found"
+                f"a pre-scan promoted {self.looks[True]} of {self.looks.total()} prompts; the others count as tests"
+                " with p = 1, and copies among them are not found"
             )
         if not count:
             return [*said, "no prompt that was promoted has a score, so nothing can be found"]

@@ -170,8 +170,8 @@ def test_prompts_that_a_pre_scan_left_out_count_as_tests_that_find_nothing(capsy
         " prompts 1)\n"
     ) in said
     assert (
-        f"a pre-scan promoted {len(promoted)} of 60 prompts; the others count as tests with p = 1, and copies among them"
-        " are not found\n"
+        f"a pre-scan promoted {len(promoted)} of 60 prompts; the others count as tests with p = 1, and copies among"
+        " them are not found\n"
     ) in said
     assert "6 or more must score above all of them for any to be found; 10 do" in said
     rows = table(out)

@@ -28,7 +28,9 @@ def model(tmp_path_factory):
 
 
 def calibrated(capsys, model, folder, *words):
-    code, said, _ = run(capsys, "calibrate", "--model", model, "--num-inference-steps", 6, "--out", folder, *words, "--json")
+    code, said, _ = run(
+        capsys, "calibrate", "--model", model, "--num-inference-steps", 6, "--out", folder, *words, "--json"
+    )
     assert code == 0
     return json.loads(said)["file"]
 
@@ -86,7 +88,9 @@ def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan,
             look = finding["prescan"]
             assert look["p_value"] > 0.3 and look["rms"] > 0
             assert row["verdict"] == "unknown" and finding["scores"] == []
-            assert finding["status"] == f"not promoted: above {look['below']} of {look['count']} ordinary prompts at 8x8"
+            assert (
+                finding["status"] == f"not promoted: above {look['below']} of {look['count']} ordinary prompts at 8x8"
+            )
             assert "not promoted" in row["message"]
         assert "prescan" not in theirs
     assert (found[0]["settings"]["promote"], len(found[0]["settings"]["prescan"])) == (0.3, 8)
@@ -257,7 +261,9 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     wrong.write_text(json.dumps(values | {"conditions": values["conditions"] | {"model": "beef"}}))
     assert "wrong.json: the profile is for model beef" in bad(capsys, *words, wrong)
     assert "the profile scores 1 step(s), this run 2" in bad(capsys, *words, small, "--steps", 2)
-    assert "compares with the negative prompt, this run with the empty" in bad(capsys, *words, small, "--reference", "empty")
+    assert "compares with the negative prompt, this run with the empty" in bad(
+        capsys, *words, small, "--reference", "empty"
+    )
     assert "by attention_entropy to rank among" in bad(capsys, *words, small, "--detector", "attention_entropy")
     assert "the profile is for sigma" in bad(capsys, *words, small, "--num-inference-steps", 50)
     assert out.read_bytes() == before

@@ -95,7 +95,9 @@ class Scan:
     ) -> None:
         guard = self.guard = Guard(detectors, "observe", None, profile, steps, sensitivity, reference)
         if guard.late:
-            raise ValueError("a scan ends after the first steps, and attention_entropy_late needs the last; use a Guard")
+            raise ValueError(
+                "a scan ends after the first steps, and attention_entropy_late needs the last; use a Guard"
+            )
         if num_images < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError("num_images and batch_size are at least 1")
         if steps > settings["num_inference_steps"]:
