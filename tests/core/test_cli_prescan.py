@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 from memguard.calibration import ordinary_prompts
+from memguard.cli import main
 from tests.command import bad, run
 from tests.hosts import tiny
 
@@ -27,17 +28,25 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def calibrated(capsys, model, folder, *words):
-    code, said, _ = run(
-        capsys, "calibrate", "--model", model, "--num-inference-steps", 6, "--out", folder, *words, "--json"
-    )
-    assert code == 0
-    return json.loads(said)["file"]
+@pytest.fixture(scope="module")
+def profiles(model, tmp_path_factory):
+    """Files of profiles by their height and first seed; made once, by the command itself."""
+    folder = tmp_path_factory.mktemp("profiles")
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(ordinary_prompts()[:50]))
+    made = {}
+    for side, seed in ((8, 0), (8, 1000), (16, 0)):
+        out = folder / f"{side}-{seed}"
+        words = ["calibrate", texts, "--model", model, "--num-inference-steps", 6, "--out", out, "--seed", seed]
+        words += ["--height", side, "--width", side]
+        assert main([str(word) for word in words]) == 0
+        (made[side, seed],) = map(str, out.iterdir())
+    return made
 
 
 @pytest.fixture
-def small(capsys, model, tmp_path):
-    return calibrated(capsys, model, tmp_path / "small", "--height", 8, "--width", 8)
+def small(profiles):
+    return profiles[8, 0]
 
 
 @pytest.fixture
@@ -66,10 +75,10 @@ def measured(row) -> tuple:
     return row["index"], row["prompt"], row["seeds"], row["findings"], row["notes"], row["settings"]
 
 
-def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan, small, tmp_path):
+def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan, profiles, tmp_path):
     out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
-    calibrated(capsys, model, tmp_path / "home" / "profiles")  # of the full size, for verdicts
-    code, said, err = scan("--out", out)
+    full = ("--profile", profiles[16, 0])
+    code, said, err = scan("--out", out, *full)
     found = rows(out)
     promoted = [row["findings"][0]["prescan"]["promoted"] for row in found]
     count = sum(promoted)
@@ -77,7 +86,7 @@ def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan,
     assert code == 0 and said.startswith(f"{out}: 41 prompts scanned, {count} promoted: ")
     assert "unknown" not in said.replace("1 unknown", "")  # the one that is no text
     assert err == "memguard scan: 1 without a score, for example because the prompt is no text but NoneType None\n"
-    run(capsys, "scan", prompts, "--model", model, *WAY, "--out", plain)
+    run(capsys, "scan", prompts, "--model", model, *WAY, "--out", plain, *full)
     for row, other in zip(found, rows(plain), strict=True):
         finding, theirs = row["findings"][0], other["findings"][0]
         assert row["seeds"] == other["seeds"] == [row["index"]]
@@ -141,7 +150,7 @@ def test_shards_hold_the_rows_of_the_whole_scan_to_the_last_bit(capsys, model, p
     assert len(list(folder.iterdir())) == 4
 
 
-@pytest.mark.parametrize("done", [1, 15, 16, 37])
+@pytest.mark.parametrize("done", [15, 16, 37])
 def test_a_scan_that_was_broken_off_goes_on_to_the_same_bits(scan, tmp_path, done):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     scan("--out", whole)
@@ -171,11 +180,10 @@ def test_a_killed_scan_goes_on_and_nothing_is_lost_or_doubled(capsys, model, sma
     assert [measured(row) for row in rows(out)] == [measured(row) for row in rows(whole)]
 
 
-def test_rows_of_other_pre_scans_are_not_mixed(capsys, model, prompts, scan, small, tmp_path):
+def test_rows_of_other_pre_scans_are_not_mixed(capsys, model, prompts, scan, small, profiles, tmp_path):
     out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
     scan("--out", out)
     run(capsys, "scan", prompts, "--model", model, *WAY, "--out", plain)
-    other = calibrated(capsys, model, tmp_path / "other", "--height", 8, "--width", 8, "--seed", 1000)
     for path in (out, plain):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     before = out.read_bytes()
@@ -184,16 +192,18 @@ def test_rows_of_other_pre_scans_are_not_mixed(capsys, model, prompts, scan, sma
     digest = json.loads(before.splitlines()[0])["settings"]["prescan"]
     assert f"its rows were made with prescan {digest}, this run has none" in bad(capsys, *words, out)
     assert "its rows were made with promote 0.3, this run has 0.1" in bad(capsys, *words, out, *first)
-    assert f"its rows were made with prescan {digest}, this run has " in bad(capsys, *words, out, "--prescan", other)
+    assert f"its rows were made with prescan {digest}, this run has " in bad(
+        capsys, *words, out, "--prescan", profiles[8, 1000]
+    )
     assert "its rows do not say their prescan, this run has" in bad(capsys, *words, plain, *first)
     assert out.read_bytes() == before
     out.write_text(out.read_text() + plain.read_text().splitlines(keepends=True)[2].replace('"index": 2', '"index": 3'))
     assert "this run has none" in bad(capsys, "merge", out) or "had another" in bad(capsys, "merge", out)
 
 
-def test_fail_on_goes_by_those_that_were_promoted(capsys, model, prompts, scan, tmp_path):
-    low = Path(calibrated(capsys, model, tmp_path / "full"))
-    values = json.loads(low.read_text())
+def test_fail_on_goes_by_those_that_were_promoted(scan, profiles, tmp_path):
+    low = tmp_path / "low.json"
+    values = json.loads(Path(profiles[16, 0]).read_text())
     scores = values["distributions"]["text_noise_norm"]["scores"]
     values["distributions"]["text_noise_norm"]["scores"] = [score / 1000 for score in scores]
     low.write_text(json.dumps(values))
@@ -202,10 +212,9 @@ def test_fail_on_goes_by_those_that_were_promoted(capsys, model, prompts, scan, 
     assert scan("--fail-on", "memorized")[0] == 0
 
 
-def test_it_can_be_merged(capsys, scan, model, tmp_path):
+def test_it_can_be_merged(capsys, scan, profiles, tmp_path):
     out, table = tmp_path / "out.jsonl", tmp_path / "table.jsonl"
-    calibrated(capsys, model, tmp_path / "home" / "profiles")
-    scan("--out", out)
+    scan("--out", out, "--profile", profiles[16, 0])
     count = sum(row["findings"][0]["prescan"]["promoted"] for row in rows(out)) - 1  # one is no text
     code, said, _ = run(capsys, "merge", out, "--out", table)
     assert code == 0
@@ -228,7 +237,9 @@ def test_a_missing_profile_names_the_command_that_makes_it(capsys, model, prompt
         *("calibrate", "--model", model, "--height", "8", "--width", "8", "--num-inference-steps", "6"),
         *("--out", str(path.parent)),
     ]
-    assert run(capsys, *command)[0] == 0
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(ordinary_prompts()[:50]))
+    assert run(capsys, *command, texts)[0] == 0
     (made,) = path.parent.iterdir()
     assert out.read_text() == "mine\n"
     out.unlink()
@@ -240,7 +251,7 @@ def test_a_missing_profile_names_the_command_that_makes_it(capsys, model, prompt
     assert "--height PX --width PX" in bad(capsys, *words, "--model", tmp_path / "x.safetensors")
 
 
-def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, small, tmp_path):
+def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, small, profiles, tmp_path):
     out = tmp_path / "out.jsonl"
     words = ("scan", prompts, "--model", model, *WAY)
     run(capsys, *words, "--out", out)
@@ -250,7 +261,7 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     words = (*words, "--prescan")
     for share in (0, 1, 1.5, "nan"):
         assert f"--promote: {float(share)} is not between 0 and 1" in bad(capsys, *words, small, "--promote", share)
-    same = calibrated(capsys, model, tmp_path / "same")
+    same = profiles[16, 0]
     assert "8 x 8 latents, the scan's are 8 x 8; a pre-scan takes one of a smaller size" in bad(capsys, *words, same)
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
