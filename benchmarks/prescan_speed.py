@@ -2,7 +2,8 @@
 
 A profile at 64 px is made by ``memguard calibrate``. speed: the command with and without it takes turns on a short and
 on a long list; the difference of both is what prompts cost without the start (imports, the model), and the ratio is the
-median over rounds. The long list is fresh ordinary prompts, each on several noises, with a few duplicates among them.
+median over rounds. Seconds are those of the processor, of which a command takes one: where others use the machine, too,
+those of the clock say little. The long list is fresh ordinary prompts, each on some noises, with a few duplicates.
 copies: every duplicate on many noises, scanned both ways; of those that the scan flags, those that are kept.
 Every prompt is on noise of its own (--own-seeds).
 
@@ -15,7 +16,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,13 +47,13 @@ class Bench:
         self.profile = json.loads(made)["file"]
 
     def scan(self, source: Path, promote: float | None) -> tuple[float, list[dict]]:
-        """Scan a list, with a pre-scan where a share is given; return seconds and rows."""
+        """Scan a list, with a pre-scan where a share is given; return seconds of the processor and rows."""
         out = self.folder / "out.jsonl"
         more = [] if promote is None else ["--prescan", self.profile, "--promote", promote]
         words = ["scan", source, *WAY, "--seed", SEED, "--batch-size", self.batch, "--out", out, "--force", *more]
-        started = time.perf_counter()
-        Command(words, self.threads).finished()
-        return time.perf_counter() - started, rows(out)
+        done = Command(words, self.threads)
+        done.finished()
+        return done.busy, rows(out)
 
     def speed(self, long: Path, short: Path, shares: Sequence[float], rounds: int) -> list[dict]:
         """Print and return prompts per second with and without pre-scans."""

@@ -190,6 +190,14 @@ def test_prompts_that_a_pre_scan_left_out_count_as_tests_that_find_nothing(capsy
     )
 
 
+def test_rows_with_and_without_a_pre_scan_are_not_mixed(capsys, tmp_path):
+    path, more = prescanned(tmp_path / "s"), json.dumps(whole(report(60, 5), 60, SETTINGS)) + "\n"
+    path.write_text(path.read_text() + more)
+    assert "rows before were made with prescan 12345678, this run has none; scan these again" in bad(capsys, path)
+    path.write_text(more.replace('"index": 60', '"index": 0') + path.read_text().split("\n", 1)[1])
+    assert "rows before do not say their prescan, this run has 12345678" in bad(capsys, path)
+
+
 def test_a_pre_scan_that_promoted_nobody_found_nobody(capsys, tmp_path):
     path = prescanned(tmp_path / "s", promoted=lambda index: False)
     code, said, _ = run(capsys, path, "--fail-on-found")

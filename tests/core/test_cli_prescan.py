@@ -166,15 +166,15 @@ def test_a_scan_that_was_broken_off_goes_on_to_the_same_bits(scan, tmp_path, don
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_scan_goes_on_and_nothing_is_lost_or_doubled(capsys, model, small, tmp_path):
     source, whole, out = tmp_path / "list.txt", tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(f"a fox and {i} houses\n" for i in range(160)))
+    source.write_text("".join(f"a fox and {i} houses\n" for i in range(64)))
     words = ["scan", str(source), "--model", model, "--prescan", small, "--promote", "0.3", *map(str, WAY), "--out"]
     child = subprocess.Popen([sys.executable, "-m", "memguard.cli", *words, str(out)], cwd=ROOT)
-    while not (out.exists() and out.read_bytes().count(b"\n") > 20):
+    while not (out.exists() and out.read_bytes().count(b"\n") > 1):
         assert child.poll() is None
         time.sleep(0.01)
     child.kill()
     child.wait()
-    assert out.read_bytes().count(b"\n") < 160
+    assert out.read_bytes().count(b"\n") < 64
     assert run(capsys, *words, out, "--resume")[0] == 0
     run(capsys, *words, whole)
     assert [measured(row) for row in rows(out)] == [measured(row) for row in rows(whole)]
@@ -197,19 +197,17 @@ def test_rows_of_other_pre_scans_are_not_mixed(capsys, model, prompts, scan, sma
     )
     assert "its rows do not say their prescan, this run has" in bad(capsys, *words, plain, *first)
     assert out.read_bytes() == before
-    out.write_text(out.read_text() + plain.read_text().splitlines(keepends=True)[2].replace('"index": 2', '"index": 3'))
-    assert "this run has none" in bad(capsys, "merge", out) or "had another" in bad(capsys, "merge", out)
 
 
-def test_fail_on_goes_by_those_that_were_promoted(scan, profiles, tmp_path):
-    low = tmp_path / "low.json"
+@pytest.mark.parametrize(("factor", "code"), [(0.001, 1), (1000, 0)])
+def test_fail_on_goes_by_those_that_were_promoted(scan, profiles, tmp_path, factor, code):
+    path = tmp_path / "profile.json"
     values = json.loads(Path(profiles[16, 0]).read_text())
     scores = values["distributions"]["text_noise_norm"]["scores"]
-    values["distributions"]["text_noise_norm"]["scores"] = [score / 1000 for score in scores]
-    low.write_text(json.dumps(values))
-    assert scan("--profile", low, "--fail-on", "memorized")[0] == 1
-    assert scan("--profile", low)[0] == 0
-    assert scan("--fail-on", "memorized")[0] == 0
+    values["distributions"]["text_noise_norm"]["scores"] = [factor * score for score in scores]
+    path.write_text(json.dumps(values))
+    assert scan("--profile", path, "--fail-on", "suspicious")[0] == code
+    assert scan("--profile", path)[0] == 0
 
 
 def test_it_can_be_merged(capsys, scan, profiles, tmp_path):
