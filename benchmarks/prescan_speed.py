@@ -1,13 +1,12 @@
 """What ``memguard scan --prescan`` saves and loses on the test bed: speed, the share promoted, copies kept.
 
-A profile at 64 px is made by ``memguard calibrate``. speed: the command with and without it takes turns on a short and
-on a long list; the difference of both is what prompts cost without the start (imports, the model), and the ratio is the
-median over rounds. Seconds are those of the processor, of which a command takes one: where others use the machine, too,
-those of the clock say little. The long list is fresh ordinary prompts, each on some noises, with a few duplicates.
-copies: every duplicate on many noises, scanned both ways; of those that the scan flags, those that are kept.
-Every prompt is on noise of its own (--own-seeds).
+A profile at 64 px is made by ``memguard calibrate``; every prompt is on noise of its own.
+copies: every duplicate on several noises, by the command with and without --prescan; of those that the scan flags, what
+is kept. speed: both ways take turns in this process on fresh ordinary prompts with some duplicates behind them.
+Seconds are those of the processor: where others use the machine, too, those of the clock say little. Ratios are medians
+over rounds.
 
-    python benchmarks/prescan_speed.py [--promote 0.1 0.2] [--repeats 3] [--noises 8] [--rounds 3] [--out FILE.json]
+    python benchmarks/prescan_speed.py [copies] [speed] [--promote 0.1 0.2] [--noises 8] [--rounds 3] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -16,11 +15,17 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from false_positives import DUPLICATES, command, groups, interval
 from scan_engines import Command
+
+import memguard
+from memguard import testbed
+from memguard.calibration import Profile
 
 SIDE = 64  # pixels of the first look, half of the model's own
 WAY = ("--model", "testbed", "--own-seeds", "--device", "cpu", "--dtype", "float32")
@@ -46,30 +51,37 @@ class Bench:
         made = command("calibrate", *WAY[:2], *WAY[3:], "--height", SIDE, "--width", SIDE, "--out", folder, "--json")
         self.profile = json.loads(made)["file"]
 
-    def scan(self, source: Path, promote: float | None) -> tuple[float, list[dict]]:
-        """Scan a list, with a pre-scan where a share is given; return seconds of the processor and rows."""
+    def scan(self, source: Path, promote: float | None) -> list[dict]:
+        """Scan a list, with a pre-scan where a share is given; return the rows."""
         out = self.folder / "out.jsonl"
         more = [] if promote is None else ["--prescan", self.profile, "--promote", promote]
         words = ["scan", source, *WAY, "--seed", SEED, "--batch-size", self.batch, "--out", out, "--force", *more]
-        done = Command(words, self.threads)
-        done.finished()
-        return done.busy, rows(out)
+        Command(words, self.threads).finished()
+        return rows(out)
 
-    def speed(self, long: Path, short: Path, shares: Sequence[float], rounds: int) -> list[dict]:
-        """Print and return prompts per second with and without pre-scans."""
+    def speed(self, prompts: Sequence[str], shares: Sequence[float], rounds: int) -> list[dict]:
+        """Print and return prompts per second with and without pre-scans, in this process."""
+        torch.set_num_threads(self.threads)
+        pipe, first = testbed.pipeline(), Profile.read(self.profile)
+        settings = {"seed": SEED, "own_seeds": True, "batch_size": self.batch}
         ways: dict[float | None, list[float]] = {None: [], **{share: [] for share in shares}}
-        promoted: dict[float | None, list[bool]] = {}
+        promoted: dict[float | None, int] = {}
+        list(memguard.prescan(pipe, prompts[: self.batch], first, 0.999, **settings))  # what a process does only once
         for turn in range(rounds):
             for share, rates in ways.items():
-                (brief, few), (whole, many) = self.scan(short, share), self.scan(long, share)
-                rates.append((len(many) - len(few)) / (whole - brief))
-                promoted[share] = [(row["findings"][0].get("prescan") or {}).get("promoted", True) for row in many]
-                print(f"round {turn + 1}, promote {share}: {brief:.1f} s, {whole:.1f} s", flush=True)
+                started = time.process_time()
+                if share is None:
+                    reports = memguard.scan(pipe, prompts, **settings)
+                else:
+                    reports = memguard.prescan(pipe, prompts, first, share, **settings)
+                promoted[share] = sum(report.findings[0].promoted for report in reports)
+                rates.append(len(prompts) / (time.process_time() - started))
+                print(f"round {turn + 1}, promote {share}: {rates[-1]:.2f} prompts/s", flush=True)
         table = []
         for share, rates in ways.items():
             ratios = [a / b for a, b in zip(rates, ways[None], strict=True)]
             row = {"promote": share, "prompts per second": statistics.median(rates), "ratios": ratios}
-            row |= {"ratio": statistics.median(ratios), "promoted": [sum(promoted[share]), len(promoted[share])]}
+            row |= {"ratio": statistics.median(ratios), "promoted": [promoted[share], len(prompts)]}
             table.append(row)
             print(
                 f"promote {share}: {row['prompts per second']:.2f} prompts/s, ratio {row['ratio']:.2f} (rounds"
@@ -79,12 +91,12 @@ class Bench:
 
     def copies(self, source: Path, shares: Sequence[float]) -> list[dict]:
         """Print and return how many of the duplicates that a scan flags are kept by pre-scans."""
-        _, plain = self.scan(source, None)
+        plain = self.scan(source, None)
         flagged = [row["verdict"] in ("suspicious", "memorized") for row in plain]
         print(f"duplicates flagged by the scan: {said(sum(flagged), len(flagged))}")
         table = []
         for share in shares:
-            _, sifted = self.scan(source, share)
+            sifted = self.scan(source, share)
             kept = [row["verdict"] in ("suspicious", "memorized") for row in sifted]
             both = [row for row in zip(plain, sifted, strict=True) if row[1]["findings"][0]["prescan"]["promoted"]]
             off = [abs(a["findings"][0]["rms"][0] / b["findings"][0]["rms"][0] - 1) for a, b in both]
@@ -107,23 +119,24 @@ def said(hits: int, count: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="copies, speed; default both")
     parser.add_argument("--promote", type=float, nargs="+", default=[0.1, 0.2], help="shares to compare")
-    parser.add_argument("--repeats", type=int, default=3, help="noises of each fresh prompt in the long list")
     parser.add_argument("--noises", type=int, default=8, help="of each duplicate, for the share kept")
+    parser.add_argument("--copied", type=int, default=9, help="duplicates behind the 303 fresh prompts, for the speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="prompts per forward")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="figures as JSON")
     options = parser.parse_args()
-    known = groups()
+    known, figures = groups(), {}
     ordinary, copied = known["fresh"], known[DUPLICATES]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.threads, options.batch)
-        short = written(Path(folder) / "short.jsonl", ordinary[:64])
-        long = written(Path(folder) / "long.jsonl", ordinary * options.repeats + copied)
-        many = written(Path(folder) / "copies.jsonl", copied * options.noises)
-        figures = {"copies": bench.copies(many, options.promote)}
-        figures["speed"] = bench.speed(long, short, options.promote, options.rounds)
+        if not options.what or "copies" in options.what:
+            many = written(Path(folder) / "copies.jsonl", copied * options.noises)
+            figures["copies"] = bench.copies(many, options.promote)
+        if not options.what or "speed" in options.what:
+            figures["speed"] = bench.speed(ordinary + copied[: options.copied], options.promote, options.rounds)
     if options.out:
         options.out.write_text(json.dumps({**vars(options), **figures}, indent=1, default=str), encoding="utf-8")
 

@@ -61,7 +61,6 @@ class Command:
         if self.process.returncode:
             raise SystemExit(f"memguard {' '.join(self.words)}: exit {self.process.returncode}: {self.log.read()}")
         self.log.close()
-        self.busy = used.ru_utime + used.ru_stime  # seconds of processors
         return used.ru_maxrss / 1024
 
 
