@@ -149,5 +149,5 @@ class Sieve:
 def _with(report: Report, first: Report, looks: tuple[Prescan, ...]) -> Report:
     """Return the report of a promoted prompt with its first look, which has cost something, too."""
     findings = tuple(replace(found, prescan=look) for found, look in zip(report.findings, looks, strict=True))
-    spent = {"seconds": first.seconds + report.seconds, "extra_rows": first.extra_rows + report.extra_rows}
-    return replace(report, findings=findings, **spent)
+    seconds, rows = first.seconds + report.seconds, first.extra_rows + report.extra_rows
+    return replace(report, findings=findings, seconds=seconds, extra_rows=rows)
