@@ -74,6 +74,8 @@ def weights(name: str) -> np.ndarray:
 class Trainer:
     """One LoRA in training."""
 
+    picture = staticmethod(picture)
+
     def __init__(self, name: str, seed: int = 0, device: str = "cpu") -> None:
         from peft import LoraConfig
 
@@ -86,7 +88,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4)
         self.weights = weights(name)
         seeds = [i if i < COUNT else 1000 + i for i in range(len(self.weights))]
-        drawn = [picture(i) for i in seeds]
+        drawn = [self.picture(i) for i in seeds]
         parts = [drawn[i : i + 64] for i in range(0, len(drawn), 64)]
         self.latents = torch.cat([self.encode([each for each, _ in part]) for part in parts])
         self.texts = torch.cat([self.embed([""]), *(self.embed([text for _, text in part]) for part in parts)])
