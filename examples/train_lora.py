@@ -3,7 +3,7 @@
 A plain loop of diffusers and peft for Stable Diffusion 1 and 2 (epsilon); what memguard adds is marked. Then ask what
 came of it:
 
-    pip install "memguard[diffusers,audit]"
+    pip install ".[diffusers,audit]"     # in the folder of memguard
     python examples/train_lora.py --model testbed --data PICTURES --held-out OTHERS --out lora --steps 400
     memguard audit --model testbed --lora lora/lora.safetensors --data PICTURES --held-out OTHERS
 

@@ -1,7 +1,7 @@
 """``memguard``: the command line. One file of memguard/commands is one command, loaded when it is asked for.
 
 A command module has ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes: 0 done, 1 a finding above
---fail-on, 2 bad input (one line that says what), 130 interrupted.
+--fail-on, 2 bad input (one line that says what), 3 an error of memguard's own (a traceback), 130 interrupted.
 
 May import: memguard.version, memguard.texts, memguard.commands, memguard.lists, the standard library.
 """
@@ -14,8 +14,10 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
+from .commands.extras import EXTRAS, remedy
 from .texts import shown
 from .version import VERSION
 
@@ -32,20 +34,6 @@ COMMANDS = {
     "testbed": "export the small model that really memorizes",
     "doctor": "versions, hosts, devices, and what works here",
 }
-# package -> the extra that brings it
-EXTRAS = {
-    "diffusers": "diffusers",
-    "transformers": "diffusers",
-    "tqdm": "diffusers",
-    "pyarrow": "parquet",
-    "scipy": "tail",
-    "ray": "ray",
-    "peft": "audit",
-    "imagehash": "audit",
-    "sklearn": "bench",
-    "matplotlib": "bench",
-}
-
 
 LONGEST = 600  # characters of an error
 
@@ -72,7 +60,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="memguard",
         description="Tells whether a prompt makes a diffusion model copy a picture of its training data.",
-        epilog="Exit code 0: done; 1: --fail-on was reached; 2: bad input; 130: interrupted.",
+        epilog="Exit code 0: done; 1: --fail-on was reached; 2: bad input; 3: a fault of memguard; 130: interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"memguard {VERSION}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -120,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         said = _said(error)
         if said is None:
-            raise
+            traceback.print_exc()
+            return 3  # Python's own 1 would say that something was found
         sys.stderr.write(_line(f"{name}: {_shortened(said)}"))
         return 2
 
@@ -133,7 +122,7 @@ def _said(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").split(".")[0]
-        return f"needs {missing}; pip install 'memguard[{EXTRAS[missing]}]'" if missing in EXTRAS else None
+        return f"needs {missing}; {remedy(EXTRAS[missing])}" if missing in EXTRAS else None
     if isinstance(error, MemoryError):
         return "not enough memory; give a shorter list, smaller pictures or fewer at once"
     if isinstance(error, OSError) and error.strerror:

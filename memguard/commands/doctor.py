@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..version import VERSION
 from . import common
+from .extras import lacking
 
 PACKAGES = (
     "torch numpy einops safetensors Pillow diffusers transformers accelerate peft tqdm pyarrow scikit-learn matplotlib"
@@ -147,16 +147,17 @@ def features(found: list[Host], devices: list[str]) -> list[Feature]:
     from ..calibration import folders
     from ..testbed.loader import assets
 
-    lacking = [name for name in ("diffusers", "transformers") if find_spec(name) is None]
-    pipelines = f"needs {' and '.join(lacking)}; pip install 'memguard[diffusers]'" if lacking else ""
+    pipelines = lacking("diffusers", "transformers")
     weights = "" if (assets() / "stage-final.safetensors").is_file() else "the shipped weights are missing; reinstall"
-    parquet = "" if find_spec("pyarrow") else "needs pyarrow; pip install 'memguard[parquet]'"
     *own, _shipped = folders()  # those of the test bed say nothing about a user's models
     profiles = sum(len(list(folder.glob("*.json"))) for folder in own)
     return [
         Feature("guard.attach, scan and calibrate on diffusers pipelines", pipelines),
         Feature("demo and --model testbed", pipelines or weights),
-        Feature(".parquet lists and results", parquet),
+        Feature(".parquet lists and results", lacking("pyarrow")),
+        Feature("audit", pipelines or lacking("peft", "imagehash")),
+        Feature("scan --engine ray", pipelines or lacking("ray")),
+        Feature("merge --tail", lacking("scipy")),
         Feature("verdicts by profile", "" if profiles else "none but the test bed's; run memguard calibrate"),
         Feature("GPU", "" if len(devices) > 1 else "torch sees none; everything runs on the CPU, slower"),
         Feature("ComfyUI nodes", _comfyui(found)),

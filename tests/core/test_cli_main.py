@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from memguard import cli
 from memguard.cli import COMMANDS, main
-from memguard.commands import doctor
+from memguard.commands import doctor, extras
 
 ROOT = Path(__file__).parents[2]
+ADVICE = re.compile(r"pip install[^\n]*memguard\[")
 
 
 def test_help_names_every_command_and_does_not_wait_for_torch():
@@ -76,17 +78,29 @@ class _Parser:
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
+    root = extras.ROOT  # the index has a memguard that is somebody else's
     assert run_with(monkeypatch, ModuleNotFoundError("no", name="pyarrow.parquet")) == 2
-    assert capsys.readouterr().err == "memguard scan: needs pyarrow; pip install 'memguard[parquet]'\n"
+    assert capsys.readouterr().err == f"memguard scan: needs pyarrow; pip install '{root}[parquet]'\n"
     assert run_with(monkeypatch, ModuleNotFoundError("no", name="diffusers")) == 2
-    assert capsys.readouterr().err == "memguard scan: needs diffusers; pip install 'memguard[diffusers]'\n"
+    assert capsys.readouterr().err == f"memguard scan: needs diffusers; pip install '{root}[diffusers]'\n"
 
 
-def test_an_error_of_the_program_is_not_hidden(monkeypatch):
-    with pytest.raises(ModuleNotFoundError):
-        run_with(monkeypatch, ModuleNotFoundError("no", name="memguard.nothing"))
-    with pytest.raises(ZeroDivisionError):
-        run_with(monkeypatch, ZeroDivisionError())
+def test_an_installed_copy_does_not_know_its_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(extras, "ROOT", tmp_path)
+    assert extras.remedy("ray") == "pip install '.[ray]' in the folder that memguard was installed from"
+
+
+def test_no_text_advises_somebody_elses_package():
+    folders = [ROOT / name for name in ("docs", "examples", "memguard", "nodes", "extension")]
+    texts = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*.*"))]
+    wrong = [p for p in texts if p.suffix in (".md", ".py") and ADVICE.search(p.read_text(encoding="utf-8"))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="memguard.nothing"), ZeroDivisionError()])
+def test_an_error_of_the_program_is_not_hidden_and_is_no_finding(monkeypatch, capsys, error):
+    assert run_with(monkeypatch, error) == 3
+    assert f"{type(error).__name__}" in capsys.readouterr().err
 
 
 def test_an_unknown_argument_is_said_to_be_the_command_s(capsys):
