@@ -17,6 +17,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,39 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
             shards.forget(plan.folder, number, of, plan.settings)
     todo = list(range(1, of + 1)) if args.force else _left(plan, of)
     done = of - len(todo)
-    if not ray.is_initialized():
-        # an address from RAY_ADDRESS or a running cluster, else a cluster on this machine
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    with _in_a_line():
+        if not ray.is_initialized():
+            # an address from RAY_ADDRESS or a running cluster, else a cluster on this machine
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
     tally, reasons = _Tally(), dict[int, str]()
-    try:
-        for _ in range(args.tries):  # a shard that failed has some tries left, on another actor
-            reasons = {}
-            for outcome in common.progress(_outcomes(plan, of, todo), len(todo), " shards"):
-                tally.add(outcome)
-                if not outcome.file:
-                    reasons[outcome.number] = outcome.reason
-            plan = replace(plan, args=argparse.Namespace(**vars(args) | {"force": False}))
-            todo = _left(plan, of)
-            if not todo:
-                break
-    except ray.exceptions.RayError as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # above it are Ray's traces
-        raise BadInput(f"ray: {said}; start again to go on") from None
+    for _ in range(args.tries):  # a shard that failed has some tries left, on another actor
+        reasons = {}
+        for outcome in common.progress(_outcomes(plan, of, todo), len(todo), " shards"):
+            tally.add(outcome)
+            if not outcome.file:
+                reasons[outcome.number] = outcome.reason
+        plan = replace(plan, args=argparse.Namespace(**vars(args) | {"force": False}))
+        todo = _left(plan, of)
+        if not todo:
+            break
     return tally.conclude(args, of, done, {number: reasons.get(number, "it was not scored") for number in todo})
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Turn what Ray raises in the block into one line; it raises bare ``Exception`` and ``ConnectionError``, too.
+
+    Raises:
+        BadInput: that says what Ray says, in the last line of it; above are its traces.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError:  # the command line says which extra brings it
+        raise
+    except Exception as error:
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        raise BadInput(f"ray: {lines[-1].strip().rstrip('.')}; start again to go on") from None
 
 
 def _left(plan: Plan, of: int) -> list[int]:
@@ -107,20 +122,22 @@ def _outcomes(plan: Plan, of: int, todo: list[int]) -> Iterator[Outcome]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if plan.args.device in ("auto", "cuda") else 0
-    most = gpus or int(ray.cluster_resources().get("CPU", 1))
-    size = min(plan.args.workers or most, most, len(todo))
-    numbers = ray.data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo))
-    rows = numbers.map_batches(
-        Worker,
-        fn_constructor_args=(plan, of),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
-        num_gpus=1 if gpus else 0,
-        num_cpus=1,
-    )
-    for row in rows.iter_rows():
-        yield Outcome(**json.loads(row["outcome"]))
+    with _in_a_line():
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0)) if plan.args.device in ("auto", "cuda") else 0
+        most = gpus or int(has.get("CPU", 1))
+        size = min(plan.args.workers or most, most, len(todo))
+        numbers = ray.data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo))
+        rows = numbers.map_batches(
+            Worker,
+            fn_constructor_args=(plan, of),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+            num_gpus=1 if gpus else 0,
+            num_cpus=1,
+        )
+        for row in rows.iter_rows():
+            yield Outcome(**json.loads(row["outcome"]))
 
 
 class _Tally:

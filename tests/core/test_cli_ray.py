@@ -14,6 +14,7 @@ from memguard.lists.shards import Shard, attempt
 pytest.importorskip("diffusers")
 pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 pytest.importorskip("pandas", reason="Ray Data is not installed (extra ray)")
+from tests.command import bad
 from tests.hosts import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,25 @@ def test_one_shard_or_all_of_them(tmp_path, capsys):
     )
     assert code == 2
     assert "--engine ray scores all parts by itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("init", Exception("traces\nThe current node timed out during startup. It was overloaded.")),
+        ("cluster_resources", ConnectionError("no cluster answers")),
+    ],
+)
+def test_a_cluster_that_fails_is_one_line(tmp_path, capsys, monkeypatch, call, error):
+    import ray
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: call != "init")
+    monkeypatch.setattr(ray, call, fails)
+    source = tmp_path / "list.txt"
+    source.write_text("a fox\n")
+    said = bad(capsys, "scan", source, "--model", "testbed", "--out", tmp_path / "s", "--engine", "ray")
+    last = str(error).splitlines()[-1].rstrip(".")
+    assert said == f"memguard scan: ray: {last}; start again to go on"
