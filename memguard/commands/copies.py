@@ -134,7 +134,7 @@ def _tell(update: Any) -> None:
 
 def _rows(pictures: Iterable[Path], index: Any, references: Any, kind: Any, top: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each picture, in their order."""
-    from ..copies.reading import read
+    from ..copies.signatures import signature
 
     places = {os.path.realpath(index.folder / name): place for place, name in enumerate(index.names)}
     left = iter(pictures)
@@ -143,9 +143,9 @@ def _rows(pictures: Iterable[Path], index: Any, references: Any, kind: Any, top:
         errors: dict[Path, str] = {}
         for path in part:
             try:
-                made[path] = kind.make([read(path, kind.whole)])[0]
+                made[path] = signature(kind, path)
             except Refused as error:
-                errors[path] = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+                errors[path] = str(error)
         found = {}
         if made:
             import torch

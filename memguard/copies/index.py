@@ -22,8 +22,8 @@ from ..calibration.store import home
 from ..database import OK, Database
 from ..texts import HALF
 from ..troubles import Refused
-from .reading import files_of, read
-from .signatures import Found, Signatures
+from .reading import files_of
+from .signatures import Found, Signatures, signature
 
 TABLES = (
     "CREATE TABLE about (folder TEXT NOT NULL, kind TEXT NOT NULL)",
@@ -109,13 +109,12 @@ class Index:
         for path in seen([there[name] for name in sorted(unread)]):
             name = path.relative_to(self.folder).as_posix()
             try:
-                made = self._signatures.make([read(path, self._signatures.whole)])
+                made = signature(self._signatures, path)
             except Refused as error:
-                said = str(error)
-                result.broken.append(said if said.startswith(str(path)) else f"{path}: {said}")
+                result.broken.append(str(error))
                 gone += [name] if name in known else []
                 continue
-            blobs[name] = made[0].numpy().tobytes()
+            blobs[name] = made.numpy().tobytes()
             fresh.append((name, stamps[name], blobs[name]))
             result.changed += name in known
             result.new += name not in known

@@ -5,6 +5,7 @@ Room: the core. May import: torch, numpy, Pillow, memguard.copies.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..troubles import Refused
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 DRAFT = 256  # pixels of a side from which JPEG files may be decoded smaller
+MOST = (1 << 28) // 3  # pixels: a quarter of a GiB as 8-bit RGB, from where on Pillow warns of a bomb
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -53,7 +55,7 @@ def read(path: Path, whole: bool = False) -> Tensor:
         whole: whether a large JPEG file is decoded at its full size; an eighth of it is enough for thumbnails.
 
     Raises:
-        Refused: one line that names the file, if it is no picture or damaged.
+        Refused: one line that names the file, if it is no picture, damaged, or too large.
 
     """
     try:
@@ -62,12 +64,17 @@ def read(path: Path, whole: bool = False) -> Tensor:
             with Image.open(path) as image:
                 if not whole:
                     image.draft(None, (DRAFT, DRAFT))
+                elif math.prod(image.size) > MOST:
+                    image.draft(None, (image.width // 2, image.height // 2))
+                if math.prod(image.size) > MOST:  # few bytes of a file may be gigabytes of pixels
+                    size = f"{image.width} x {image.height} pixels"
+                    raise Refused(f"{path}: has {size}, and at most {MOST / 1e6:.0f} million are read; make it smaller")
                 return tensor(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise Refused(f"{path}: no such picture") from None
     except Image.DecompressionBombError:
-        raise Refused(f"{path}: has too many pixels; make it smaller") from None
-    except MemoryError:
+        raise Refused(f"{path}: has more than {2 * MOST / 1e6:.0f} million pixels; make it smaller") from None
+    except (Refused, MemoryError):
         raise
     except OSError as error:  # also UnidentifiedImageError
         raise Refused(f"{path}: cannot be read ({error.strerror or 'no picture, or damaged'})") from None
@@ -83,5 +90,6 @@ def tensor(image: Image.Image) -> Tensor:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    values = np.array(image.convert("RGB"), dtype=np.float32) / 255
+    values = np.array(image.convert("RGB"), dtype=np.float32)
+    values /= 255  # in place: it may be a gigabyte
     return torch.from_numpy(values).permute(2, 0, 1)[None]

@@ -7,17 +7,22 @@ Room: the core. May import: torch, memguard.copies.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..troubles import Refused
 from .alignment import Views, align, coarse, views
+from .reading import read
 from .thumbnails import CHANNELS, SIDE, thumbnails
 from .windows import FEW
 
 CANDIDATES = 8  # of a coarse search that are laid over the picture
 AT_ONCE = 16  # pictures that are searched at a time
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")  # torch's words on all devices
 
 
 class Found(Protocol):
@@ -72,6 +77,24 @@ class Thumbnails:
     def open(self, signatures: Tensor) -> Found:
         """Describe the windows of the references."""
         return _ByWindows(views(signatures, FEW))
+
+
+def signature(kind: Signatures, path: Path) -> Tensor:
+    """Return the signature of a file's picture.
+
+    Raises:
+        Refused: one line that names the file, if it is no picture, damaged, or too large for the memory.
+
+    """
+    try:
+        return kind.make([read(path, kind.whole)])[0]
+    except Refused as error:
+        said = str(error)
+        raise Refused(said if said.startswith(str(path)) else f"{path}: {said}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise Refused(f"{path}: there is not enough memory for its pixels; make it smaller") from None
 
 
 class _ByWindows:

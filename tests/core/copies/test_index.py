@@ -95,6 +95,45 @@ def test_a_broken_picture_is_one_line_and_the_rest_goes_on(folder):
         ]
 
 
+def test_a_picture_that_is_too_large_is_known_before_it_is_decoded(folder, monkeypatch):
+    monkeypatch.setattr("memguard.copies.reading.MOST", 128 * 128)
+    Image.new("1", (129, 128)).save(folder / "large.png")
+    photo = Image.fromarray(PICTURES[4]).resize((512, 512))
+    photo.save(folder / "photo.jpg")
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(Refused, match="large.png: has 129 x 128 pixels, and at most 0 million are read; make it smal"):
+        read(folder / "large.png")
+    monkeypatch.undo()
+    monkeypatch.setattr("memguard.copies.reading.MOST", 256 * 256)
+    assert read(folder / "photo.jpg").shape == (1, 3, 256, 256)  # decoded at a smaller size
+    assert read(folder / "photo.jpg", whole=True).shape == (1, 3, 256, 256)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_picture_that_the_memory_does_not_hold_is_one_line(folder, monkeypatch, error):
+    def make(self, pictures):
+        if pictures[0].shape[3] == 300:
+            raise error
+        return Thumbnails.make(self, pictures)
+
+    monkeypatch.setattr(Counting, "make", make)
+    Image.new("RGB", (300, 20)).save(folder / "b.png")
+    index, result, _ = updated(folder)
+    assert index.names == ["a.png", "c.png", "deeper/d.png"]
+    assert result.broken == [f"{folder / 'b.png'}: there is not enough memory for its pixels; make it smaller"]
+
+
+def test_an_error_of_the_program_is_no_picture_s_fault(folder, monkeypatch):
+    def make(self, pictures):
+        raise RuntimeError("sizes do not fit")
+
+    monkeypatch.setattr(Counting, "make", make)
+    with pytest.raises(RuntimeError, match="sizes"):
+        updated(folder)
+
+
 def test_an_interrupted_reading_continues(folder, monkeypatch):
     monkeypatch.setattr("memguard.copies.index.BATCH", 2)
 
