@@ -31,6 +31,7 @@ TABLES = (
     " signature BLOB NOT NULL)",
 )
 VERSION = 0x6D676370  # "mgcp"; no other program's databases have it
+SQLITE = b"SQLite format 3\0"  # at the beginning of every database of SQLite
 BATCH = 64  # pictures of a transaction
 Stamp = tuple[int, int]  # size, time of change in nanoseconds
 
@@ -75,12 +76,15 @@ class Index:
         self.folder = folder
         self._signatures = signatures
         about = (str(folder.resolve()), signatures.kind)
+        given = path
         if path is None:
             name = hashlib.sha256("\0".join(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
             path = home() / "copies" / f"{name}.sqlite"
         self._file = Database(path, (*TABLES, _insert_about(about)), VERSION)
         self.names: list[str] = []
         self._kept, known = self._file.read(_read_about, about)
+        if self._kept != OK and given is not None and not _is_database(given):
+            self._kept = f"{path} is no index of memguard; it is left as it is, choose another name"
         if self._kept == OK and known != about:
             raise Refused(f"{path}: is the index of {' and '.join(known)}; choose another name")
 
@@ -155,6 +159,14 @@ class Index:
             db.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", rows)
 
         result.kept = self._file.write(action)
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:  # which has been said
+        return True
 
 
 def _insert_about(about: tuple[str, str]) -> str:

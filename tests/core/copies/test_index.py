@@ -150,9 +150,16 @@ def test_an_index_that_cannot_be_kept_is_said_and_the_search_works(folder, tmp_p
     photo = tmp_path / "photo.sqlite"
     photo.write_bytes(b"somebody's file" * 100)
     index, result, made = updated(folder, photo)
-    assert result.kept == f"{photo} is damaged; rename or delete it, and a new one is begun"
+    assert result.kept == f"{photo} is no index of memguard; it is left as it is, choose another name"
     assert photo.read_bytes() == b"somebody's file" * 100 and made == 4
     assert index.open().nearest(query(PICTURES[0]), 1, [None])[1].tolist() == [[0]]
+
+
+def test_an_index_that_is_damaged_may_be_deleted(folder, tmp_path):
+    path = tmp_path / "mine.sqlite"
+    updated(folder, path)
+    path.write_bytes(path.read_bytes()[:16] + b"\xff" * 5000)
+    assert updated(folder, path)[1].kept == f"{path} is damaged; rename or delete it, and a new one is begun"
 
 
 def test_another_program_s_database_is_left_alone(folder, tmp_path):
