@@ -36,7 +36,8 @@ def add_parser(subparsers: Any) -> None:
         help="say which pictures are copies of pictures in a folder",
         description="Find the nearest picture of a folder for each picture: also where it was cropped, mirrored, "
         "resized, recompressed, recoloured, framed or written on. An index of the folder is kept up to date.",
-        epilog="A picture that cannot be read is one line, and the others go on.",
+        epilog="A picture that cannot be read is one line, and the others go on; the exit code is 2 at the end, unless"
+        " --fail-on makes it 1.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="files or folders")
     parser.add_argument("--references", type=Path, required=True, metavar="FOLDER", help="with what they are compared")
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search; return 0, or 1 for a similarity at --fail-on."""
+    """Search; return 0, 1 for a similarity at --fail-on, or else 2 if a picture has no result."""
     _check(args)
     try:
         return _run(args)
@@ -191,7 +192,9 @@ def _conclude(args: argparse.Namespace, rows: list[dict[str, Any]], threshold: f
         print(shown(f"{where}{said} {threshold:g})"))
     if len(compared) < len(rows):
         print(f"memguard copies: {len(rows) - len(compared)} without a result", file=sys.stderr)
-    return int(args.fail_on is not None and any(row["similarity"] >= args.fail_on for row in compared))
+    if args.fail_on is not None and any(row["similarity"] >= args.fail_on for row in compared):
+        return 1
+    return 2 if len(compared) < len(rows) else 0  # what could not be compared is not passed
 
 
 def line(row: dict[str, Any]) -> str:

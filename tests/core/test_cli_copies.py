@@ -50,7 +50,7 @@ def bad(capsys, *words) -> str:
 
 def test_a_folder_is_looked_up(capsys, pictures, references):
     code, out, err = run(capsys, pictures, "--references", references)
-    assert code == 0
+    assert code == 2  # of the broken one
     lines = out.splitlines()
     assert lines[0].startswith("copy") and lines[0].endswith(f"{pictures / 'a.jpg'}  1.png")
     assert lines[1].startswith("-  ") and str(pictures / "b.png") in lines[1]
@@ -74,7 +74,7 @@ def test_rows_are_written_and_replaced(capsys, pictures, references, tmp_path, e
     out = tmp_path / f"out.{ending}"
     for _ in range(2):
         code, said, _ = run(capsys, pictures, "--references", references, "--out", out, "--top", 2)
-        assert code == 0 and said.startswith(f"{out}: 1 of 2 pictures are copies")
+        assert code == 2 and said.startswith(f"{out}: 1 of 2 pictures are copies")
     text = out.read_text(encoding="utf-8").splitlines()
     if ending == "csv":
         assert text[0] == "picture,nearest,similarity,copy,error" and len(text) == 4
@@ -156,7 +156,9 @@ def test_what_is_wrong_is_one_line(capsys, pictures, references, tmp_path):
 
 def test_a_picture_that_is_not_there_is_a_line(capsys, pictures, references):
     code, out, err = run(capsys, pictures / "a.jpg", pictures / "gone.png", "--references", references)
-    assert code == 0 and f"memguard copies: {pictures / 'gone.png'}: no such picture" in err.splitlines()
+    assert code == 2 and f"memguard copies: {pictures / 'gone.png'}: no such picture" in err.splitlines()
+    assert out.splitlines()[0].startswith("copy") and "1 of 1 pictures are copies" in out
+    assert run(capsys, pictures / "a.jpg", "--references", references)[0] == 0
 
 
 def test_help_needs_no_torch():
