@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..lists import BadInput, files
 from ..lists.merging import Damaged, Part, Row, parts
 from ..lists.rows import difference
+from ..lists.shards import Shard
 from ..lists.table import COLUMNS, check, is_merged
 from ..lists.whole import Whole
 from ..texts import shown
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if merge.problems:
         said = "; ".join(merge.problems[:NAMED]) + ("; ..." if len(merge.problems) > NAMED else "")
         if not args.partial:
-            raise BadInput(f"{args.results}: {said}; scan again, or merge the rest with --partial")
+            raise BadInput(f"{args.results}: {said}; {merge.remedy()}, or merge the rest with --partial")
         print(f"memguard merge: {args.results}: {said}", file=sys.stderr)
     if not merge.rows:
         raise BadInput(f"{args.results}: holds no rows")
@@ -104,6 +105,7 @@ class _Merge:
     def __init__(self, args: argparse.Namespace, there: list[Part], problems: list[str], ranking: Ranking) -> None:
         self.args, self.there, self.problems, self.ranking = args, there, problems, ranking
         self.whole: list[Part] = []
+        self.damaged: list[Shard] = []
         self.rows = self.unscored = 0
         self.reason = ""
         self.settings: dict[str, Any] | None = None
@@ -127,11 +129,17 @@ class _Merge:
                         counted[p] += 1
             except Damaged as error:
                 self.problems.append(f"{part.called} is damaged, {error}")
+                self.damaged += [] if part.shard is None else [part.shard]
                 continue
             self.whole.append(part)
             self.ranking.counts.update(counted)
             self.ranking.looks.update(looks)
             self.rows, self.unscored, self.reason = self.rows + rows, self.unscored + unscored, reason or self.reason
+
+    def remedy(self) -> str:
+        """Return how what is missing is scored."""
+        damaged = [f"--shard {s.number}/{s.of}" for s in self.damaged]
+        return f"scan again ({', '.join(damaged[:NAMED])} scores what is damaged anew)" if damaged else "scan again"
 
     def _agree(self, part: Part, row: Row) -> None:
         if row.settings == self.settings:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, shards
+from ..lists.merging import has_end
 from ..records import VERDICTS
 from . import common, promoting
 from .scanner import Scanner
@@ -111,7 +112,9 @@ def _in_a_line() -> Iterator[None]:
 
 
 def _left(plan: Plan, of: int) -> list[int]:
-    return [number for number in range(1, of + 1) if shards.there(plan.folder, number, of, plan.settings) is None]
+    """Return the shards that are not there, or were cut; to read all rows of all shards would take too long."""
+    files = {number: shards.there(plan.folder, number, of, plan.settings) for number in range(1, of + 1)}
+    return [number for number, file in files.items() if file is None or not has_end(file)]
 
 
 def _outcomes(plan: Plan, of: int, todo: list[int]) -> Iterator[Outcome]:

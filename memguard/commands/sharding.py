@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..lists import BadInput, files, shards
 from ..lists.listing import Listing, listed
+from ..lists.merging import is_whole
 from ..lists.rows import FLAT, flat, whole
 from ..lists.whole import Whole
 from ..records import VERDICTS, Report
@@ -126,7 +128,7 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
     shard = shards.Shard(number, of, start, stop, plan.settings)
     with shards.attempt(plan.folder, shard, args.tries):
         done = shards.there(plan.folder, number, of, plan.settings)
-        if done is not None and not args.force:  # by somebody who was faster
+        if done is not None and not args.force and is_whole(done):  # by somebody who was faster
             return Outcome(number, of, str(done), skipped=True)
         path = plan.folder / shard.name(args.format)
         outcome.file = str(path)
@@ -173,9 +175,11 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
     done = shards.there(plan.folder, number, of, plan.settings)
     if args.force:
         shards.forget(plan.folder, number, of, plan.settings)
-    if done is not None and not args.force:
+    if done is not None and not args.force and is_whole(done):
         outcome = Outcome(number, of, str(done), skipped=True)
     else:
+        if done is not None and not args.force:
+            print(f"memguard scan: {done}: is damaged, and is scored again", file=sys.stderr)
         outcome = score(plan, Scanner(args), number, of)
     told(args, outcome)
     return 0

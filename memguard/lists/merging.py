@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .rows import settings_of
 from .shards import Shard
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+TAIL = 1 << 16  # bytes at the end of a file that are read at a time
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,43 @@ class Part:
             raise Damaged(f"it cannot be read behind {expected - first} rows") from None
         if self.shard is not None and expected != self.shard.stop:
             raise Damaged(f"it holds {expected - first} of {self.shard.stop - first} rows")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the rows of a shard's file are all there, by reading them as ``memguard merge`` does."""
+    try:
+        for _ in Part(path, Shard.of_name(path.name)).rows(None):
+            pass
+    except Damaged:
+        return False
+    return True
+
+
+def has_end(path: Path) -> bool:
+    """Whether the last row of a shard's file is there, which one that was cut lacks; nothing else is read."""
+    shard = Shard.of_name(path.name)
+    assert shard is not None
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(path).num_rows) == shard.stop - shard.start
+        last = _last_line(path)
+        return not last if shard.start == shard.stop else json.loads(last)["index"] == shard.stop - 1
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):  # also pyarrow's ArrowInvalid
+        return False
+
+
+def _last_line(path: Path) -> bytes:
+    """Return the last line of a file; b"" of an empty one and where the line has no end."""
+    with path.open("rb") as file:
+        size = place = file.seek(0, os.SEEK_END)
+        tail = b""
+        while place and tail.rstrip(b"\n").count(b"\n") == 0:
+            place = max(0, place - TAIL)
+            file.seek(place)
+            tail = file.read(size - place)
+    return tail.splitlines()[-1] if tail.endswith(b"\n") else b""
 
 
 def parts(path: Path, settings: str | None) -> tuple[list[Part], list[str]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from memguard.calibration import Conditions, Profile, fit
+from memguard.lists import merging
 from memguard.lists.rows import FLAT, flat, whole
 from memguard.lists.shards import Shard, attempt
 from memguard.lists.whole import Whole
@@ -240,7 +241,8 @@ def test_a_damaged_shard_is_named_and_the_rest_goes_on_if_asked(capsys, tmp_path
     folder, out = scanned(tmp_path / "s"), tmp_path / "out.jsonl"
     damage(sorted(folder.iterdir())[1], how)
     line = bad(capsys, folder, "--out", out)
-    assert f"shard 2/3 is damaged, {says}" in line and "or merge the rest with --partial" in line
+    assert f"shard 2/3 is damaged, {says}" in line
+    assert line.endswith("scan again (--shard 2/3 scores what is damaged anew), or merge the rest with --partial")
     assert not out.exists()
     code, said, err = run(capsys, folder, "--out", out, "--partial")
     assert code == 0 and f"shard 2/3 is damaged, {says}" in err
@@ -248,11 +250,32 @@ def test_a_damaged_shard_is_named_and_the_rest_goes_on_if_asked(capsys, tmp_path
     assert "of 28 prompts" in said  # no row of the damaged one counts
 
 
+@pytest.mark.parametrize("how", ["cut", "short", "doubled", "lost", "foreign", "empty", "bytes"])
+@pytest.mark.parametrize("tail", [7, 1 << 16])
+def test_what_is_damaged_is_not_taken_for_done(tmp_path, monkeypatch, how, tail):
+    monkeypatch.setattr(merging, "TAIL", tail)
+    path = sorted(scanned(tmp_path / "s").iterdir())[1]
+    assert merging.is_whole(path) and merging.has_end(path)
+    damage(path, how)
+    assert not merging.is_whole(path)
+    assert merging.has_end(path) == (how == "lost")  # in the middle, where only the reading of all rows looks
+
+
+def test_a_shard_without_rows_is_whole(tmp_path):
+    path = tmp_path / Shard(1, 9, 0, 0, MARK).name("jsonl")
+    path.touch()
+    assert merging.is_whole(path) and merging.has_end(path)
+    path.write_text("{")
+    assert not merging.is_whole(path)
+
+
 def test_a_damaged_parquet_shard_is_named(capsys, tmp_path):
     pytest.importorskip("pyarrow")
     folder = scanned(tmp_path / "s", suffix="parquet")
     path = sorted(folder.iterdir())[2]
+    assert merging.is_whole(path) and merging.has_end(path)
     path.write_bytes(path.read_bytes()[:-30])
+    assert not merging.is_whole(path) and not merging.has_end(path)
     assert "shard 3/3 is damaged, it cannot be read behind 0 rows" in bad(capsys, folder)
 
 

@@ -76,6 +76,19 @@ def test_what_is_done_costs_no_model(capsys, model, prompts, tmp_path, monkeypat
     assert before and not path.exists()
 
 
+def test_a_damaged_shard_is_scored_again(capsys, model, prompts, tmp_path):
+    words = ("scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "2/3")
+    run(capsys, *words)
+    (path,) = (tmp_path / "s").iterdir()
+    before = rows(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    code, said, err = run(capsys, *words)
+    assert code == 0 and "16 prompts scanned" in said
+    assert err == f"memguard scan: {path}: is damaged, and is scored again\n"
+    assert [measured(row) for row in rows(path)] == [measured(row) for row in before]
+    assert list((tmp_path / "s").iterdir()) == [path]
+
+
 def test_other_settings_are_other_files(capsys, model, prompts, tmp_path):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(model, moved)
