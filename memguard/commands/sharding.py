@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,11 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
     """
     args = plan.args
     outcome = Outcome(number, of)
-    scanner.pipe  # noqa: B018 - a model that cannot be loaded is not the shard's fault, so it comes before the try
-    start, stop = shards.bounds(plan.listing.count, number, of, scanner.grain)
-    shard = shards.Shard(number, of, start, stop, plan.settings)
-    with shards.attempt(plan.folder, shard, args.tries):
+    unknown = shards.Shard(number, of, 0, 0, plan.settings)  # where its rows begin, a model may have to say
+    # a model is loaded by none but the process that has the shard; if it cannot be, it is not the shard's fault
+    with shards.attempt(plan.folder, unknown, args.tries, lambda: scanner.pipe):
+        start, stop = shards.bounds(plan.listing.count, number, of, scanner.grain)
+        shard = replace(unknown, start=start, stop=stop)
         done = shards.there(plan.folder, number, of, plan.settings)
         if done is not None and not args.force and is_whole(done):  # by somebody who was faster
             return Outcome(number, of, str(done), skipped=True)

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ def there(folder: Path, number: int, of: int, settings: str) -> Path | None:
 
 
 @contextmanager
-def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
+def attempt(folder: Path, shard: Shard, most: int, ready: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Keep a shard for this process, and count the tries that came to nothing.
 
     A try counts when its process is killed, and when it raises another error than BadInput or KeyboardInterrupt: a full
@@ -117,6 +117,7 @@ def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
         folder: of the shards.
         shard: to be scored in the block.
         most: tries after which a shard is set apart.
+        ready: is called before the block, when the shard is this process's; what it raises is no try.
 
     Raises:
         BadInput: if another process has the shard, or it has failed too often.
@@ -124,9 +125,13 @@ def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
     """
     path = folder / f"{shard.stem}-{shard.settings}{TRIES}"
     try:
-        file = files.locked(path.open("a+b", buffering=0), folder / shard.stem)
+        opened = path.open("a+b", buffering=0)
     except OSError as error:
         raise files.unwritable(path, error) from None
+    try:
+        file = files.locked(opened, path)
+    except BadInput:
+        raise BadInput(f"shard {shard.number}/{shard.of}: another process scores it now") from None
     with file:
         tries = _tries(path)
         if len(tries) >= most:
@@ -138,6 +143,11 @@ def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
         for left in folder.glob(f".{shard.stem}-rows-*-{shard.settings}.*{PART}"):
             left.unlink(missing_ok=True)
         end = os.fstat(file.fileno()).st_size
+        try:
+            ready()
+        except BaseException:
+            _untried(path, end)
+            raise
         try:
             file.write(_line({"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "host": platform.node()}))
         except OSError as error:
@@ -152,14 +162,18 @@ def attempt(folder: Path, shard: Shard, most: int) -> Iterator[None]:
                 said = f"shard {shard.number}/{shard.of}: try {len(tries) + 1} of {most} failed, {error}"
                 raise ShardFailed(said) from None
             file.truncate(end)
-            if end == 0:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+            _untried(path, end)
             raise
         except BaseException as error:
             _note(file, error)
             raise
         file.truncate(0)
+        _untried(path, 0)
+
+
+def _untried(path: Path, end: int) -> None:
+    """Remove a file of tries that holds none."""
+    if end == 0:
         with suppress(OSError):  # Windows lets nobody remove what is open
             path.unlink(missing_ok=True)
 

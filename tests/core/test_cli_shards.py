@@ -76,6 +76,16 @@ def test_what_is_done_costs_no_model(capsys, model, prompts, tmp_path, monkeypat
     assert before and not path.exists()
 
 
+def test_a_shard_of_another_process_costs_no_model(capsys, model, prompts, tmp_path, monkeypatch):
+    words = ("scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "1/9")
+    run(capsys, *words)
+    (path,) = (tmp_path / "s").iterdir()
+    path.unlink()
+    monkeypatch.setattr("memguard.commands.models.load_model", None)
+    with shards.attempt(tmp_path / "s", shards.Shard.of_name(path.name), 3):
+        assert bad(capsys, *words) == "memguard scan: shard 1/9: another process scores it now"
+
+
 def test_a_damaged_shard_is_scored_again(capsys, model, prompts, tmp_path):
     words = ("scan", prompts, "--model", model, "--out", tmp_path / "s", "--shard", "2/3")
     run(capsys, *words)

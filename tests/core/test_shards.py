@@ -100,7 +100,7 @@ with attempt(folder, shard, 3), Whole(folder / shard.name("jsonl")) as file:
 def test_a_killed_try_counts_and_leaves_nothing_but_its_count(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "writing\n"
-    with pytest.raises(BadInput, match="another memguard is writing it"):
+    with pytest.raises(BadInput, match="another process scores it now"):
         attempt(tmp_path, SHARD, 3).__enter__()
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -157,4 +157,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, suffix):
     with pytest.raises(BadInput, match=r"cannot be written \(No space left on device\)"), file:
         for index in range(100_000):
             file.add({"index": index})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_has_a_shard_and_gets_ready_before_it_is_a_try(tmp_path):
+    asked = []
+    with attempt(tmp_path, SHARD, 3, lambda: asked.append(list(tmp_path.iterdir())[0].stat().st_size)):
+        assert asked == [0]
+        with (
+            pytest.raises(BadInput, match="^shard 2/3: another process scores it now$"),
+            attempt(tmp_path, SHARD, 3, lambda: asked.append(1)),
+        ):
+            pass
+        assert asked == [0], "nothing is made ready for a shard of another process"
+
+    def fails():
+        raise MemoryError
+
+    with pytest.raises(MemoryError), attempt(tmp_path, SHARD, 3, fails):
+        pass
     assert list(tmp_path.iterdir()) == []
