@@ -22,7 +22,7 @@ from ..detectors.attention_entropy import default_layer
 from ..troubles import Refused
 from .log import Log
 from .network import unwrapped
-from .weights import Above, Filter, Threshold
+from .weights import Above, Filter, Threshold, per_sample
 
 
 class EntropyFilter(Filter):
@@ -83,9 +83,12 @@ class EntropyFilter(Filter):
 
         Raises:
             RuntimeError: if none was.
+            Refused: for timesteps that are no tensor of the batch.
 
         """
         if self._scores is None:
             raise RuntimeError("nothing was read; make the forward inside ``with filter.reading(network)``")
         scores, self._scores = self._scores, None
-        return self.weigh(scores, names, None if timesteps is None else timesteps.expand(len(scores)))
+        return self.weigh(
+            scores, names, None if timesteps is None else per_sample(timesteps, len(scores), scores.device)
+        )

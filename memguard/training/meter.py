@@ -89,6 +89,9 @@ class Meter:
             used: networks and devices whose random generators are to be left alone, as for ``memguard.aside``; networks
                 are in evaluation mode meanwhile, so that dropout adds no noise.
 
+        Raises:
+            Refused: if ``loss`` returns one number for a batch.
+
         """
         found = []
         with torch.no_grad(), aside(*used), _evaluating(used):
@@ -104,10 +107,7 @@ class Meter:
 
     def _losses(self, batches: Sequence[Any], timestep: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        parts = [self.loss(batch, timestep, generator) for batch in batches]
-        return torch.cat(
-            [part.detach().float().flatten(1).mean(1) if part.ndim > 1 else part.float() for part in parts]
-        )
+        return torch.cat([_means(self.loss(batch, timestep, generator)) for batch in batches])
 
 
 @contextmanager
@@ -120,6 +120,15 @@ def _evaluating(used: Sequence[Any]) -> Iterator[None]:
     finally:
         for part, training in parts.items():
             part.training = training
+
+
+def _means(losses: Any) -> Tensor:
+    """Return the loss of each sample, [B]."""
+    if not isinstance(losses, Tensor) or losses.ndim == 0:
+        what = "one number for a batch" if isinstance(losses, Tensor | float) else f"a {type(losses).__name__}"
+        raise Refused(f"the meter's loss returned {what}; return the loss of each sample: reduction='none'")
+    losses = losses.detach().float()
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
 def _variance(values: Tensor) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,11 @@ from ..aside import aside
 from ..troubles import Refused
 from .log import Log
 from .network import called, dropping, precision, replaced, rows
-from .weights import Above, Filter, Threshold
+from .weights import Above, Filter, Threshold, per_sample
 
 log = logging.getLogger("memguard")
 
+SHAPES = re.compile(r"shapes cannot be multiplied|must match|size mismatch|[Ee]xpected size")  # torch's words
 POOLED = ("text_embeds", "pooled_projections")  # the caption beside its tokens: SDXL's, and SD3's and Flux's
 
 
@@ -86,22 +88,32 @@ class NormFilter(Filter):
                 the judged samples, also within dicts, lists and tuples.
 
         Raises:
-            Refused: if the pooled caption is among ``more`` and nothing is given ``instead``.
+            Refused: if the pooled caption is among ``more`` and nothing is given ``instead``, for timesteps that are
+                no tensor, and where the network cannot take the empty caption.
 
         """
         self._check(network, more)
-        steps = timesteps.expand(len(noisy)) if timesteps.ndim else timesteps.repeat(len(noisy))
+        steps = per_sample(timesteps, len(noisy), noisy.device)
         scores = torch.full((len(noisy),), math.nan, device=noisy.device)
         judged = (steps >= max(self.least, min(self.levels))).nonzero().flatten()
         if len(judged):
             text = self.empty.to(noisy.device, noisy.dtype).expand(len(judged), -1, -1)
             rest = replaced(rows(more, judged, len(noisy)), self.instead, len(judged), noisy)
             with torch.no_grad(), aside(network, noisy), precision(noisy, predicted):
-                without = called(network, noisy[judged], steps[judged], text, rest)
+                without = self._without(network, noisy[judged], steps[judged], text, rest)
             gap = predicted.detach()[judged].float() - without.float()
             scores[judged] = gap.flatten(1).pow(2).mean(1).sqrt()
             self.rows += len(judged)
         return self.weigh(scores, names, steps)
+
+    def _without(self, network: Any, noisy: Tensor, steps: Tensor, text: Tensor, rest: Mapping[str, Any]) -> Tensor:
+        try:
+            return called(network, noisy, steps, text, rest)
+        except RuntimeError as error:  # the loop's own call of the same network went well
+            if not SHAPES.search(str(error)):
+                raise
+            said = f"empty is of shape {list(self.empty.shape)}, which the network cannot take where it took captions"
+            raise Refused(f"{said}; encode the empty caption as the captions are ({error})") from error
 
     def _check(self, network: Any, more: Mapping[str, Any]) -> None:
         missing = set(_pooled(more)) - set(_pooled(self.instead))

@@ -5,6 +5,7 @@ Room: the core. May import: memguard.troubles, torch.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from .log import Log
 Above = Literal["skip", "scale"]
 Threshold = float | Mapping[int, float]
 ABOVE = ("skip", "scale")
+IN_A_ROW = 5  # steps without a sample, after which it is said
+
+log = logging.getLogger("memguard")
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Filter:
         self.threshold, self.above, self.log = threshold, above, log
         self.seen: dict[Any, Seen] = {}
         self.steps = 0
+        self._empty = 0  # steps in a row of which every sample was left out
+        self._warned_empty = False
 
     def weigh(self, scores: Tensor, names: Sequence[Any] | None = None, timesteps: Tensor | None = None) -> Tensor:
         """Return the weights of samples, float32 [B] in 0..1, on the scores' device.
@@ -108,10 +114,22 @@ class Filter:
             entry.count += 1
             entry.above += above
             entry.highest = value if math.isnan(entry.highest) else max(entry.highest, value)
+        self._watch(known, all(high))
         if self.log is not None and known:
             self.log.add(self.steps, {f"{self.NAME}/score": math.fsum(known) / len(known)})
             self.log.add(self.steps, {f"{self.NAME}/above": sum(high) / len(known)})
         self.steps += 1
+
+    def _watch(self, known: Sequence[float], every: bool) -> None:
+        """Warn once if nothing is left to learn from: the loss is 0 then, and looks like a success."""
+        self._empty = self._empty + 1 if known and every and self.above == "skip" else 0
+        if self._empty == IN_A_ROW and not self._warned_empty:
+            self._warned_empty = True
+            log.warning(
+                "%s left out every sample of %d steps in a row (scores up to %.3g, threshold %s): nothing is learned"
+                " there; measure the threshold on ordinary samples",
+                *(self.NAME, IN_A_ROW, max(known), self.threshold),
+            )
 
     def left_out(self) -> list[tuple[Any, Seen]]:
         """Return the pictures that scored above the threshold, those first that did so most often."""
@@ -122,6 +140,20 @@ class Filter:
 def _positive(given: Any) -> bool:
     # numpy's numbers are Real and no float
     return not isinstance(given, bool) and isinstance(given, Real) and 0 < float(given) < math.inf
+
+
+def per_sample(timesteps: Any, count: int, device: torch.device) -> Tensor:
+    """Return the timestep of each sample, [B].
+
+    Raises:
+        Refused: for what is no tensor of B timesteps, or of one for all.
+
+    """
+    if not isinstance(timesteps, Tensor):
+        raise Refused(f"timesteps is {timesteps!r}; give a tensor of the {count} samples' timesteps, or of one for all")
+    if timesteps.ndim > 1 or timesteps.numel() not in (1, count):
+        raise Refused(f"timesteps is of shape {list(timesteps.shape)}; there are {count} samples: give [{count}]")
+    return timesteps.to(device).expand(count)
 
 
 def weighted(losses: Tensor, weights: Tensor) -> Tensor:
@@ -136,9 +168,13 @@ def weighted(losses: Tensor, weights: Tensor) -> Tensor:
         weights: [B].
 
     Raises:
-        Refused: if the numbers of samples differ.
+        Refused: for a loss that is reduced, and if the numbers of samples differ.
 
     """
+    if losses.ndim == 0:
+        raise Refused("the loss is one number for the batch; give that of each sample: reduction='none'")
+    if weights.ndim != 1:
+        raise Refused(f"weights are of shape {list(weights.shape)}; give one for each sample, [B]")
     if len(losses) != len(weights):
         raise Refused(f"{len(weights)} weights for {len(losses)} losses; give the loss of each sample, not reduced")
     rows = losses.flatten(1).mean(1) if losses.ndim > 1 else losses

@@ -171,12 +171,87 @@ def test_logs(tmp_path, batch):
         (lambda empty: NormFilter(1, empty[0]), "empty is of shape [7, 2]; give the encoded empty caption"),
         (lambda empty: NormFilter(1, empty).weigh(torch.ones(2), ["a"]), "1 names for 2 samples"),
         (lambda _: weighted(torch.ones(2), torch.ones(3)), "3 weights for 2 losses"),
+        (lambda _: weighted(torch.tensor(1.0), torch.ones(3)), "the loss is one number for the batch; give that of ea"),
+        (lambda _: weighted(torch.ones(3), torch.ones(3, 1)), "weights are of shape [3, 1]; give one for each sample"),
     ],
 )
 def test_bad_input_is_one_line(make, line, batch):
     with pytest.raises(Refused) as refused:
         make(batch[3])
     assert str(refused.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "line"),
+    [
+        (500, "timesteps is 500; give a tensor of the 3 samples' timesteps, or of one for all"),
+        (torch.ones(2), "timesteps is of shape [2]; there are 3 samples: give [3]"),
+        (torch.ones(3, 1), "timesteps is of shape [3, 1]; there are 3 samples: give [3]"),
+    ],
+)
+def test_timesteps_that_are_none_are_said(timesteps, line, batch):
+    noisy, _, _, empty = batch
+    with pytest.raises(Refused) as refused:
+        NormFilter(1.0, empty)(Network(), noisy, timesteps, noisy)
+    assert str(refused.value) == line
+    entropy = EntropyFilter(1.0)
+    entropy._scores = torch.ones(3)
+    with pytest.raises(Refused) as refused:
+        entropy(timesteps=timesteps)
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize("timestep", [torch.tensor(500), torch.tensor([500])])
+def test_one_timestep_for_all(timestep, batch):
+    noisy, _, text, empty = batch
+    network = Network()
+    NormFilter(1.0, empty)(network, noisy, timestep, noisy)
+    assert network.asked[-1][1] == [500, 500, 500]
+
+
+def test_an_empty_caption_of_another_width_is_said():
+    unet = tiny.sd().unet
+    noisy, steps = torch.zeros(1, 4, 8, 8), torch.tensor([500])
+    width = unet.config.cross_attention_dim
+    with pytest.raises(Refused) as refused:
+        NormFilter(1.0, torch.zeros(1, 7, width + 1))(unet, noisy, steps, noisy)
+    said = f"empty is of shape [1, 7, {width + 1}], which the network cannot take where it took captions; encode"
+    assert str(refused.value).startswith(said)
+
+
+def test_another_error_of_the_network_stays_its_own(batch):
+    noisy, steps, _, empty = batch
+
+    def fails(*_):
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error") as raised:
+        NormFilter(1.0, empty)(fails, noisy, steps, noisy)
+    assert not isinstance(raised.value, Refused)
+
+
+def test_a_filter_that_leaves_out_everything_is_said_once(caplog):
+    def told():
+        return [record.getMessage() for record in caplog.records]
+
+    norm, high = NormFilter(0.1, torch.ones(1, 7, 2)), torch.tensor([0.5, 0.25])
+    for _ in range(4):
+        norm.weigh(high)
+    norm.weigh(torch.tensor([0.5, 0.05]))
+    norm.weigh(torch.tensor([math.nan, math.nan]))  # not judged, and so trained on
+    for _ in range(4):
+        norm.weigh(high)
+    assert told() == []
+    for _ in range(20):
+        norm.weigh(high)
+    assert told() == [
+        "text_noise_norm left out every sample of 5 steps in a row (scores up to 0.5, threshold 0.1): nothing is"
+        " learned there; measure the threshold on ordinary samples"
+    ]
+    scaled = NormFilter(0.1, torch.ones(1, 7, 2), "scale")
+    for _ in range(9):
+        scaled.weigh(high)
+    assert len(told()) == 1
 
 
 def test_the_door_has_it():

@@ -65,3 +65,12 @@ def test_it_rises_while_a_model_learns_its_pictures_by_heart():
 def test_both_sides_are_needed():
     with pytest.raises(Refused, match="held out"):
         Meter(lambda *_: torch.ones(1), [1], [])
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"), [(torch.tensor(1.0), "one number for a batch"), (1.0, "one number for a batch"), ((), "a tuple")]
+)
+def test_a_reduced_loss_is_said(loss, what):
+    with pytest.raises(Refused) as refused:
+        Meter(lambda *_: loss, [1], [2]).measure(0)
+    assert str(refused.value) == f"the meter's loss returned {what}; return the loss of each sample: reduction='none'"
