@@ -155,8 +155,8 @@ def progress(items: Iterable[Any], total: int | None, what: str, start: int = 0)
 class Cut:
     """Counts the prompts whose end the text encoders do not read, and says so at the end."""
 
-    def __init__(self) -> None:
-        self.count, self.example = 0, ""
+    def __init__(self, count: int = 0, example: str = "") -> None:
+        self.count, self.example = count, example
 
     def add(self, notes: Iterable[str]) -> None:
         """Take the notes of one prompt."""

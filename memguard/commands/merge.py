@@ -106,6 +106,7 @@ class _Merge:
         self.args, self.there, self.problems, self.ranking = args, there, problems, ranking
         self.whole: list[Part] = []
         self.damaged: list[Shard] = []
+        self.cut = common.Cut()
         self.rows = self.unscored = 0
         self.reason = ""
         self.settings: dict[str, Any] | None = None
@@ -115,11 +116,12 @@ class _Merge:
         """Read everything once; a damaged part counts for nothing."""
         for part in common.progress(self.there, len(self.there), " shards"):
             rows = unscored = 0
-            reason, counted, looks = "", Counter[float](), Counter[bool]()
+            reason, counted, looks, cut = "", Counter[float](), Counter[bool](), common.Cut()
             try:
                 for row in part.rows(self.args.detector):
                     self._agree(part, row)
                     rows += 1
+                    cut.add(row.notes)
                     if row.promoted is not None:
                         looks[row.promoted] += 1
                     p = self.ranking.p_value(row)
@@ -134,6 +136,7 @@ class _Merge:
             self.whole.append(part)
             self.ranking.counts.update(counted)
             self.ranking.looks.update(looks)
+            self.cut = common.Cut(self.cut.count + cut.count, cut.example or self.cut.example)
             self.rows, self.unscored, self.reason = self.rows + rows, self.unscored + unscored, reason or self.reason
 
     def remedy(self) -> str:
@@ -178,11 +181,14 @@ class _Merge:
     def tell(self) -> None:
         """Print what was found."""
         top = sorted(self.top, reverse=True)
+        self.cut.tell("merge", self.rows)
         if self.args.json:
             values = {"rows": self.rows, "without_score": self.unscored, "shards": len(self.whole)}
             values |= {"problems": self.problems} | self.ranking.values()
             common.print_json(values | {"top": [-index for _, index, _ in top]})
             return
+        if top:
+            print(f"{'q-value':<8}{'score':>8}  prompt")
         for _, _, line in top:
             print(line)
         if self.ranking.found > len(top):

@@ -150,6 +150,7 @@ class _Tally:
         self.verdicts: Counter[str] = Counter()
         self.scanned = self.failed = self.left_out = 0
         self.reason = ""
+        self.cut = common.Cut()
 
     def add(self, outcome: Outcome) -> None:
         if outcome.file and not outcome.skipped:
@@ -157,6 +158,7 @@ class _Tally:
             self.scanned, self.failed = self.scanned + outcome.scanned, self.failed + outcome.failed
             self.left_out += outcome.left_out
             self.reason = outcome.reason or self.reason
+            self.cut = common.Cut(self.cut.count + outcome.cut, outcome.cut_note or self.cut.example)
 
     def conclude(self, args: argparse.Namespace, of: int, done: int, left: dict[int, str]) -> int:
         counts = {name: self.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
@@ -172,6 +174,7 @@ class _Tally:
             print(f"{args.out}: {scanned}{': ' + found if found else ''}")
         if self.failed:
             print(f"memguard scan: {self.failed} without a score, for example because {self.reason}", file=sys.stderr)
+        self.cut.tell("scan", self.scanned)
         if left:
             number, reason = next(iter(left.items()))
             raise BadInput(f"{args.out}: {len(left)} of {of} shards are not done, for example {number}: {reason}")

@@ -83,6 +83,8 @@ class Outcome:
     failed: int = 0
     left_out: int = 0  # by a pre-scan
     reason: str = ""
+    cut: int = 0  # prompts whose end was not read
+    cut_note: str = ""
     verdicts: Counter[str] = field(default_factory=Counter)
 
 
@@ -135,11 +137,13 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
         outcome.file = str(path)
         settings = {**scanner.made, **plan.kept}
         reports = scanner.reports(plan.listing.rows(start, stop), start)
+        cut = common.Cut()
         with Whole(path, FLAT if args.format == "parquet" else None) as file:
             shown = common.progress(_sound(reports), stop - start, " prompts") if bar else _sound(reports)
             for index, report in enumerate(shown, start):
                 file.add((flat if args.format == "parquet" else whole)(report, index, settings))
                 outcome.scanned += 1
+                cut.add(report.notes)
                 if not report.findings[0].promoted:
                     outcome.left_out += 1
                     continue
@@ -149,6 +153,7 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
                     outcome.reason = report.findings[0].status
             if outcome.scanned != stop - start:
                 raise BadInput(f"the list has fewer rows than before: {outcome.scanned} of {stop - start} were there")
+        outcome.cut, outcome.cut_note = cut.count, cut.example
         if done is not None and done != path:
             done.unlink(missing_ok=True)  # the same shard in the other format
     return outcome
@@ -188,6 +193,7 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
 
 def told(args: argparse.Namespace, outcome: Outcome) -> None:
     """Print what came of a shard."""
+    common.Cut(outcome.cut, outcome.cut_note).tell("scan", outcome.scanned)
     counts = {name: outcome.verdicts[name] for name in (*reversed(VERDICTS), "unknown")}
     if args.json:
         shard = {"shard": outcome.number, "of": outcome.of, "out": outcome.file, "scanned": outcome.scanned}

@@ -45,6 +45,7 @@ class Row:
     reference: str
     settings: dict[str, Any]
     promoted: bool | None = None  # by a pre-scan; None without one
+    notes: tuple[str, ...] = ()
 
 
 class Damaged(BadInput):
@@ -203,6 +204,7 @@ def _row(values: dict[str, Any], detector: str | None) -> Row:
     names = [finding["detector"] for finding in findings]
     if detector is not None and detector not in names:
         raise BadInput(f"the rows have no {detector}; they have {', '.join(names)}; choose one with --detector")
+    notes = values.get("notes") or ()  # one text in .csv and .parquet
     finding = findings[0 if detector is None else names.index(detector)]
     return Row(
         index=int(values["index"]),
@@ -222,6 +224,7 @@ def _row(values: dict[str, Any], detector: str | None) -> Row:
         reference=finding["reference"],
         settings=settings_of(values) or {},
         promoted=finding["prescan"]["promoted"] if finding.get("prescan") else None,
+        notes=(notes,) if isinstance(notes, str) else tuple(notes),
     )
 
 

@@ -12,6 +12,7 @@ from memguard.lists.rows import FLAT, flat, whole
 from memguard.lists.shards import Shard, attempt
 from memguard.lists.whole import Whole
 from memguard.records import Finding, Prescan, Report
+from memguard.texts import UNREAD
 from tests import command
 from tests.spread import spread
 
@@ -67,6 +68,8 @@ def test_found_prompts_stand_at_the_top_with_what_supports_them(capsys, tmp_path
     code, said, err = run(capsys, folder, "--out", out)
     assert (code, err) == (0, "")
     lines = said.splitlines()
+    assert lines.pop(0) == "q-value    score  prompt"
+    assert lines[0].split()[2:] == ["prompt", "0"] and lines[0].index("prompt") == 18
     assert [line.split("  ")[-1] for line in lines[:10]] == [f"prompt {index}" for index in range(0, 60, 6)]
     assert lines[10] == f"{out}: 60 rows"
     # Storey's estimate: ranks below the middle are half of the others'
@@ -248,6 +251,22 @@ def test_a_damaged_shard_is_named_and_the_rest_goes_on_if_asked(capsys, tmp_path
     assert code == 0 and f"shard 2/3 is damaged, {says}" in err
     assert [row["index"] for row in table(out)] == [*range(16), *range(48, 60)]
     assert "of 28 prompts" in said  # no row of the damaged one counts
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_prompts_that_were_cut_are_counted(capsys, tmp_path, monkeypatch, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    plain, note = report, f"the text encoder {UNREAD} 9 words"
+
+    def cut(index, *rest):
+        return replace(plain(index, *rest), notes=("a note", note) if index in (3, 20) else ("a note",))
+
+    monkeypatch.setitem(globals(), "report", cut)
+    folder = scanned(tmp_path / "s", suffix=suffix)
+    code, _, err = run(capsys, folder, "--json")
+    said = note if suffix == "jsonl" else f"a note; {note}"
+    assert (code, err) == (0, f"memguard merge: 2 of 60 prompts were cut: {said}\n")
 
 
 @pytest.mark.parametrize("how", ["cut", "short", "doubled", "lost", "foreign", "empty", "bytes"])

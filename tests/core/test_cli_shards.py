@@ -99,6 +99,15 @@ def test_a_damaged_shard_is_scored_again(capsys, model, prompts, tmp_path):
     assert list((tmp_path / "s").iterdir()) == [path]
 
 
+def test_a_shard_says_which_prompts_were_cut(capsys, model, tmp_path):
+    source = tmp_path / "long.txt"
+    source.write_text("a fox\n" + "a red fox " * 60 + "\n")
+    words = ("scan", source, "--model", model, "--out")
+    _, _, plain = run(capsys, *words, tmp_path / "whole.jsonl")
+    _, _, err = run(capsys, *words, tmp_path / "s", "--shard", "1/1")
+    assert err in plain and err.startswith("memguard scan: 1 of 2 prompts were cut: ")
+
+
 def test_other_settings_are_other_files(capsys, model, prompts, tmp_path):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(model, moved)
