@@ -34,7 +34,7 @@ class MemGuardFindCopies(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="nearest", tooltip="The nearest picture to the most similar of image."),
-                io.Float.Output(display_name="similarity", tooltip="Of the two: 1 is the same picture."),
+                io.Float.Output(display_name="similarity", tooltip="Of the two: near 1 is the same picture."),
                 io.Boolean.Output(display_name="copied", tooltip="True where the similarity reaches the threshold."),
                 io.String.Output(display_name="said", tooltip="Similarity and file name, one line for each of image."),
             ],
