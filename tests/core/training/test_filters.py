@@ -222,11 +222,12 @@ def test_an_empty_caption_of_another_width_is_said():
 def test_another_error_of_the_network_stays_its_own(batch):
     noisy, steps, _, empty = batch
 
-    def fails(*_):
-        raise RuntimeError("CUDA error")
+    class Fails(Network):
+        def forward(self, *_):
+            raise RuntimeError("CUDA error")
 
     with pytest.raises(RuntimeError, match="CUDA error") as raised:
-        NormFilter(1.0, empty)(fails, noisy, steps, noisy)
+        NormFilter(1.0, empty)(Fails(), noisy, steps, noisy)
     assert not isinstance(raised.value, Refused)
 
 
