@@ -18,10 +18,10 @@ def rows(audit: Audit) -> list[list[str]]:
 
 
 def copied(audit: Audit) -> list[str]:
-    """Return a line for each training picture that the last checkpoint copies."""
+    """Return a line for each training picture that the last checkpoint that was audited copies."""
     return [
         shown(f"copied: {each.name} (likeness {max(each.own):.2f}): {each.caption}")
-        for checkpoint in audit.checkpoints[-1:]
+        for checkpoint in [each for each in audit.checkpoints if not each.error][-1:]
         for each in checkpoint.pictures
         if each.copied
     ]

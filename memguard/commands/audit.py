@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument("--watch", type=Path, metavar="FOLDER", help="audit each LoRA that a trainer saves there")
     parser.add_argument("--idle", type=float, metavar="MIN", help="of --watch: end when nothing came for so long")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of audit.json and report.html")
-    parser.add_argument("--resume", action="store_true", help="continue --out: keep what it holds of the same files")
+    parser.add_argument("--resume", action="store_true", help="continue --out: keep all results that it holds")
     parser.add_argument("--limit", type=int, metavar="N", help="audit a random N of the training pictures")
     parser.add_argument("--threshold", type=float, metavar="S", help="similarity from which on a picture is a copy")
     parser.add_argument(
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             names = checkpoints.names(given)
             for path in checkpoints.ordered(given):
                 auditing.add(path, names[path])
+        auditing.end()
         return _conclude(args, auditing.audit)
 
 

@@ -81,10 +81,15 @@ class Auditing:
         self.floor = floor if args.threshold is None else args.threshold
         self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
         self._before: findings.Before | None = None
+        self._added: set[str] = set()
         if self._old is not None:
             differs = difference(self._old.settings, self.audit.settings)
             if differs or self._old.model != self.audit.model:
                 raise BadInput(f"{args.out / AUDIT}: {differs or 'it is of another model'}; --resume needs the same")
+            # what is not named now, or was deleted by its trainer, stays; what failed holds no results to keep
+            self.audit = replace(
+                self.audit, checkpoints=tuple(each for each in self._old.checkpoints if not each.error)
+            )
 
     def __enter__(self) -> Auditing:
         return self
@@ -96,8 +101,8 @@ class Auditing:
         self._lock.close()
         (self.args.out / LOCK).unlink(missing_ok=True)
 
-    def add(self, path: Path, name: str) -> None:
-        """Audit one file, unless the report holds it already, and write the report."""
+    def add(self, path: Path, name: str) -> record.Checkpoint:
+        """Audit one file, unless the report holds it already, and write the report; return what is said of it."""
         digest, age = checkpoints.digest(path), checkpoints.age(path)
         kept = [each for each in (self._old.checkpoints if self._old else ()) if each.digest == digest]
         if kept and not kept[0].error:
@@ -112,10 +117,27 @@ class Auditing:
                 found = record.Checkpoint(name, digest, age, error=said)
                 log.debug("%s", name, exc_info=True)
                 print(shown(f"memguard audit: {said}"), file=sys.stderr)
-        # a file that is saved anew takes the place of what it was
-        others = [each for each in self.audit.checkpoints if each.name != name]
+        # a file that is saved anew takes the place of what it was, and one under another name that of its old name
+        others = []
+        for each in self.audit.checkpoints:
+            if each.name == name and each.digest != digest:
+                print(
+                    shown(f"memguard audit: {name}: is another file than before; its results are made anew"),
+                    file=sys.stderr,
+                )
+            elif each.name != name and (each.digest != digest or each.name in self._added):
+                others.append(each)
+        self._added.add(name)
         self.audit = replace(self.audit, checkpoints=tuple(sorted([*others, found], key=checkpoints.place)))
         self._write()
+        return found
+
+    def end(self) -> None:
+        """Say which checkpoints that failed before are no longer in the report."""
+        for each in self._old.checkpoints if self._old else ():
+            if each.error and each.digest not in {found.digest for found in self.audit.checkpoints}:
+                said = f"{each.name}: could not be audited before and is not named now; it is left out"
+                print(shown(f"memguard audit: {said}"), file=sys.stderr)
 
     def watch(self, folder: Path, idle: float | None) -> None:
         """Audit what a trainer saves, until Ctrl-C, or until nothing came for ``idle`` minutes."""
@@ -123,11 +145,10 @@ class Auditing:
         try:
             while idle is None or time.monotonic() - last < 60 * idle:
                 for path in watched.ready():
-                    name = path.relative_to(folder).as_posix()
-                    self.add(path, name)
-                    done = next(each for each in self.audit.checkpoints if each.name == name)
+                    done = self.add(path, path.relative_to(folder).as_posix())
                     if not done.error:
-                        print(shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied"), flush=True)
+                        said = shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied")
+                        print(said, file=sys.stderr if self.args.json else sys.stdout, flush=True)
                     last = time.monotonic()
                 time.sleep(EVERY)
         except KeyboardInterrupt:

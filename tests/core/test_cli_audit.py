@@ -109,6 +109,33 @@ def test_an_audit_names_the_copied_pictures_resumes_and_fails_when_asked(data, t
     assert [p["score"] for p in changed] != [p["score"] for p in first["pictures"]]
 
 
+def test_resume_keeps_the_checkpoints_that_are_not_named_now(data, tmp_path, capsys):
+    saved, out = tmp_path / "l", tmp_path / "out"
+    early, late = lora(saved / "x-000005.safetensors", 0.0), lora(saved / "x-000020.safetensors", 0.3)
+    foreign = lora(saved / "y-000021.safetensors", 0.1, width=768)
+    few = ("--limit", "2", "--num-inference-steps", "1", "--resume")
+    assert main(words(data, out, "--lora", early, late, foreign, *few, held=False)) == 2
+    found = json.loads((out / "audit.json").read_text())["checkpoints"]
+    capsys.readouterr()
+    assert main(words(data, out, "--lora", early, *few, held=False)) == 0
+    said = capsys.readouterr()
+    assert "x-000005" in said.out and "x-000020" in said.out and "none of 2 checkpoints" in said.out
+    assert "y-000021.safetensors: could not be audited before and is not named now; it is left out" in said.err
+    assert json.loads((out / "audit.json").read_text())["checkpoints"] == found[:2]
+    assert "x-000020.safetensors" in (out / "report.html").read_text()
+
+    for path in (early, late, foreign):  # a trainer keeps the last few only
+        path.unlink()
+    lora(saved / "x-000030.safetensors", 0.0)
+    lora(saved / "x-000005.safetensors", 0.2)  # and another training has the same names
+    assert main(words(data, out, "--watch", saved, "--idle", "0.05", *few, "--json", held=False)) == 0
+    said = capsys.readouterr()
+    again = json.loads(said.out)["checkpoints"]
+    assert [each["age"]["number"] for each in again] == [5, 20, 30] and again[1] == found[1]
+    assert again[0]["digest"] != found[0]["digest"]
+    assert "x-000005.safetensors: is another file than before; its results are made anew" in said.err
+
+
 def test_a_fine_tuned_model_in_place_of_a_lora(data, tmp_path):
     from memguard.testbed import export
 
