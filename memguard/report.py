@@ -1,6 +1,6 @@
 """Reports as one self-contained HTML page: no scripts, no external files, readable in light and dark.
 
-May import: memguard.records, memguard.overlay, memguard.wording, Pillow, numpy.
+May import: memguard.records, memguard.overlay, memguard.texts, memguard.wording, Pillow, numpy.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 
 from .overlay import NAMES, colours, ink
 from .records import Attribution, Report
+from .texts import writable
 from .wording import odds, place
 
 STYLE = """
@@ -86,9 +87,9 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Return an HTML page. All text is escaped."""
+    """Return an HTML page that can be written as UTF-8. All text is escaped."""
     body = "".join(_section(section) for section in sections)
-    return (
+    return writable(
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"

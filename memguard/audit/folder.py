@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ..lists import BadInput
-from ..texts import shown, unfit
+from ..texts import shown, unfit, writable
 
 PICTURES = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .avif .jxl".split())
 CAPTIONS = (".txt", ".caption")  # beside a picture, under its name
@@ -36,7 +36,7 @@ class Picture:
     """A picture with its caption.
 
     Attributes:
-        name: its path inside the folder, with slashes.
+        name: its path inside the folder, with slashes, as text that can be written (memguard.texts.writable).
         path: of the file.
         caption: that it was trained with.
         repeats: how often an epoch shows it.
@@ -147,7 +147,7 @@ class _Reading:
             self.note(path, f"is broken ({error}); it is left out")
             return None
         repeats = REPEATS.fullmatch(path.parent.name)
-        name = path.relative_to(self.root).as_posix()
+        name = writable(path.relative_to(self.root).as_posix())
         return Picture(name, path, caption, int(repeats[1][:6]) if repeats else 1, width, height)
 
     def unused(self) -> None:
@@ -174,6 +174,9 @@ class _Reading:
             if line:
                 return line
         words = REPEATS.fullmatch(path.parent.name)
+        if not row and words and unfit(words[2]):
+            self.note(path, "has no caption but its folder's name, which is no text; it is left out")
+            return ""
         return row or (words[2].strip() if words and words[2].strip() else None)
 
     def _metadata(self, path: Path) -> None:

@@ -30,7 +30,7 @@ from ..hosts.diffusers import auditing as making
 from ..hosts.diffusers import loras, pipes
 from ..lists import BadInput, files
 from ..lists.rows import difference
-from ..texts import shown
+from ..texts import shown, writable
 from ..troubles import Refused, Told, of_pipeline
 from . import common, models
 
@@ -103,7 +103,7 @@ class Auditing:
 
     def add(self, path: Path, name: str) -> record.Checkpoint:
         """Audit one file, unless the report holds it already, and write the report; return what is said of it."""
-        digest, age = checkpoints.digest(path), checkpoints.age(path)
+        name, digest, age = writable(name), checkpoints.digest(path), checkpoints.age(path)
         kept = [each for each in (self._old.checkpoints if self._old else ()) if each.digest == digest]
         if kept and not kept[0].error:
             found = replace(kept[0], name=name, age=age)
@@ -215,6 +215,8 @@ class Auditing:
                 os.replace(part, target)
             except OSError as error:
                 raise files.unwritable(target, error) from None
+            finally:
+                part.unlink(missing_ok=True)
 
     def _all(self) -> Folder:
         return Folder((*self.folder.pictures, *self.held.pictures), ())

@@ -1,5 +1,6 @@
 """``memguard audit`` on the test bed, whose copies are known: the base copies some pictures already."""
 
+import argparse
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from memguard import testbed
+from memguard.audit import record
+from memguard.audit.folder import Folder
 from memguard.cli import main
 
 pytest.importorskip("peft")
@@ -178,6 +181,26 @@ def test_bad_input_is_one_line(data, tmp_path, capsys, more, said):
     assert main(["audit", "--model", "testbed", "--data", str(data / "train"), "--out", str(out), *more]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_an_error_that_nobody_foresaw_is_no_finding_and_leaves_no_part(tmp_path, capsys, monkeypatch):
+    from memguard.commands import auditing
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "audit.json").write_text("{}")
+    begun = auditing.Auditing.__new__(auditing.Auditing)
+    begun.args, begun.audit = argparse.Namespace(out=out), record.Audit("", {}, ())
+    begun.folder = begun.held = Folder((), ())
+    monkeypatch.setattr(auditing, "html", lambda *_: "\udcff")
+    monkeypatch.setattr(auditing, "Auditing", lambda args: begun._write())
+    words = ["audit", "--model", "testbed", "--data", ".", "--lora", __file__, "--out", str(out)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.splitlines()[-1].startswith(
+        "memguard audit: an error inside MemGuard (UnicodeEncodeError); "
+    )
+    assert [path.name for path in out.iterdir()] == ["audit.json"]
 
 
 def test_folders_that_cannot_be_used(data, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Folders of training pictures as trainers have them; what cannot be used is one line and the rest is read."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -119,3 +120,17 @@ def test_near_counts_the_signs_that_differ():
         b[0, 1] = False
         b[0, 1, :flips] = True
         assert duplicates.near(a, b).item() is expected
+
+
+def test_a_name_that_is_no_text_is_shown_as_one_that_can_be_written(tmp_path):
+    name = os.fsdecode(b"b29-\xff\xfe.png")
+    try:
+        put(tmp_path / name, text="a cup")
+        put(tmp_path / os.fsdecode(b"3_\xff") / "a.png")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes no such name")
+    put(tmp_path / "z.png", text="a box")
+    found = read_folder(tmp_path)
+    assert [each.name for each in found.pictures] == [r"b29-\udcff\udcfe.png", "z.png"]
+    assert pixels(found.pictures[0]).size == (40, 24)
+    assert found.notes == (r"3_\udcff/a.png: has no caption but its folder's name, which is no text; it is left out",)

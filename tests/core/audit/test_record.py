@@ -103,3 +103,13 @@ def test_the_page_holds_everything_and_obeys_nothing(tmp_path):
     assert text.index("● copied") < text.index("◐ nearer than any held-out picture")
     assert f"This training {found.verdict}".replace("'", "&#x27;").split("<")[0] in text
     assert row(last)[1:6] == ("1 of 2", "0.70", "-2.12", "0.0125", "0.5000") and row(last)[6:] == ("1.500", "0.500")
+
+
+def test_the_page_can_be_written_whatever_a_file_is_called(tmp_path):
+    half = "x\udcff"
+    one = replace(checkpoint(1, 1).pictures[0], name=half, other=half, captions=(half,))
+    found = replace(
+        audit(0, 1), checkpoints=(checkpoint(1, 0, name=half, pictures=(one,)), checkpoint(2, 0, error=half))
+    )
+    for text in (html(replace(found, notes=(half,)), Folder((), ()), tmp_path), found.to_json()):
+        assert r"x\udcff" in text.replace("\\\\", "\\") and text.encode()
