@@ -2,11 +2,12 @@
 
 One bad picture or caption is one line of ``notes``, and the rest is read.
 
-Room: the core. May import: Pillow, memguard.lists, memguard.texts.
+Room: the core. May import: Pillow, memguard.copies, memguard.lists, memguard.texts.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..copies.depth import eight_bits
 from ..lists import BadInput
 from ..texts import shown, unfit, writable
 
@@ -28,7 +30,8 @@ REPEATS = re.compile(r"(\d+)_(.*)")  # kohya's folders: how often an epoch shows
 MASK = "-masklabel"  # OneTrainer's masks lie beside their pictures
 HELD = "held-out"  # before the names of held-out pictures
 LONGEST = 1 << 16  # bytes of a caption
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError)
+COUNT = re.compile(r"\d+")  # the first number in Pillow's text: how many pixels
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,10 @@ def held_out(folder: Folder) -> Folder:
 def pixels(picture: Picture, side: int = 512) -> Image.Image:
     """Return a picture as trainers read it, RGB and turned upright, at most ``side`` pixels wide and high.
 
+    What is transparent keeps the colours under it, as in trainers. Grey of 16 bits keeps its range.
+
     Raises:
-        OSError: if the file is broken, or gone since.
+        OSError: if the file is broken, or gone since; ``strerror`` is what is wrong, for a person.
 
     """
     opened = _decoded(picture.path)
@@ -107,13 +112,26 @@ def pixels(picture: Picture, side: int = 512) -> Image.Image:
 
 def _decoded(path: Path) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
         warnings.simplefilter("ignore", UserWarning)  # palettes with transparency
         try:
             with Image.open(path) as file:
-                return ImageOps.exif_transpose(file).convert("RGB")
+                limit = Image.MAX_IMAGE_PIXELS
+                if limit is not None and file.width * file.height > limit:
+                    raise _unread(path, f"has too many pixels, {file.width} x {file.height}; the limit is {limit}")
+                return eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
+        except Image.DecompressionBombError as error:  # Pillow does not even say how wide and high it is
+            count = COUNT.search(str(error))
+            said = f"has too many pixels{f', {count[0]}' if count else ''}; the limit is {Image.MAX_IMAGE_PIXELS}"
+            raise _unread(path, said) from None
         except BROKEN as error:
-            raise OSError(f"{type(error).__name__}") from None
+            if isinstance(error, OSError) and error.strerror:
+                raise
+            raise _unread(path, "is broken: no picture, or damaged or not written to its end") from None
+
+
+def _unread(path: Path, said: str) -> OSError:
+    return OSError(errno.EINVAL, said, str(path))
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -144,7 +162,7 @@ class _Reading:
         try:
             width, height = _decoded(path).size
         except OSError as error:
-            self.note(path, f"is broken ({error}); it is left out")
+            self.note(path, f"{error.strerror}; it is left out")
             return None
         repeats = REPEATS.fullmatch(path.parent.name)
         name = writable(path.relative_to(self.root).as_posix())

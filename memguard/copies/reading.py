@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..troubles import Refused
+from .depth import grey, is_deep
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 DRAFT = 256  # pixels of a side from which JPEG files may be decoded smaller
@@ -84,9 +85,8 @@ def read(path: Path, whole: bool = False) -> Tensor:
 
 def tensor(image: Image.Image) -> Tensor:
     """Return an image as float32 [1, 3, H, W] in 0..1."""
-    if image.mode.startswith("I"):  # 16 bits
-        values = np.asarray(image, dtype=np.float32)[None].repeat(3, 0) / 65535
-        return torch.from_numpy(values)[None].clamp(0, 1)
+    if is_deep(image):
+        return torch.from_numpy(grey(image)[None].repeat(3, 0))[None]
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

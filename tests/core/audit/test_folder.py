@@ -9,6 +9,7 @@ from PIL import Image
 
 from memguard.audit import duplicates
 from memguard.audit.folder import pixels, read_folder
+from memguard.copies.reading import read
 from memguard.lists import BadInput
 
 
@@ -134,3 +135,65 @@ def test_a_name_that_is_no_text_is_shown_as_one_that_can_be_written(tmp_path):
     assert [each.name for each in found.pictures] == [r"b29-\udcff\udcfe.png", "z.png"]
     assert pixels(found.pictures[0]).size == (40, 24)
     assert found.notes == (r"3_\udcff/a.png: has no caption but its folder's name, which is no text; it is left out",)
+
+
+DEEP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257  # black to white
+RAMP = (DEEP // 257).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("16 bits.png", DEEP, RAMP),
+        ("16 bits.tif", DEEP, RAMP),
+        ("32 bits.tif", DEEP.astype(np.int32), RAMP),
+        ("32 bits, all of them.tif", DEEP.astype(np.int32) * 9000, RAMP),
+        ("floats.tif", RAMP.astype(np.float32) / 255, RAMP),
+        ("floats of eight bits.tif", RAMP.astype(np.float32), RAMP),
+        ("floats of 16 bits.tif", DEEP.astype(np.float32), RAMP),
+        ("no numbers.tif", np.where(RAMP == 7, np.nan, RAMP / 255).astype(np.float32), np.where(RAMP == 7, 0, RAMP)),
+        ("dark 16 bits.png", DEEP // 257, np.where(RAMP > 128, 1, 0)),
+    ],
+)
+def test_grey_of_more_than_eight_bits_keeps_its_range_here_and_in_copies(tmp_path, name, values, expected):
+    Image.fromarray(values).save(tmp_path / name)
+    (tmp_path / name).with_suffix(".txt").write_text("a ramp")
+    (picture,) = read_folder(tmp_path).pictures
+    found = np.asarray(pixels(picture))
+    assert found.shape == (16, 16, 3) and np.array_equal(found, np.stack([expected] * 3, 2))
+    copies = read(tmp_path / name)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(copies - found).max() <= 0.5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_keeps_its_colours_as_in_trainers(tmp_path, mode):
+    image = Image.fromarray(RAMP).convert(mode)
+    if mode != "P":
+        image.putalpha(0)
+    image.save(tmp_path / "a.png", **({"transparency": 3} if mode == "P" else {}))
+    (tmp_path / "a.txt").write_text("a ramp")
+    (picture,) = read_folder(tmp_path).pictures
+    assert Image.open(tmp_path / "a.png").has_transparency_data
+    assert np.array_equal(np.asarray(pixels(picture)), np.stack([RAMP] * 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(500, "40 x 24; the limit is 500"), (400, "960; the limit is 400")], ids=["large", "larger"]
+)
+def test_a_picture_that_is_too_large_is_said_to_be_so(tmp_path, monkeypatch, limit, said):
+    put(tmp_path / "a.png", text="a")
+    put(tmp_path / "b.png", text="b", size=(8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    found = read_folder(tmp_path)
+    assert found.notes == (f"a.png: has too many pixels, {said}; it is left out",)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    with pytest.raises(OSError, match="too many pixels, 8 x 8; the limit is 60"):  # changed since it was read
+        pixels(found.pictures[0])
+
+
+def test_what_pillow_says_of_a_broken_picture_is_no_class_of_python(tmp_path):
+    put(tmp_path / "good.png", text="a good one")
+    put(tmp_path / "cut.jpg", size=(200, 200), text="cut off")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:600])
+    (note,) = read_folder(tmp_path).notes
+    assert note == "cut.jpg: is broken: no picture, or damaged or not written to its end; it is left out"
