@@ -188,7 +188,8 @@ class _Reading:
             except (OSError, ValueError):  # also UnicodeDecodeError
                 self.note(each, "is not UTF-8; its picture is left out")
                 return ""
-            line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+            # as trainers do; str.splitlines() would also split at what stands inside a text, such as U+2028
+            line = next((line.strip() for line in text.split("\n") if line.strip()), "")
             if line:
                 return line
         words = REPEATS.fullmatch(path.parent.name)
@@ -199,7 +200,7 @@ class _Reading:
 
     def _metadata(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text in JSON may hold U+2028 as it is
         except (OSError, ValueError):
             self.note(path, "cannot be read as UTF-8; it is left out")
             return
@@ -217,4 +218,6 @@ class _Reading:
             if text is None or unfit(text):
                 self.note(path, f"line {number} has no text, caption or prompt; it is left out")
             else:
+                if file in self.rows:
+                    self.note(path, f"line {number} is a second row for {row['file_name']}; the last one counts")
                 self.rows[file] = " ".join(text.split())

@@ -197,3 +197,15 @@ def test_what_pillow_says_of_a_broken_picture_is_no_class_of_python(tmp_path):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:600])
     (note,) = read_folder(tmp_path).notes
     assert note == "cut.jpg: is broken: no picture, or damaged or not written to its end; it is left out"
+
+
+def test_line_separators_of_unicode_end_no_row_and_a_second_row_is_said(tmp_path):
+    for name in "abc":
+        put(tmp_path / f"{name}.png")
+    rows = [("a.png", "one\u2028two\x85three"), ("b.png", "first"), ("b.png", "last")]
+    text = "\r\n".join(json.dumps({"file_name": n, "text": t}, ensure_ascii=False) for n, t in rows)
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode())
+    (tmp_path / "c.txt").write_bytes("four\u2028five\r\nsix".encode())
+    found = read_folder(tmp_path)
+    assert [each.caption for each in found.pictures] == ["one two three", "last", "four\u2028five"]
+    assert found.notes == ("metadata.jsonl: line 3 is a second row for b.png; the last one counts",)
