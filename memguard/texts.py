@@ -37,6 +37,11 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(text: str, longest: int = 60) -> str:
+    """Return the beginning of a text, with dots where something was left out."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def shown(text: str) -> str:
     r"""Return a text as one line that a terminal shows and does not obey: ``\x1b`` for the escape character."""
     return OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

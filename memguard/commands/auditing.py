@@ -31,7 +31,7 @@ from ..hosts.diffusers import loras, pipes
 from ..lists import BadInput, files
 from ..lists.rows import difference
 from ..texts import shown, writable
-from ..troubles import Refused, Told, of_pipeline
+from ..troubles import NotFinite, Refused, Told, of_pipeline
 from . import common, models
 
 log = logging.getLogger("memguard")
@@ -113,7 +113,8 @@ class Auditing:
             except MemoryError:
                 raise
             except Exception as error:
-                said = str(error) if isinstance(error, Told) else f"{name}: {of_pipeline(error)}"
+                said = str(error) if isinstance(error, Told) else of_pipeline(error)
+                said = said if said.startswith((f"{name}: ", f"{path.name}: ")) else f"{name}: {said}"
                 found = record.Checkpoint(name, digest, age, error=said)
                 log.debug("%s", name, exc_info=True)
                 print(shown(f"memguard audit: {said}"), file=sys.stderr)
@@ -181,7 +182,10 @@ class Auditing:
             rows = done[0].pictures
             self._before = findings.Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
         if self._before is None:
-            self._before = findings.without(_Piped(self.pipe, self.making, "without: "), self.reals)
+            try:
+                self._before = findings.without(_Piped(self.pipe, self.making, "without: "), self.reals)
+            except NotFinite as error:
+                raise BadInput(f"{self.args.model}: without the training, {error}") from None
         return self._before
 
     def _kept(self, images: Path, index: int, picture: np.ndarray) -> str:

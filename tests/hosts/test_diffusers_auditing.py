@@ -55,9 +55,16 @@ def test_scores_are_those_of_a_scan():
     assert auditing.scores(pipe, captions, MAKING) == expected
 
 
-def test_nan_is_said():
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.float32, ", in float32: its weights are too large"), (torch.bfloat16, "; try --dtype float32")],
+)
+def test_nan_is_said_with_a_remedy_that_can_help(dtype, remedy):
     pipe = tiny.sd()
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(NotFinite, match="the pictures of 'a cat' came to NaN"):
-        list(auditing.generate(pipe, ["a cat"], MAKING))
+    pipe.to(dtype)
+    caption = "a cat " + "and a dog " * 9
+    with pytest.raises(NotFinite) as told:
+        list(auditing.generate(pipe, [caption], MAKING))
+    assert str(told.value) == f"the pictures of '{caption[:57]}...' came to NaN{remedy}"

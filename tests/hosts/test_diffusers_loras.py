@@ -158,6 +158,36 @@ def test_what_is_no_lora_is_refused(key, said):
         loras.fitted(tiny.sd(), {key: torch.zeros(2, 2)}, "x.safetensors")
 
 
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_half_a_pair_is_said_to_be_one(naming, kept):
+    rename, below, above, _ = NAMINGS[naming]
+    pipe = tiny.sd()
+    pairs = {name: dict(zip((below, above), factors(pipe, name), strict=True)) for name in (LINEAR, CONV)}
+    state = {rename(name) + end: value for name, pair in pairs.items() for end, value in pair.items()}
+    key = rename(LINEAR) + (below, above)[kept]
+    del state[rename(LINEAR) + (above, below)[kept]]
+    with pytest.raises(Refused) as told:
+        loras.fitted(pipe, state, "x.safetensors")
+    said = f"x.safetensors: is not whole: the other half of {key} is missing (1 of 2 layers); save it again"
+    assert str(told.value) == said
+    with pytest.raises(Refused, match=r"is missing \(1 of 1 layers\)"):
+        loras.fitted(pipe, {key: state[key]}, "x.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
+def test_values_that_are_no_numbers_are_said_with_their_key(value, dtype):
+    pipe = tiny.sd()
+    down, up = factors(pipe, LINEAR)
+    up[1, 2] = value
+    state = {f"{kohya(LINEAR)}.lora_down.weight": down.to(dtype), f"{kohya(LINEAR)}.lora_up.weight": up.to(dtype)}
+    with pytest.raises(Refused) as told:
+        loras.fitted(pipe, state | {"step": torch.tensor(7)}, "x.safetensors")
+    said = f"x.safetensors: holds values that are no numbers ({kohya(LINEAR)}.lora_up.weight)"
+    assert str(told.value) == f"{said}; take a checkpoint from before that"
+
+
 def test_a_damaged_file_and_a_pickle_are_refused(tmp_path):
     broken = tmp_path / "cut.safetensors"
     broken.write_bytes(b"\x40\0\0\0\0\0\0\0{")

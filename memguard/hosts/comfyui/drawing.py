@@ -22,6 +22,7 @@ from torch import Tensor
 from ... import detectors
 from ...aside import aside
 from ...audit.making import Making, seeds
+from ...texts import shortened
 from ...troubles import NotFinite
 from .preflight import first_calls
 from .tokens import encode
@@ -75,7 +76,9 @@ class Drawing:
             except torch.cuda.OutOfMemoryError:
                 made = torch.cat([self._made(self.conds[caption], [each]) for each in own])
             if not made.isfinite().all():
-                raise NotFinite(f"the pictures of {caption!r:.60} came to NaN; start ComfyUI with --force-fp32")
+                full = self.patcher.model_dtype() == torch.float32
+                other = ", in float32: its weights are too large" if full else "; start ComfyUI with --force-fp32"
+                raise NotFinite(f"the pictures of {shortened(caption)!r} came to NaN{other}")
             yield (made.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
     def _made(self, cond: Any, own: Sequence[int]) -> Tensor:

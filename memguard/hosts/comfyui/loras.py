@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...audit import checkpoints
+from ...audit.factors import check
 from ...troubles import Refused
 
 NONE = "none"  # the choice of no file
@@ -103,9 +104,10 @@ def applied(patcher: Any, clip: Any, lora: Lora) -> tuple[Any, Any, tuple[str, .
     CLIP is the same object where the LoRA does not change it.
 
     Raises:
-        ValueError: for a LoRA for another base; names keys and shapes.
+        ValueError: for a LoRA for another base, or one that is not whole or no numbers; names keys and shapes.
 
     """
+    check(lora.state, lora.name)
     state = comfy.lora_convert.convert_lora(dict(lora.state))
     tables = (
         comfy.lora.model_lora_keys_unet(patcher.model, {}),

@@ -2,7 +2,7 @@
 
 ``memguard generate --seed`` makes the same picture.
 
-Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.guard, numpy, torch.
+Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.guard, memguard.texts, numpy, torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from ...aside import aside
 from ...audit.making import Making, seeds
+from ...texts import shortened
 from ...troubles import NotFinite
 from . import pipes
 from .scanning import scan
@@ -53,7 +54,9 @@ def generate(pipe: Any, captions: Sequence[str], making: Making) -> Iterator[np.
             except torch.OutOfMemoryError:
                 pictures = np.concatenate([_made(pipe, module, caption, [each], given) for each in own])
             if not np.isfinite(pictures).all():
-                raise NotFinite(f"the pictures of {caption!r:.60} came to NaN; use --dtype float32, or a lower rate")
+                dtype = next(module.parameters()).dtype
+                other = "; try --dtype float32" if dtype != torch.float32 else ", in float32: its weights are too large"
+                raise NotFinite(f"the pictures of {shortened(caption)!r} came to NaN{other}")
             yield np.round(pictures * 255).astype(np.uint8)
     finally:
         pipe.set_progress_bar_config(**before)

@@ -4,7 +4,8 @@ Every name in a file is looked up among the layers of the pipeline, and every sh
 anything is changed: diffusers itself leaves out what it does not know. Families whose files fuse layers (Flux, Qwen,
 ...) go through the pipeline's own converter first.
 
-Room: memguard.hosts, diffusers. May import: memguard.troubles, torch, safetensors; peft by way of diffusers.
+Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.troubles, torch, safetensors; peft through
+diffusers.
 """
 
 from __future__ import annotations
@@ -19,17 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...audit.factors import DOWN, UP, check, stem
 from ...testbed.ldm_names import unet_name
 from ...troubles import Refused
 from . import pipes
 
 ADAPTER = "audited"
 ENCODERS = ("text_encoder", "text_encoder_2")
-# how the two factors, and what stands beside them, are called
-DOWN = re.compile(
-    r"(?:\.lora_down|\.lora_A(?:\.\w+)?|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)(?:\.weight)?$"
-)
-UP = re.compile(r"(?:\.lora_up|\.lora_B(?:\.\w+)?|\.lora\.up|_lora\.up|\.lora_linear_layer\.up)(?:\.weight)?$")
 OTHER_KINDS = re.compile(r"\.(hada_w|lokr_|dora_scale|lora_magnitude|lora_mid|oft_|glora|a1\.|b1\.)")
 FEW = 3  # layers that an error names
 
@@ -77,15 +74,17 @@ def fitted(pipe: Any, state: dict[str, Tensor], name: str) -> Lora:
         name: of the file, for errors.
 
     Raises:
-        Refused: for a file that is no LoRA, another kind of adapter, or a LoRA for another base; names keys and shapes.
+        Refused: for a file that is no LoRA, another kind of adapter, one that is not whole or no numbers, or a LoRA for
+            another base; names keys and shapes.
 
     """
     other = next((key for key in state if OTHER_KINDS.search(key)), None)
     if other is not None:
         raise Refused(f"{name}: {other} is of a LoHa, LoKr, DoRA or another relative of LoRA; only LoRA can be audited")
-    if not any(DOWN.search(key) for key in state):
+    if not any(DOWN.search(key) or UP.search(key) for key in state):
         has = ", ".join(sorted(state)[:FEW]) or "nothing"
         raise Refused(f"{name}: is no LoRA, it holds {has}; a whole model goes in by --checkpoint")
+    check(state, name)
     layers = _layers(pipe)
     aliases = _aliases(pipe, layers)
     lora, unknown = _sorted(state, aliases)
@@ -178,34 +177,27 @@ def _aliases(pipe: Any, layers: dict[str, nn.Module]) -> dict[str, str]:
     return found
 
 
-def _stem(key: str) -> str:
-    """Return the name of the layer in a key, without what follows it."""
-    for pattern in (DOWN, UP):
-        key = pattern.sub("", key)
-    return key
-
-
 def _sorted(state: dict[str, Tensor], aliases: dict[str, str]) -> tuple[Lora, list[str]]:
     """Return what acts on known layers, and the names of the others."""
     lora, unknown = Lora(), dict[str, None]()
-    downs = {_stem(key): value for key, value in state.items() if DOWN.search(key)}
-    ups = {_stem(key): value for key, value in state.items() if UP.search(key)}
-    for stem in {**downs, **ups}:
-        if stem not in aliases or stem not in downs or stem not in ups:
-            unknown[stem] = None
+    downs = {stem(key): value for key, value in state.items() if DOWN.search(key)}
+    ups = {stem(key): value for key, value in state.items() if UP.search(key)}
+    for layer in {**downs, **ups}:
+        if layer not in aliases or layer not in downs or layer not in ups:
+            unknown[layer] = None
             continue
-        down, up = downs[stem].float(), ups[stem].float()
-        alpha = state.get(f"{stem}.alpha")
+        down, up = downs[layer].float(), ups[layer].float()
+        alpha = state.get(f"{layer}.alpha")
         # kohya's rule; without alpha the factors are taken as they are. Folded in, so that peft scales by 1
         up = up if alpha is None else up * (float(alpha) / down.shape[0])
-        lora.factors[aliases[stem]] = down, up
+        lora.factors[aliases[layer]] = down, up
     for key, value in state.items():
-        stem, _, kind = key.rpartition(".")
+        layer, _, kind = key.rpartition(".")
         if kind in ("diff", "diff_b"):
-            if stem in aliases:
-                lora.differences[f"{aliases[stem]}.{'weight' if kind == 'diff' else 'bias'}"] = value
+            if layer in aliases:
+                lora.differences[f"{aliases[layer]}.{'weight' if kind == 'diff' else 'bias'}"] = value
             else:
-                unknown[stem] = None
+                unknown[layer] = None
     return lora, list(unknown)
 
 

@@ -294,6 +294,8 @@ def test_one_at_a_time_when_memory_runs_out(parts, pictures, monkeypatch):
         ),
         ({"weight": torch.zeros(2)}, "is no LoRA for this model: it holds weight"),
         ({}, "is no LoRA for this model: it holds nothing"),
+        ({f"{LAYER}.lora_down.weight": torch.zeros(2, 2)}, f"the other half of {LAYER}.lora_down.weight is missing"),
+        (lora(alpha=float("nan")), f"holds values that are no numbers ({LAYER}.alpha)"),
         ({f"{LAYER}.diff": torch.zeros(3)}, "1 of 1 layers have other shapes"),
     ],
 )
