@@ -38,6 +38,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .card figure{margin:0}.card figure img{width:100%;image-rendering:pixelated}
 .strip{margin:.6rem 0}.strip figure{max-width:12rem}
 .bar{display:grid;grid-template-columns:14rem 1fr 14rem;gap:.6rem;align-items:center}
+.bar span{overflow-wrap:anywhere}
 .bar i{background:var(--soft);height:.8rem}.bar b{display:block;height:100%;background:var(--memorized)}
 .prompt{font-family:ui-monospace,monospace;font-size:.9rem}.note{opacity:.8}
 """

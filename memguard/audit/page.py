@@ -35,8 +35,11 @@ def html(audit: Audit, folder: Folder, out: Path) -> str:
     """
     sections = [Section("Checkpoints", HELP, header=HEADER, rows=list(map(row, audit.checkpoints)))]
     if len(audit.checkpoints) > 1:
-        bars = [(_label(each), _share(each), _said(each)) for each in audit.checkpoints]
+        bars = [(_short(each, audit), _share(each), _said(each)) for each in audit.checkpoints]
         sections.append(Section("Copied over the training", bars=bars))
+    failed = [(_label(each), reason(each)) for each in audit.checkpoints if each.error]
+    if failed:
+        sections.append(Section("Not audited", header=("checkpoint", "why"), rows=failed))
     shown = _most(audit)
     if shown is not None:
         sections += _pictures(shown, folder, out)
@@ -66,23 +69,30 @@ BADGES = {
 }
 HEADER = ("checkpoint", "copied", "threshold", "Z", "p", "p of own pictures", "score", "without")
 HELP = (
-    "copied: training pictures that came out. Z of the three-sample test (Meehan et al., 2020) is far below 0 for a"
-    " model that copies; p is the chance of a U as small for a model that did not learn these pictures, and p of own"
-    " pictures that of pictures coming as near to their own captions' images, which sees a few copies better. score:"
-    " mean text-conditional noise norm of the first step, with the training and without it, on the same noise."
+    "copied: training pictures that came out. threshold: the likeness above which a picture is called a copy,"
+    " --threshold or, where it is higher, the highest that an image of a held-out caption has to that caption's own"
+    " picture. Z of the three-sample test (Meehan et al., 2020) is far below 0 for a model that copies; p is the chance"
+    " of a U as small for a model that did not learn these pictures, and p of own pictures that of pictures coming as"
+    " near to their own captions' images, which sees a few copies better. score: mean text-conditional noise norm of the"
+    " first step, with the training and without it, on the same noise."
 )
 
 
 def row(each: Checkpoint) -> tuple[str, ...]:
     """Return a checkpoint as cells of HEADER."""
     if each.error:
-        return (_label(each), each.error, *[""] * (len(HEADER) - 2))
+        return (_label(each), _said(each), *[""] * (len(HEADER) - 2))
     test, scores = each.test, [(p.score, p.score_before) for p in each.pictures]
     z = "" if test is None else f"{test.z:.2f}"
     p, own_p = ("" if value is None else f"{value:.4f}" for value in ((test and test.p), (test and test.own_p)))
     limit = "" if each.threshold is None else f"{each.threshold.value:.2f}"
     means = [_mean([pair[i] for pair in scores]) for i in (0, 1)]
     return (_label(each), _said(each), limit, z, p, own_p, *means)
+
+
+def reason(each: Checkpoint) -> str:
+    """Return why a checkpoint could not be audited, with its name."""
+    return each.error if each.error.startswith(f"{each.name}: ") else f"{each.name}: {each.error}"
 
 
 def _mean(values: list[float | None]) -> str:
@@ -92,6 +102,12 @@ def _mean(values: list[float | None]) -> str:
 
 def _label(each: Checkpoint) -> str:
     return each.name if each.age.number is None else f"{each.name} ({each.age.said('')})"
+
+
+def _short(each: Checkpoint, audit: Audit) -> str:
+    """Return an age where it names a checkpoint, which fits beside a bar, or else the name with it."""
+    alone = each.age.number is not None and [other.age for other in audit.checkpoints].count(each.age) == 1
+    return each.age.said("") if alone else _label(each)
 
 
 def _said(each: Checkpoint) -> str:
@@ -104,8 +120,7 @@ def _share(each: Checkpoint) -> float:
 
 def _most(audit: Audit) -> Checkpoint | None:
     """Return the checkpoint that copies most, the later of equal ones."""
-    done = [each for each in audit.checkpoints if not each.error]
-    return max(reversed(done), key=lambda each: each.copied, default=None)
+    return max(reversed(audit.done), key=lambda each: each.copied, default=None)
 
 
 def _pictures(checkpoint: Checkpoint, folder: Folder, out: Path) -> Iterator[Section]:
@@ -124,8 +139,9 @@ def _pictures(checkpoint: Checkpoint, folder: Folder, out: Path) -> Iterator[Sec
 def _strip(each: Checked, training: Callable[[str], np.ndarray | None], out: Path) -> Strip:
     before = f", {max(each.own_before):.2f} without the training" if each.own_before else ""
     also = f"; also comes out of the captions of {', '.join(each.captions)}" if each.captions else ""
+    images = "1 image" if len(each.own) == 1 else f"{len(each.own)} images"
     says = (
-        f"{each.copies} of {len(each.own)} images; likeness {max(each.own):.2f}{before}; "
+        f"{each.copies} of {images}; likeness {max(each.own):.2f}{before}; "
         f"nearest other picture {each.other or 'none'} {each.other_similarity:.2f}{also}"
     )
     named = [

@@ -114,17 +114,27 @@ class Audit:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def done(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints that could be audited."""
+        return tuple(each for each in self.checkpoints if not each.error)
+
+    @property
     def verdict(self) -> str:
         """What was found, in one sentence."""
-        done = [each for each in self.checkpoints if not each.error]
+        done, total = self.done, len(self.checkpoints)
         if not done:
             return "could not be audited"
+        failed = "" if len(done) == total else f"; {total - len(done)} of {total} checkpoints could not be audited"
+        return self._found(done) + failed
+
+    def _found(self, done: tuple[Checkpoint, ...]) -> str:
         worst = max(done, key=lambda each: each.copied)
         last = done[-1]
         count, images = len(last.pictures), max((len(each.own) for each in last.pictures), default=0)
         if not worst.copied:
             which = "" if len(done) == 1 else f", none of {len(done)} checkpoints does"
-            return f"copies none of {count} pictures in {images} images of each caption{which}"
+            of = "1 image" if images == 1 else f"{images} images"
+            return f"copies none of {count} pictures in {of} of each caption{which}"
         known = f"; {last.known} of these also without the training" if last.known else ""
         if len(done) == 1:
             return f"copies {last.copied} of {count} pictures{known}"

@@ -6,7 +6,7 @@ Room: the core. May import: memguard.audit, memguard.texts.
 from __future__ import annotations
 
 from ..texts import shown
-from .page import HEADER, row
+from .page import HEADER, reason, row
 from .record import Audit
 
 COLUMNS = 6  # of HEADER; the page shows all
@@ -21,18 +21,18 @@ def copied(audit: Audit) -> list[str]:
     """Return a line for each training picture that the last checkpoint that was audited copies."""
     return [
         shown(f"copied: {each.name} (likeness {max(each.own):.2f}): {each.caption}")
-        for checkpoint in [each for each in audit.checkpoints if not each.error][-1:]
+        for checkpoint in audit.done[-1:]
         for each in checkpoint.pictures
         if each.copied
     ]
 
 
 def lines(audit: Audit) -> list[str]:
-    """Return the table in columns, and the copied pictures under it."""
+    """Return the table in columns, and under it why checkpoints were not audited, and the copied pictures."""
     found = rows(audit)
     widths = [max(len(line[i]) for line in found) for i in range(2)]
     table = []
     for line in found:
         cells = "".join(f"  {cell:>9}" for cell in line[2:])
         table.append(f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}{cells}".rstrip())
-    return [*table, *copied(audit)]
+    return [*table, *(shown(reason(each)) for each in audit.checkpoints if each.error), *copied(audit)]

@@ -1,6 +1,7 @@
 """What an audit says: the sentence, canonical JSON and back, and the page, whatever is written in a caption."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,11 @@ def audit(*copied, before=0, **changes):
     return Audit("ab12", {"seed": 0, "height": None}, found, **changes)
 
 
+def failing(found):
+    failed = (checkpoint(number, 0, pictures=(), error="damaged") for number in (98, 99))
+    return replace(found, checkpoints=(*found.checkpoints, *failed))
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
@@ -60,6 +66,15 @@ def audit(*copied, before=0, **changes):
             "copies 1 of 4 pictures; first at epoch 8 (epoch 4 is clean); 1 of these also without the training",
         ),
         (Audit("", {}, (checkpoint(1, 0, pictures=(), error="damaged"),)), "could not be audited"),
+        (
+            failing(audit(0)),
+            "copies none of 4 pictures in 2 images of each caption; 2 of 3 checkpoints could not be audited",
+        ),
+        (failing(audit(3)), "copies 3 of 4 pictures; 2 of 3 checkpoints could not be audited"),
+        (
+            failing(audit(0, 1)),
+            "copies 1 of 4 pictures; first at epoch 8 (epoch 4 is clean); 2 of 4 checkpoints could not be audited",
+        ),
     ],
 )
 def test_the_verdict_in_one_sentence(found, said):
@@ -113,3 +128,22 @@ def test_the_page_can_be_written_whatever_a_file_is_called(tmp_path):
     )
     for text in (html(replace(found, notes=(half,)), Folder((), ()), tmp_path), found.to_json()):
         assert r"x\udcff" in text.replace("\\\\", "\\") and text.encode()
+
+
+def test_one_image_is_one_and_a_bar_has_a_short_name(tmp_path):
+    one = replace(checkpoint(8, 0).pictures[0], own=(0.3,))
+    found = replace(audit(0), checkpoints=(checkpoint(4, 0), checkpoint(8, 0, pictures=(one,))))
+    assert found.verdict == "copies none of 1 pictures in 1 image of each caption, none of 2 checkpoints does"
+    text = html(replace(found, checkpoints=found.checkpoints[1:]), Folder((), ()), tmp_path)
+    assert "0 of 1 image;" in text and "threshold: the likeness above which a picture is called a copy" in text
+    twins = (checkpoint(4, 0, name="a"), checkpoint(4, 0, name="b"), checkpoint(8, 0), checkpoint(0, 0, age=Age()))
+    text = html(replace(found, checkpoints=twins), Folder((), ()), tmp_path)
+    labels = re.findall(r'class="bar"><span>(.*?)<', text)
+    assert labels == ["a (epoch 4)", "b (epoch 4)", "epoch 8", "e0"]
+
+
+def test_why_a_checkpoint_was_not_audited_stands_beside_the_table(tmp_path):
+    failed = checkpoint(9, 0, pictures=(), error="e9: is damaged")
+    text = html(replace(audit(0), checkpoints=(checkpoint(4, 0), failed)), Folder((), ()), tmp_path)
+    assert row(failed) == ("e9 (epoch 9)", "not audited", *[""] * 6)
+    assert '<td>e9 (epoch 9)</td><td class="n">e9: is damaged</td>' in text

@@ -16,6 +16,16 @@ def test_lines_have_columns_and_name_what_the_last_checkpoint_copies():
     assert [len(line) for line in rows(audit_of(0, 2))] == 3 * [6]
 
 
+def test_what_failed_is_a_line_under_a_narrow_table():
+    found = audit_of(0, 2)
+    errors = ("x: is damaged " * 20 + "\x1b", "no name in it")
+    failed = [replace(found.checkpoints[0], name="x", pictures=(), error=error) for error in errors]
+    told = lines(replace(found, checkpoints=(*found.checkpoints, *failed)))
+    assert max(map(len, told[:5])) == len(told[0]) < 80 and told[3] == "x (epoch 4)   not audited"
+    assert told[5:7] == ["x: is damaged " * 20 + r"\x1b", "x: no name in it"]
+    assert told[7:] == lines(found)[3:]  # the copies of the last one that was audited
+
+
 def test_a_terminal_does_not_obey_a_name():
     each = audit_of(1).checkpoints[0]
     told = replace(each, name=EVIL, pictures=(replace(each.pictures[0], caption=EVIL),))
