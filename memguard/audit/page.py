@@ -73,8 +73,8 @@ HELP = (
     " --threshold or, where it is higher, the highest that an image of a held-out caption has to that caption's own"
     " picture. Z of the three-sample test (Meehan et al., 2020) is far below 0 for a model that copies; p is the chance"
     " of a U as small for a model that did not learn these pictures, and p of own pictures that of pictures coming as"
-    " near to their own captions' images, which sees a few copies better. score: mean text-conditional noise norm of the"
-    " first step, with the training and without it, on the same noise."
+    " near to their own captions' images, which sees a few copies better. score: mean text-conditional noise norm of"
+    " the first step, with the training and without it, on the same noise."
 )
 
 

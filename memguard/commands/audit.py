@@ -107,6 +107,7 @@ def _run(args: argparse.Namespace) -> int:
             auditing.watch(args.watch, args.idle)
         else:
             names = checkpoints.names(given)
+            auditing.expected = len(names)
             for path in checkpoints.ordered(given):
                 auditing.add(path, names[path])
         auditing.end()

@@ -32,7 +32,7 @@ from ..lists import BadInput, files
 from ..lists.rows import difference
 from ..texts import shown, writable
 from ..troubles import NotFinite, Refused, Told, of_pipeline
-from . import common, models
+from . import common, lines, models
 
 log = logging.getLogger("memguard")
 
@@ -45,6 +45,10 @@ class Auditing:
 
     Args:
         args: of the command.
+
+    Attributes:
+        audit: what was found so far.
+        expected: how many checkpoints are to come, for the lines that say how far it is; 0 where nobody knows.
 
     Raises:
         BadInput: for folders, files or a model that cannot be used.
@@ -82,6 +86,7 @@ class Auditing:
         self.audit = record.Audit(self._model(), self._settings(), (), self.groups, (*notes, *left))
         self._before: findings.Before | None = None
         self._added: set[str] = set()
+        self.expected = 0
         if self._old is not None:
             differs = difference(self._old.settings, self.audit.settings)
             if differs or self._old.model != self.audit.model:
@@ -131,6 +136,9 @@ class Auditing:
         self._added.add(name)
         self.audit = replace(self.audit, checkpoints=tuple(sorted([*others, found], key=checkpoints.place)))
         self._write()
+        if not found.error:
+            many = f" ({len(self._added)} of {self.expected} checkpoints)" if self.expected > 1 else ""
+            lines.say(f"memguard audit: {name}: {found.copied} of {len(found.pictures)} copied{many}")
         return found
 
     def end(self) -> None:
@@ -143,13 +151,15 @@ class Auditing:
     def watch(self, folder: Path, idle: float | None) -> None:
         """Audit what a trainer saves, until Ctrl-C, or until nothing came for ``idle`` minutes."""
         watched, last = checkpoints.Watched(folder), time.monotonic()
+        end = "Ctrl-C ends it" if idle is None else f"it ends when none came for {idle:g} minutes, or with Ctrl-C"
+        waits = f"memguard audit: waits for LoRAs (.safetensors) that are saved in {folder}; {end}"
+        print(shown(waits), file=sys.stderr, flush=True)
         try:
             while idle is None or time.monotonic() - last < 60 * idle:
                 for path in watched.ready():
                     done = self.add(path, path.relative_to(folder).as_posix())
-                    if not done.error:
-                        said = shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied")
-                        print(said, file=sys.stderr if self.args.json else sys.stdout, flush=True)
+                    if not done.error and not self.args.json:
+                        print(shown(f"{done.name}: {done.copied} of {len(done.pictures)} copied"), flush=True)
                     last = time.monotonic()
                 time.sleep(EVERY)
         except KeyboardInterrupt:
@@ -183,7 +193,7 @@ class Auditing:
             self._before = findings.Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
         if self._before is None:
             try:
-                self._before = findings.without(_Piped(self.pipe, self.making, "without: "), self.reals)
+                self._before = findings.without(_Piped(self.pipe, self.making, "without the training: "), self.reals)
             except NotFinite as error:
                 raise BadInput(f"{self.args.model}: without the training, {error}") from None
         return self._before
@@ -250,9 +260,9 @@ class _Piped:
         return making.scores(self.pipe, captions, self.making)
 
     def pictures(self, captions: Sequence[str]) -> Iterator[np.ndarray]:
-        found: Iterator[np.ndarray] = common.progress(
-            making.generate(self.pipe, captions, self.making), len(captions), f" {self.what}captions"
-        )
+        made = making.generate(self.pipe, captions, self.making)
+        told = lines.counted(made, len(captions), f"memguard audit: {self.what}", " captions")
+        found: Iterator[np.ndarray] = common.progress(told, len(captions), f" {self.what}captions")
         return found
 
 

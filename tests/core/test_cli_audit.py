@@ -119,7 +119,9 @@ def test_resume_keeps_the_checkpoints_that_are_not_named_now(data, tmp_path, cap
     few = ("--limit", "2", "--num-inference-steps", "1", "--resume")
     assert main(words(data, out, "--lora", early, late, foreign, *few, held=False)) == 2
     found = json.loads((out / "audit.json").read_text())["checkpoints"]
-    capsys.readouterr()
+    said = capsys.readouterr()
+    assert "memguard audit: x-000020.safetensors: 0 of 2 copied (2 of 3 checkpoints)" in said.err.splitlines()
+    assert "1 of 3 checkpoints could not be audited" in said.out
     assert main(words(data, out, "--lora", early, *few, held=False)) == 0
     said = capsys.readouterr()
     assert "x-000005" in said.out and "x-000020" in said.out and "none of 2 checkpoints" in said.out
@@ -136,6 +138,7 @@ def test_resume_keeps_the_checkpoints_that_are_not_named_now(data, tmp_path, cap
     again = json.loads(said.out)["checkpoints"]
     assert [each["age"]["number"] for each in again] == [5, 20, 30] and again[1] == found[1]
     assert again[0]["digest"] != found[0]["digest"]
+    assert f"waits for LoRAs (.safetensors) that are saved in {saved}; it ends when none came for 0.05 min" in said.err
     assert "x-000005.safetensors: is another file than before; its results are made anew" in said.err
 
 
