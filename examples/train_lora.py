@@ -5,7 +5,7 @@ came of it:
 
     pip install ".[diffusers,audit]"     # in the folder of memguard
     python examples/train_lora.py --model testbed --data PICTURES --held-out OTHERS --out lora --steps 400
-    memguard audit --model testbed --lora lora/lora.safetensors --data PICTURES --held-out OTHERS
+    memguard audit --model testbed --lora lora/lora.safetensors --data PICTURES --held-out OTHERS --out audit
 
 Pictures lie beside captions of the same name (a.png, a.txt) or under a metadata.jsonl. The held-out ones are of the
 same kind, and never trained on.
@@ -14,6 +14,8 @@ same kind, and never trained on.
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from memguard.training import JsonLines, Meter, NormFilter, weighted
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 DRAWS = 8  # of each held-out picture, for the thresholds
 LEVELS = (0, 200, 400, 600, 800)  # timesteps from which each threshold holds
+SECONDS = 10.0  # between two lines of progress
 
 
 class Pictures:
@@ -152,10 +155,19 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train and save."""
     args = arguments()
-    args.out.mkdir(parents=True)
+    try:
+        args.out.mkdir(parents=True)
+    except FileExistsError:
+        sys.exit(f"{args.out}: is there already; give another --out, or remove it")
+    print("encodes the pictures and measures the held-out ones, for the thresholds", flush=True)
     training = Training(args)
+    print(f"trains {args.steps} steps on {len(training.pictures.names)} pictures", flush=True)
+    said = time.monotonic()
     for step in range(args.steps):
         loss = training.step()
+        if time.monotonic() - said > SECONDS:
+            said = time.monotonic()
+            print(f"step {step} of {args.steps}: loss {loss:.4f}", flush=True)
         if step % args.every == 0 or step == args.steps - 1:
             gaps = training.meter.measure(step, training.unet)
             print(f"step {step}: loss {loss:.4f}, gap {sum(each.gap for each in gaps) / len(gaps):.4f}", flush=True)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from ..audit import checkpoints
 from ..lists import BadInput
 from ..texts import shown
-from ..troubles import Told
 from . import common
 
 DEFAULTS = {"num_images": 4, "num_inference_steps": 25}
@@ -56,29 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit; return 0, or 1 for copies at --fail-on, or 2 for what could not be audited.
-
-    An error that nobody foresaw ends in 2 as well: Python's own code for it is 1, which here says that copies came out.
-    """
-    try:
-        return _run(args)
-    except (BadInput, MemoryError, BrokenPipeError):
-        raise
-    except Told as error:
-        raise BadInput(str(error)) from None
-    except Exception as error:
-        from ..cli import EXTRAS
-
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS
-        if missing or (isinstance(error, OSError) and error.strerror):
-            raise
-        traceback.print_exc()
-        there = (args.out / "audit.json").is_file()
-        goes_on = f"; {args.out / 'audit.json'} holds what was done, and --resume continues" if there else ""
-        raise BadInput(f"an error inside MemGuard ({type(error).__name__}){goes_on}") from None
-
-
-def _run(args: argparse.Namespace) -> int:
+    """Audit; return 0, or 1 for copies at --fail-on, or 2 for what could not be audited."""
     if sum(bool(each) for each in (args.lora, args.checkpoint, args.watch)) != 1:
         raise BadInput("give one of --lora FILE ..., --checkpoint MODEL ... and --watch FOLDER")
     if args.negative_prompt is not None:

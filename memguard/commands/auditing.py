@@ -10,9 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,13 +25,13 @@ from ..audit.making import Making
 from ..audit.page import html
 from ..audit.reals import gathered
 from ..copies.signatures import Signatures
-from ..hosts.diffusers import auditing as making
 from ..hosts.diffusers import loras, pipes
 from ..lists import BadInput, files
 from ..lists.rows import difference
 from ..texts import shown, writable
 from ..troubles import NotFinite, Refused, Told, of_pipeline
 from . import common, lines, models
+from .piped import Piped
 
 log = logging.getLogger("memguard")
 
@@ -123,23 +122,29 @@ class Auditing:
                 found = record.Checkpoint(name, digest, age, error=said)
                 log.debug("%s", name, exc_info=True)
                 print(shown(f"memguard audit: {said}"), file=sys.stderr)
-        # a file that is saved anew takes the place of what it was, and one under another name that of its old name
-        others = []
-        for each in self.audit.checkpoints:
-            if each.name == name and each.digest != digest:
-                print(
-                    shown(f"memguard audit: {name}: is another file than before; its results are made anew"),
-                    file=sys.stderr,
-                )
-            elif each.name != name and (each.digest != digest or each.name in self._added):
-                others.append(each)
+        self._place(name, digest)
         self._added.add(name)
-        self.audit = replace(self.audit, checkpoints=tuple(sorted([*others, found], key=checkpoints.place)))
+        entries = sorted([*self.audit.checkpoints, found], key=checkpoints.place)
+        self.audit = replace(self.audit, checkpoints=tuple(entries))
         self._write()
-        if not found.error:
+        if not found.error and (self.expected or self.args.json):  # a watch prints its own
             many = f" ({len(self._added)} of {self.expected} checkpoints)" if self.expected > 1 else ""
             lines.say(f"memguard audit: {name}: {found.copied} of {len(found.pictures)} copied{many}")
         return found
+
+    def _place(self, name: str, digest: str) -> None:
+        """Make place: a file that is saved anew stands for what it was, and one that was renamed for its old name."""
+        before = self.audit.checkpoints
+        old = next((each for each in before if each.name == name), None)
+        if old is not None and old.digest != digest:
+            said = f"memguard audit: {name}: is another file than before; its results are made anew"
+            print(shown(said), file=sys.stderr)
+
+        def goes(each: record.Checkpoint) -> bool:
+            renamed = old is None and each.digest == digest and each.name not in self._added
+            return each.name == name or renamed
+
+        self.audit = replace(self.audit, checkpoints=tuple(each for each in before if not goes(each)))
 
     def end(self) -> None:
         """Say which checkpoints that failed before are no longer in the report."""
@@ -182,7 +187,7 @@ class Auditing:
             return self._kept(images, index, picture)
 
         with nullcontext() if self.args.checkpoint else loras.applied(pipe, lora):
-            after = findings.trained(_Piped(pipe, self.making, f"{shown(name)}: "), self.reals, keep)
+            after = findings.trained(Piped(pipe, self.making, f"{shown(name)}: "), self.reals, keep)
         return findings.checkpoint(name, digest, age, self.reals, after, before, self.floor, self.args.deals)
 
     def _without(self) -> findings.Before:
@@ -193,7 +198,7 @@ class Auditing:
             self._before = findings.Before([p.score_before for p in rows], np.array([p.own_before for p in rows]))
         if self._before is None:
             try:
-                self._before = findings.without(_Piped(self.pipe, self.making, "without the training: "), self.reals)
+                self._before = findings.without(Piped(self.pipe, self.making, "without the training: "), self.reals)
             except NotFinite as error:
                 raise BadInput(f"{self.args.model}: without the training, {error}") from None
         return self._before
@@ -246,24 +251,6 @@ class Auditing:
         kept |= {"threshold": self.floor, "number format": str(next(self.pipe.vae.parameters()).dtype)[6:]}
         kept |= {"sampler": type(self.pipe.scheduler).__name__, "trained": self.reals.trained}
         return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": self.reals.digest}
-
-
-@dataclass(frozen=True)
-class _Piped:
-    """A pipeline as an audit asks it (memguard.audit.making.Model), with a progress bar."""
-
-    pipe: Any
-    making: Making
-    what: str
-
-    def scores(self, captions: Sequence[str]) -> list[float | None]:
-        return making.scores(self.pipe, captions, self.making)
-
-    def pictures(self, captions: Sequence[str]) -> Iterator[np.ndarray]:
-        made = making.generate(self.pipe, captions, self.making)
-        told = lines.counted(made, len(captions), f"memguard audit: {self.what}", " captions")
-        found: Iterator[np.ndarray] = common.progress(told, len(captions), f" {self.what}captions")
-        return found
 
 
 def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:

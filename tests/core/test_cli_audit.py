@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from memguard import testbed
 from memguard.audit import record
+from memguard.audit.checkpoints import Age
 from memguard.audit.folder import Folder
 from memguard.cli import main
 
@@ -186,6 +187,20 @@ def test_bad_input_is_one_line(data, tmp_path, capsys, more, said):
     assert said in err and err.count("\n") == 1 and not out.exists()
 
 
+def test_one_file_under_two_names_stays_so_and_a_renamed_one_is_one():
+    from memguard.commands import auditing
+
+    def place(*names, added=(), name):
+        begun = auditing.Auditing.__new__(auditing.Auditing)
+        begun._added = set(added)
+        begun.audit = record.Audit("", {}, tuple(record.Checkpoint(each, "d", Age()) for each in names))
+        begun._place(name, "d")
+        return [each.name for each in begun.audit.checkpoints]
+
+    assert place("a", "last", name="last") == ["a"]
+    assert place("a", name="b") == [] and place("a", added=["a"], name="b") == ["a"]
+
+
 def test_an_error_that_nobody_foresaw_is_no_finding_and_leaves_no_part(tmp_path, capsys, monkeypatch):
     from memguard.commands import auditing
 
@@ -198,11 +213,8 @@ def test_an_error_that_nobody_foresaw_is_no_finding_and_leaves_no_part(tmp_path,
     monkeypatch.setattr(auditing, "html", lambda *_: "\udcff")
     monkeypatch.setattr(auditing, "Auditing", lambda args: begun._write())
     words = ["audit", "--model", "testbed", "--data", ".", "--lora", __file__, "--out", str(out)]
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" in said and said.splitlines()[-1].startswith(
-        "memguard audit: an error inside MemGuard (UnicodeEncodeError); "
-    )
+    assert main(words) == 3
+    assert "UnicodeEncodeError" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["audit.json"]
 
 

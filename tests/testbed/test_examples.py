@@ -1,5 +1,6 @@
 """The examples run: a LoRA of a few steps that the audit can read."""
 
+import itertools
 import json
 import re
 import runpy
@@ -39,11 +40,28 @@ def test_a_lora_is_trained_and_read(monkeypatch, tmp_path, capsys):
     data, held, out = folder(tmp_path / "data", 0, 1, 2), folder(tmp_path / "held", 50, 51), tmp_path / "out"
     words = f"x --data {data} --held-out {held} --out {out} --steps 3 --every 2 --batch 2 --device cpu"
     monkeypatch.setattr("sys.argv", words.split())
+    seconds = itertools.count(step=20)
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     said = capsys.readouterr().out
     losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", said)]
+    assert "trains 3 steps on 3 pictures" in said and "step 1 of 3: loss" in said
     assert "step 2: loss" in said and 0 < losses[0] < 0.3  # the test bed knows pictures of this kind
     names = {json.loads(line)["name"] for line in (out / "log.jsonl").read_text().splitlines()}
     assert "memorization/gap" in names and len(names) > 6
     file = out / "lora.safetensors"
     assert loras.fitted(testbed.pipeline(), loras.read(file), file.name)
+
+
+def test_a_folder_that_is_there_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", f"x --data {tmp_path} --held-out {tmp_path} --out {tmp_path}".split())
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert end.value.code == f"{tmp_path}: is there already; give another --out, or remove it"
+
+
+def test_the_docstring_s_audit_is_one_that_runs():
+    from memguard.cli import build_parser
+
+    line = re.search(r"memguard (audit .*)", EXAMPLE.read_text())[1]
+    assert build_parser("audit").parse_args(line.split()).lora == [Path("lora/lora.safetensors")]
