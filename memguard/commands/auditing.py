@@ -148,8 +148,9 @@ class Auditing:
 
     def end(self) -> None:
         """Say which checkpoints that failed before are no longer in the report."""
+        there = {value for each in self.audit.checkpoints for value in (each.name, each.digest)}
         for each in self._old.checkpoints if self._old else ():
-            if each.error and each.digest not in {found.digest for found in self.audit.checkpoints}:
+            if each.error and not there & {each.name, each.digest}:
                 said = f"{each.name}: could not be audited before and is not named now; it is left out"
                 print(shown(f"memguard audit: {said}"), file=sys.stderr)
 

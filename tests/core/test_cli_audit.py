@@ -201,6 +201,19 @@ def test_one_file_under_two_names_stays_so_and_a_renamed_one_is_one():
     assert place("a", name="b") == [] and place("a", added=["a"], name="b") == ["a"]
 
 
+def test_what_failed_before_is_left_out_in_a_line_unless_it_was_done_now(capsys):
+    from memguard.commands import auditing
+
+    begun = auditing.Auditing.__new__(auditing.Auditing)
+    failed = [record.Checkpoint(name, name * 2, Age(), error="damaged") for name in "abc"]
+    begun._old = record.Audit("", {}, tuple(failed))
+    now = record.Checkpoint("a", "saved again", Age()), record.Checkpoint("renamed", "bb", Age())
+    begun.audit = record.Audit("", {}, now)
+    begun.end()
+    said = "memguard audit: c: could not be audited before and is not named now; it is left out\n"
+    assert capsys.readouterr().err == said
+
+
 def test_an_error_that_nobody_foresaw_is_no_finding_and_leaves_no_part(tmp_path, capsys, monkeypatch):
     from memguard.commands import auditing
 
