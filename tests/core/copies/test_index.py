@@ -10,7 +10,7 @@ from PIL import Image
 
 from memguard import testbed
 from memguard.copies.index import Index
-from memguard.copies.reading import files_of, read
+from memguard.copies.reading import MOST, files_of, read
 from memguard.copies.signatures import Thumbnails
 from memguard.troubles import Refused
 
@@ -96,6 +96,7 @@ def test_a_broken_picture_is_one_line_and_the_rest_goes_on(folder):
 
 
 def test_a_picture_that_is_too_large_is_known_before_it_is_decoded(folder, monkeypatch):
+    assert MOST == Image.MAX_IMAGE_PIXELS  # from where on Pillow warns
     monkeypatch.setattr("memguard.copies.reading.MOST", 128 * 128)
     Image.new("1", (129, 128)).save(folder / "large.png")
     photo = Image.fromarray(PICTURES[4]).resize((512, 512))
