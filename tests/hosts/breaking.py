@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from memguard import Guard, MemorizationStop
-from memguard.mitigations import get
-from tests.hosts.contract import Host, profile
+from .contract import Guard, Host, MemorizationStop, profile
+from .ours import MEMGUARD, ours
 
 DETECTORS = ("text_noise_norm", "attention_entropy")
 TREATMENTS = {
@@ -81,7 +80,7 @@ def broken(package: str, module: str, name: str) -> Iterator[None]:
 class BreakingContract:
     """The suite. ``host`` is a fixture of the subclass."""
 
-    PACKAGE = ""
+    PACKAGE = ""  # of the host, in the memguard of ``tests.hosts.ours``
     GUARDS: frozenset[str] = frozenset()  # names of what stands around the hooks and is no hook itself
 
     def treated(self, host: Host, mitigation: Any) -> torch.Tensor:
@@ -149,10 +148,10 @@ class BreakingContract:
         guard = Guard()
         plain = host.sample(guard)
         saved, guards = profile(guard), []
-        monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
+        monkeypatch.setattr(f"{MEMGUARD}.loop.helped", lambda *_: True)
 
         def run():
-            given = get(mitigation, **TREATMENTS[mitigation])
+            given = ours("mitigations").get(mitigation, **TREATMENTS[mitigation])
             guards.append(Guard(policy="mitigate", mitigation=given, profile=saved))
             return host.sample(guards[-1])
 
@@ -178,7 +177,7 @@ class BreakingContract:
     @pytest.mark.parametrize("mitigation", TREATMENTS)
     def test_treating(self, host: Host, caplog, mitigation):
         plain = host.sample(None)
-        given = get(mitigation, **TREATMENTS[mitigation])
+        given = ours("mitigations").get(mitigation, **TREATMENTS[mitigation])
 
         def run():
             caplog.clear()

@@ -18,7 +18,8 @@ from memguard import Guard
 from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.rows import Unscored
 from tests.hosts import tiny
-from tests.hosts.contract import HostContract
+from tests.hosts.contract import SIDE, HostContract
+from tests.hosts.contract_treated import TreatedContract
 
 STEPS = 4
 
@@ -36,12 +37,12 @@ def generate(pipe, guard=None, **changes) -> torch.Tensor:
         return pipe(**settings).images
 
 
-def noise_gap(pipe, prompt: str, seed: int = 3, images: int = 1, negative: str = "") -> torch.Tensor:
-    """The noise gap at the first step of a Stable Diffusion pipeline, [images, 4, 8, 8], two plain UNet calls."""
+def noise_gap(pipe, prompt: str, seed: int = 3, images: int = 1, negative: str = "", size=(8, 8)) -> torch.Tensor:
+    """The noise gap at the first step of a Stable Diffusion pipeline, [images, 4, h, w], two plain UNet calls."""
     plan = pipe.scheduler
     plan.set_timesteps(STEPS)
     t = plan.timesteps[0]
-    x = torch.randn(images, 4, 8, 8, generator=seeded(seed)) * plan.init_noise_sigma
+    x = torch.randn(images, 4, *size, generator=seeded(seed)) * plan.init_noise_sigma
     x = plan.scale_model_input(x, t)
     with torch.no_grad():
         cond, uncond = pipe.encode_prompt([prompt], "cpu", images, True, [negative])
@@ -49,9 +50,11 @@ def noise_gap(pipe, prompt: str, seed: int = 3, images: int = 1, negative: str =
 
 
 class Diffusers:
+    steps = STEPS
+
     def __init__(self):
         self.pipe = tiny.sd()
-        self.count, self.error = 0, None
+        self.count, self.error, self.button = 0, None, None
         self.pipe.unet.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def _before(self, module, args, kwargs):
@@ -59,9 +62,18 @@ class Diffusers:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+        if self.button is not None:
+            self.button -= 1
+            if self.button < 0:
+                self.button, self.pipe._interrupt = None, True
 
-    def sample(self, guard, prompts=("a red fox",), cfg=7.5):
-        return generate(self.pipe, guard, prompt=list(prompts), guidance_scale=cfg)
+    def sample(self, guard, prompts=("a red fox",), cfg=7.5, size=(SIDE, SIDE), seed=3):
+        pixels = {name: self.pipe.vae_scale_factor * side for name, side in zip(("height", "width"), size, strict=True)}
+        more = {"num_inference_steps": self.steps, "generator": seeded(seed), **pixels}
+        return generate(self.pipe, guard, prompt=list(prompts), guidance_scale=cfg, **more)
+
+    def noise(self, images, seed=3):
+        return torch.randn(images, 4, SIDE, SIDE, generator=seeded(seed))
 
     def rows(self):
         return self.count
@@ -71,16 +83,26 @@ class Diffusers:
         own = [vars(self.pipe).get(name) for name in ("__call__", "encode_prompt", "prepare_latents")]
         replaced = type(self.pipe) is not diffusers.StableDiffusionPipeline
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        return hooks + sum(o is not None for o in own) + replaced + (module._compiled_call_impl is not None)
+        layers = sum("forward" in vars(layer) for layer in module.modules())
+        return hooks + layers + sum(o is not None for o in own) + replaced + (module._compiled_call_impl is not None)
 
     def break_model(self, error):
         self.error = error
 
-    def score(self, prompt):
-        return float(noise_gap(self.pipe, prompt).norm())
+    def interrupt(self, call):
+        self.button = call
+
+    def score(self, prompt, size=(SIDE, SIDE)):
+        return float(noise_gap(self.pipe, prompt, size=size).norm())
 
 
 class TestContract(HostContract):
+    @pytest.fixture
+    def host(self):
+        return Diffusers()
+
+
+class TestTreated(TreatedContract):
     @pytest.fixture
     def host(self):
         return Diffusers()
