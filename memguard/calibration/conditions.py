@@ -107,7 +107,10 @@ class Conditions:
         texts = (self.model, self.family, self.scheduler, self.reference, self.dtype, self.negative)
         if not all(isinstance(text, str) for text in texts):
             return "a value is of another kind than profiles hold"
-        numbers = (self.sigma, self.steps_scored, self.images, *self.latent)
+        counts = (self.steps_scored, self.images, *self.latent)
+        if not all(isinstance(number, int) for number in counts):
+            return "steps_scored, images and latent must be whole numbers"
+        numbers = (self.sigma, *counts)
         if len(self.latent) != 2 or not all(math.isfinite(number) and number > 0 for number in numbers):
             return "sigma, steps_scored, images and latent must be positive"
         return None
