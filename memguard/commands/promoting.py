@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput
+from ..records import Finding
 from . import common, models
 
 # settings that a profile must share with the scan, and their defaults
@@ -24,6 +25,9 @@ SHARED = {
     "device": "auto",
     "dtype": "auto",
 }
+
+
+OTHER = "is the profile of the first look, at a smaller size than the scan"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +91,9 @@ def read(args: argparse.Namespace) -> Any:
         num_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
     )
-    wrong = unsuited(profile, common.detectors(args), have, latent=None)
+    if args.profile is not None and common.digest_file(args.profile) == common.digest_file(args.prescan):
+        raise BadInput(f"{args.profile}: {OTHER}; --profile is for the scan's own")
+    wrong = unsuited(profile, common.detectors(args), have, args.promote)
     if wrong is not None:
         raise BadInput(f"{args.prescan}: {wrong}")
     return profile
@@ -95,11 +101,13 @@ def read(args: argparse.Namespace) -> Any:
 
 def remedy(args: argparse.Namespace) -> str:
     """Return the command that makes a profile of half the height and width."""
-    own = _own_side(args.model)
+    from ..calibration.prescan import Frame
+
+    own, grain = _own_side(args.model)
     words = ["memguard", "calibrate", "--model", args.model]
-    for side in ("height", "width"):
-        whole = getattr(args, side) or own
-        words += [f"--{side}", "PX" if whole is None else str(max(whole // 16 * 8, 8))]
+    half = Frame(args.height or own, args.width or own, 1, grain).half()
+    for side, whole, pixels in (("height", args.height or own, half[0]), ("width", args.width or own, half[1])):
+        words += [f"--{side}", str(pixels) if whole else "PX"]
     for name, default in SHARED.items():
         value = getattr(args, name)
         words += [] if value == default else [f"--{name.replace('_', '-')}", str(value)]
@@ -108,20 +116,24 @@ def remedy(args: argparse.Namespace) -> str:
     return shlex.join([*words, "--out", str(args.prescan.parent)])
 
 
-def _own_side(model: str) -> int | None:
-    """Return the pixels of a model's own pictures, as far as its folder tells without loading it."""
+def _own_side(model: str) -> tuple[int, int]:
+    """Return the pixels of a model's own pictures and what sides are multiples of, as its folder tells unloaded.
+
+    The first is 0 where the folder does not tell.
+    """
     if model == models.TESTBED:
         from ..testbed.loader import TILE
 
-        return TILE
+        return TILE, 8
     for part in ("unet", "transformer"):
         try:
             latents = json.loads((Path(model) / part / "config.json").read_text(encoding="utf-8"))["sample_size"]
             blocks = json.loads((Path(model) / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
-            return int(latents) * 2 ** (len(blocks) - 1)
+            pixels = 2 ** (len(blocks) - 1)
+            return int(latents) * pixels, 8 if part == "unet" else max(8, 2 * pixels)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return None
+    return 0, 8
 
 
 def kept(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,6 +141,11 @@ def kept(args: argparse.Namespace) -> dict[str, Any]:
     if args.prescan is None:
         return {}
     return {"prescan": common.digest_file(args.prescan), "promote": args.promote}
+
+
+def seen(finding: Finding) -> bool:
+    """Whether a first look could score a prompt."""
+    return finding.prescan is not None and finding.prescan.score is not None
 
 
 def said(args: argparse.Namespace, promoted: int) -> str:

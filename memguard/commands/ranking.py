@@ -16,6 +16,7 @@ from ..calibration.profile import Distribution, Profile, ProfileError
 from ..calibration.tail import Tail, fit_tail
 from ..lists import BadInput
 from ..lists.merging import Row
+from . import common, promoting
 
 SLACK = 1e-9  # 3 x 0.1 is a little more than 0.3 in floating point
 NOISE = (
@@ -104,6 +105,8 @@ class Ranking:
             has = ", ".join(self.profile.distributions)
             raise BadInput(f"{self.args.profile}: has no {row.detector}; it has {has}")
         kept = row.settings
+        if kept.get("prescan") and kept["prescan"] == common.digest_file(self.args.profile):
+            raise BadInput(f"{self.args.profile}: {promoting.OTHER}; give one of the scan's size")
         have = Have(
             model=row.model,
             sigma=row.sigma,

@@ -12,6 +12,7 @@ import torch
 
 import memguard
 from memguard.calibration import ordinary_prompts
+from memguard.calibration.profile import fit
 from memguard.hosts.diffusers.prescanning import FORWARDS, Sieve
 from memguard.hosts.diffusers.scans import Scan
 from tests.hosts import tiny
@@ -88,7 +89,8 @@ def test_a_block_promotes_a_forward_of_ordinary_prompts(pipe, first):
     assert block(0.25) == (64, 64)
     assert block(0.25, batch_size=8) == (32, 32)
     assert block(0.1, num_images=2) == (64, 128)
-    assert block(1e-9, batch_size=1) == (4, 4 * FORWARDS)
+    many = replace(first, distributions={"text_noise_norm": fit(range(1, 1000))})
+    assert block(0.001, many, batch_size=1) == (4, 4 * FORWARDS)
     pair = replace(first, conditions=replace(first.conditions, images=2))
     assert block(0.1, pair) == (32, 160)
 
@@ -152,7 +154,7 @@ def test_what_cannot_be_ranked_is_promoted_and_says_what_is_wrong(first, monkeyp
         return inner(self, batch)
 
     monkeypatch.setattr(Scan, "_run", run)
-    found = list(memguard.prescan(pipe, texts, first, 0.01, **STEPS))
+    found = list(memguard.prescan(pipe, texts, first, 0.02, **STEPS))
     none, fox, house = (report.findings[0] for report in found[4:])
     assert none.status == "the prompt is no text but NoneType None"
     assert fox.status.startswith("the pipeline failed (RuntimeError)") and found[5].error == "RuntimeError: no a fox"
@@ -194,7 +196,23 @@ def test_seeds_of_one_s_own_are_those_of_a_scan(pipe, first):
         ({"promote": 0}, "promote is 0; give a share of ordinary prompts between 0 and 1"),
         ({"promote": 1.0}, "promote is 1.0"),
         ({"promote": math.nan}, "promote is nan"),
-        ({"height": 8, "width": 8}, "the profile is of 4 x 4 latents, the scan's are 4 x 4; a pre-scan takes one of a"),
+        (
+            {"promote": 0.0196},
+            "promote is 0.0196, but none can rank higher than 1 of 51 among 50 ordinary prompts; give ",
+        ),
+        (
+            {"height": 8, "width": 8},
+            "the profile is of 8 x 8 pixels, the scan of 8 x 8; a first look is a smaller pict",
+        ),
+        (
+            {"height": 64, "width": 16},
+            "scan of 16 x 64; a .*of the same shape: memguard calibrate --height 32 --width 8",
+        ),
+        (
+            {"height": 16, "width": 64},
+            "scan of 64 x 16; a .*of the same shape: memguard calibrate --height 8 --width 32",
+        ),
+        ({"seed": 2**64}, "the first look at 8x8 fails: "),
         ({"steps": 2}, "the profile scores 1 step.s., this run 2"),
         ({"reference": "empty"}, "the profile compares with the negative prompt, this run with the empty one"),
         ({"negative_prompt": "blurry"}, "for the empty negative prompt, this run has another one"),

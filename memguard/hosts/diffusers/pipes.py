@@ -135,6 +135,11 @@ def latent_pixels(pipe: Any) -> int:
     return int(getattr(pipe, "vae_scale_factor", 8 if encodes else 1))
 
 
+def patch(pipe: Any) -> int:
+    """Return how many latents a picture's sides are multiples of: transformers take them in squares of 2 x 2."""
+    return 1 if isinstance(getattr(pipe, "unet", None), nn.Module) else 2
+
+
 def model_calls(pipe: Any) -> int:
     """Return the number of timesteps of the run; img2img leaves out the first ones of its schedule."""
     return int(getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps))

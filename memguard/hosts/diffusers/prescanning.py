@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from ...calibration import Have, Profile, negative_of
-from ...calibration.prescan import PROMOTE, left_out, looked, unsuited
+from ...calibration.prescan import PROMOTE, Frame, left_out, looked, unsuited
 from ...records import Prescan, Report
 from ...troubles import Refused
 from . import pipes
@@ -46,8 +46,8 @@ def prescan(
         **settings: as ``scan``.
 
     Raises:
-        ValueError: as ``scan``, for a share out of range, and for a profile that is not of a smaller size or was made
-            under other conditions.
+        ValueError: as ``scan``, for a share out of range, for a profile that is not of a smaller size and the same
+            shape or was made under other conditions, and if the first look fails.
 
     """
     seeds = settings.pop("seeds", None)
@@ -80,7 +80,8 @@ class Sieve:
         self.full = Scan(pipe, **given)
         pixels = pipes.latent_pixels(pipe)
         size = self._size(given["height"], given["width"])
-        wrong = unsuited(first, self.full.guard.detectors, self._have(), (size[0] // pixels, size[1] // pixels))
+        frame = Frame(*size, pixels, max(8, pixels * pipes.patch(pipe)))
+        wrong = unsuited(first, self.full.guard.detectors, self._have(), promote, frame)
         if wrong is not None:
             raise Refused(wrong)
         conditions = first.conditions
@@ -119,6 +120,9 @@ class Sieve:
     def _probe(self) -> None:
         """Look at one prompt: how a run begins, for which a profile holds or not, is known when the model is called."""
         for report in self.small.scored([(PROBE, self.full.seed)]):
+            if report.error:
+                said = f"the first look at {self.height}x{self.width} fails"
+                raise Refused(f"{said}: {report.error.splitlines()[0]}")
             for finding in report.findings:
                 if finding.scores and finding.p_value is None:
                     raise Refused(finding.threshold_source.removeprefix("uncalibrated: "))
