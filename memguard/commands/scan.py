@@ -131,7 +131,8 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
         raise
     if tally.count == 0 and start == 0:
         raise BadInput("stdin: holds no prompts")
-    if tally.failed and tally.failed == tally.count:
+    # after a pre-scan those count that were promoted, unless the fault is their own, as that of no text is
+    if tally.failed == tally.count - tally.left_out > 0 and (tally.ranked or not tally.left_out):
         raise BadInput(f"no prompt could be scored: {tally.reason}")
     return _conclude(args, tally, start)
 
@@ -157,6 +158,7 @@ class _Tally:
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
         self.count = self.failed = self.left_out = 0
+        self.ranked = False  # whether the first look could score one that the scan could not
         self.reason = ""
         self.uncalibrated = ""
         self.cut = common.Cut()
@@ -171,7 +173,9 @@ class _Tally:
         self.verdicts[report.verdict] += 1
         if not finding.scores:
             self.failed += 1
-            self.reason = finding.status
+            if promoting.seen(finding) or not self.ranked:
+                self.reason = finding.status
+            self.ranked |= promoting.seen(finding)
         elif report.verdict == "unknown":
             self.uncalibrated = finding.threshold_source
 

@@ -161,16 +161,20 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
 
 def _sound(reports: Iterable[Report]) -> Iterator[Report]:
     """Hand reports on; raise ShardFailed where it is the device or the model that fails, not a prompt."""
-    usable = broken = 0
+    usable = broken = ranked = left_out = 0
     last = ""
     for report in reports:
         if report.error and DEVICE.search(report.error):
             raise shards.ShardFailed(report.error.splitlines()[0])
-        if report.findings[0].promoted and not unfit(report.prompt):
+        finding = report.findings[0]
+        left_out += not finding.promoted
+        if finding.promoted and not unfit(report.prompt):
             usable, broken = usable + 1, broken + bool(report.error)
+            ranked += promoting.seen(finding)
             last = report.error or last
         yield report
-    if usable and broken == usable:
+    # those that failed at the first look as well, and others did not, are themselves at fault
+    if usable and broken == usable and (ranked or not left_out):
         raise shards.ShardFailed(f"the model failed at each of its {usable} prompts: {last.splitlines()[0]}")
 
 

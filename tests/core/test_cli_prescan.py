@@ -260,7 +260,11 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     for share in (0, 1, 1.5, "nan"):
         assert f"--promote: {float(share)} is not between 0 and 1" in bad(capsys, *words, small, "--promote", share)
     same = profiles[16, 0]
-    assert "8 x 8 latents, the scan's are 8 x 8; a pre-scan takes one of a smaller size" in bad(capsys, *words, same)
+    assert "of 16 x 16 pixels, the scan of 16 x 16; a first look is a smaller picture of the same" in bad(
+        capsys, *words, same
+    )
+    assert "of 8 x 8 pixels, the scan of 64 x 16; a first look" in bad(capsys, *words, small, "--width", 64)
+    assert "promote is 0.01, but none can rank higher than 1 of 51" in bad(capsys, *words, small, "--promote", 0.01)
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
     assert "wrong.json: not a memguard profile" in bad(capsys, *words, wrong)
@@ -278,8 +282,63 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     assert out.read_bytes() == before
     folder = tmp_path / "shards"
     shard = ("scan", prompts, "--model", model, *WAY, "--out", folder, "--shard", "1/2", "--prescan")
-    assert "a pre-scan takes one of a smaller size" in bad(capsys, *shard, same)
+    assert "a first look is a smaller picture" in bad(capsys, *shard, same)
     assert list(folder.iterdir()) == []
     link = tmp_path / "link.jsonl"
     link.symlink_to(small)
     assert "is the same file as" in bad(capsys, *words[:-4], "--out", link, "--force", "--prescan", small)
+
+
+def broken(monkeypatch, fails):
+    """Let runs fail that ``fails`` says of the texts and whether it is the first look."""
+    from memguard.hosts.diffusers import scans
+
+    inner = scans.Scan._run
+
+    def run(self, texts):
+        if fails([text for text, _ in texts], self.call.get("height") == 8):
+            raise RuntimeError("sizes do not fit")
+        return inner(self, texts)
+
+    monkeypatch.setattr(scans.Scan, "_run", run)
+
+
+def test_a_first_look_that_fails_is_refused_and_no_file_is_touched(
+    capsys, model, prompts, small, monkeypatch, tmp_path
+):
+    out = tmp_path / "out.jsonl"
+    broken(monkeypatch, lambda texts, first: first)
+    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--out", out)
+    assert "the first look at 8x8 fails: RuntimeError: sizes do not fit" in bad(capsys, *words)
+    assert not out.exists()
+
+
+def test_a_scan_that_fails_at_all_that_were_promoted_says_so(capsys, model, prompts, small, monkeypatch, tmp_path):
+    broken(monkeypatch, lambda texts, first: not first)
+    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--out")
+    assert "no prompt could be scored: the pipeline failed (RuntimeError)" in bad(
+        capsys, *words, tmp_path / "out.jsonl"
+    )
+    assert "the model failed at each of its " in bad(capsys, *words, tmp_path / "shards", "--shard", "1/3")
+
+
+def test_one_prompt_that_fails_ends_nothing_although_no_other_was_promoted(
+    capsys, model, prompts, small, monkeypatch, tmp_path
+):
+    broken(monkeypatch, lambda texts, first: PROMPTS[3] in texts)
+    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--promote", 0.02, "--out")
+    for more in ((tmp_path / "out.jsonl",), (tmp_path / "shards", "--shard", "1/41")):
+        assert run(capsys, *words, *more)[0] == 0
+    (shard,) = (tmp_path / "shards").iterdir()
+    found = rows(tmp_path / "out.jsonl")
+    assert found[3]["error"] == "RuntimeError: sizes do not fit" and len(found) == 41
+
+
+def test_the_profile_of_the_first_look_is_not_that_of_the_scan(capsys, scan, small, profiles, tmp_path):
+    out = tmp_path / "out.jsonl"
+    scan("--out", out)
+    assert "is the profile of the first look, at a smaller size" in bad(capsys, "merge", out, "--profile", small)
+    assert "is the profile of the first look, at a smaller size" in bad(
+        capsys, *("scan", "x.txt", "--model", "testbed", "--prescan", small, "--profile", small)
+    )
+    assert run(capsys, "merge", out, "--profile", profiles[16, 0])[0] == 0
