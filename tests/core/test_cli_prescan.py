@@ -315,7 +315,7 @@ def test_a_first_look_that_fails_is_refused_and_no_file_is_touched(
 
 def test_a_scan_that_fails_at_all_that_were_promoted_says_so(capsys, model, prompts, small, monkeypatch, tmp_path):
     broken(monkeypatch, lambda texts, first: not first)
-    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--out")
+    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--promote", 0.3, "--out")
     assert "no prompt could be scored: the pipeline failed (RuntimeError)" in bad(
         capsys, *words, tmp_path / "out.jsonl"
     )

@@ -13,6 +13,7 @@ import torch
 import memguard
 from memguard.calibration import ordinary_prompts
 from memguard.calibration.profile import fit
+from memguard.hosts.diffusers import pipes
 from memguard.hosts.diffusers.prescanning import FORWARDS, Sieve
 from memguard.hosts.diffusers.scans import Scan
 from tests.hosts import tiny
@@ -235,6 +236,7 @@ def test_a_profile_of_another_model_or_of_no_scores_is_refused(pipe, first):
 
 def test_it_works_where_the_model_is_no_unet():
     pipe = tiny.sd3()
+    assert (pipes.patch(tiny.sd()), pipes.patch(pipe)) == (1, 2)
     settings = {"height": 32, "width": 32, **STEPS}
     first = memguard.calibrate(pipe, ordinary_prompts()[:50], **{**settings, "height": 16, "width": 16})
     found = list(memguard.prescan(pipe, TEXTS[:10], first, 0.4, own_seeds=True, **settings))
