@@ -14,7 +14,7 @@ import memguard
 from memguard.calibration import ordinary_prompts
 from memguard.calibration.profile import fit
 from memguard.hosts.diffusers import pipes
-from memguard.hosts.diffusers.prescanning import FORWARDS, Sieve
+from memguard.hosts.diffusers.prescanning import FORWARDS, Sieve, _with
 from memguard.hosts.diffusers.scans import Scan
 from tests.hosts import tiny
 
@@ -66,6 +66,21 @@ def test_a_prompt_takes_the_time_of_both_looks(pipe, first):
     assert report.findings[0].scores and report.seconds > 0
     # the reference at both sizes; the small one was made for the probe
     assert report.extra_rows == 1
+
+
+def test_time_and_rows_are_those_of_both_looks(pipe, first):
+    (report,) = memguard.scan(pipe, TEXTS[:1], **STEPS)
+    report = replace(report, findings=())
+    both = _with(replace(report, seconds=2.0, extra_rows=3), replace(report, seconds=1.0, extra_rows=4), ())
+    assert (both.seconds, both.extra_rows) == (3.0, 7)
+
+
+def test_hooks_of_an_offloaded_model_are_freed_where_the_first_look_is_refused(pipe, first, monkeypatch):
+    freed = []
+    monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: freed.append(self))
+    with pytest.raises(ValueError, match="fails"):
+        memguard.prescan(pipe, TEXTS, first, seed=2**64, **STEPS)
+    assert freed
 
 
 @pytest.mark.parametrize("own", [False, True])

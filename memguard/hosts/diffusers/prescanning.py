@@ -92,7 +92,10 @@ class Sieve:
         self.small = Scan(pipe, **given | {"batch_size": max(1, int(self.full.batch_size * larger))})
         many = self.small.batch_size
         self.block = many * min(FORWARDS, math.ceil(self.full.batch_size / (promote * many)))
-        self._probe()
+        try:
+            self._probe()
+        finally:
+            pipe.maybe_free_model_hooks()
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         module = self.full.module
@@ -122,7 +125,7 @@ class Sieve:
         for report in self.small.scored([(PROBE, self.full.seed)]):
             if report.error:
                 said = f"the first look at {self.height}x{self.width} fails"
-                raise Refused(f"{said}: {report.error.splitlines()[0]}")
+                raise Refused(f"{said}: {report.findings[0].status}")
             for finding in report.findings:
                 if finding.scores and finding.p_value is None:
                     raise Refused(finding.threshold_source.removeprefix("uncalibrated: "))
