@@ -16,7 +16,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
-from ...guard import Guard, Run
+from ...guard import Guard, Run, Sink
 from ...records import Report
 from ...troubles import careful
 from ...wording import message
@@ -50,7 +50,7 @@ class Watcher:
     """One guard on one or more models; its wrappers travel along when later nodes clone the model.
 
     Args:
-        guard: what to ask and what to do; its sink is set to the page.
+        guard: what to ask and what to do; the page becomes its sink, and tells the sink that it had.
         empty: CONDITIONING of the empty prompt, for reference "empty".
         silent: whether runs are neither shown nor filed.
         home: id of the node whose badge shows the reports; None is the sampler.
@@ -87,7 +87,8 @@ class Watcher:
         )
         self.silent = silent
         if not silent:
-            guard.sink = _Screen(self)
+            sink = guard.sink
+            guard.sink = _Screen(self, sink.sink if isinstance(sink, _Screen) else sink)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watcher:
         """A copy of a model is watched by the same guard."""
@@ -231,13 +232,26 @@ def _keep(sampling: Sampling, latent: Any, maps: dict[str, Tensor]) -> tuple[str
 
 
 class _Screen:
-    """Sends a report once when its verdict is known, and again only if the end of the run changed it."""
+    """Sends a report once when its verdict is known, and again only if the end of the run changed it.
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    Args:
+        watcher: of the run.
+        sink: of the guard's owner, who is told all the same.
+
+    """
+
+    def __init__(self, watcher: Watcher, sink: Sink | None) -> None:
+        self._watcher, self.sink = watcher, sink
         self._shown: Report | None = None
 
     def __call__(self, report: Report) -> None:
+        try:
+            self._show(report)
+        finally:
+            if self.sink is not None:
+                self.sink(report)
+
+    def _show(self, report: Report) -> None:
         last, self._shown = self._shown, report
         if last is None or any(getattr(last, name) != getattr(report, name) for name in SHOWN):
             again = last is not None and (last.run, message(last)) == (report.run, message(report))
