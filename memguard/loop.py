@@ -18,13 +18,14 @@ from .mitigations.auto import ATTEMPTS, title
 from .mitigations.base import Mitigation, Start, Treatment
 from .mitigations.subset import Subset
 from .records import FLAGGED, Attempt, Finding, StepEvidence, Verdict
-from .troubles import Told, in_words
+from .troubles import UNFORESEEN, Told, in_words
 
 log = logging.getLogger("memguard")
 
 LATER = "acts after the first step, so the first step's score does not change by it"
 UNSEEN = "{} could not be asked again: {}"
 AGAIN = "the first step could not be made again: {}"
+UNDONE = "an error inside MemGuard ended the mitigation {}; the host's log tells more"
 BROKEN = (Told, ValueError, ArithmeticError, RuntimeError, MemoryError)  # not what ends a run: a pressed button
 
 Redo = Callable[[Treatment], StepEvidence]  # makes the first model call again, under a treatment
@@ -141,6 +142,26 @@ def redone(
             changes, treatment = (*changes, AGAIN.format(in_words(error))), Treatment()
     spent, seconds = run.extra_rows - rows, time.perf_counter() - began
     return Attempt(name, changes, scores, verdict, treatment.changes, spent, seconds), treatment
+
+
+def undone(run: Run, calls: int, error: Exception | None = None) -> None:
+    """Tell in the report that a run goes on without its treatment, because a hook of ours broke.
+
+    Args:
+        run: that was treated.
+        calls: model calls that were made under the treatment; 0 where the run is as if there had been none.
+        error: that ended it, where it may have words for the user.
+
+    """
+    when = f"after {calls} model calls" if calls else "before it began"
+    if not calls:
+        run.carry(Treatment())
+        run.kept = None
+        attempts = tuple(replace(each, kept=False) for each in run.report.attempts)
+        run.learn(attempts=attempts, scores_after=())
+    why = UNFORESEEN if error is None else in_words(error)
+    line = UNDONE.format(when) if why == UNFORESEEN else f"the mitigation ended {when}: {why}"
+    run.learn(notes=(*run.report.notes, line))
 
 
 def _scored(attempt: Attempt, found: Sequence[Finding], by: str, flagged: Sequence[str]) -> Attempt:

@@ -157,7 +157,11 @@ class AttentionReader:
     def _hook(self, q: dict[str, Tensor], k: dict[str, Tensor], handles: list[Any]) -> None:
         for name, layer in self.layers.items():
             for found, projection in ((q, layer.to_q), (k, layer.to_k)):
-                handles.append(projection.register_forward_hook(partial(_keep_output, found, name)))
+                handles.append(projection.register_forward_hook(partial(self._take, found, name)))
+
+    def _take(self, found: dict[str, Tensor], name: str, *call: Any) -> None:
+        with self._guarded():
+            _keep_output(found, name, *call)
 
 
 def _size(cond: Cond, x: Tensor) -> tuple[int, int]:

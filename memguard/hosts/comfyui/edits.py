@@ -139,12 +139,14 @@ def _apply(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     options = kwargs["transformer_options"] if named else args[4]
     text = kwargs.get("c_crossattn", args[2] if len(args) > 2 else None)
     changed = options
+    written: AbstractContextManager[Any] = nullcontext()
     with careful(partial(left_out, options), InterruptProcessingException):
         followed = Followed.of(options, len(x), None if text is None else text.shape[1], x.device)
+        written = _as_written(executor.class_obj)
         changed = options if followed is None else followed.options(options)
     if changed is options:
         return executor(x, *args, **kwargs)
-    with _as_written(executor.class_obj):
+    with written:
         if named:
             return executor(x, *args, **{**kwargs, "transformer_options": changed})
         return executor(x, *args[:4], changed, *args[5:], **kwargs)

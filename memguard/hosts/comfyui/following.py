@@ -72,7 +72,7 @@ def left_out(options: dict[str, Any], error: Exception) -> None:
 def _say(editor: Edited, what: str, error: Exception) -> None:
     if torch.is_grad_enabled():
         raise error
-    log.warning("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
+    log.warning("%s: %s", what, in_words(error), exc_info=error)
     editor.note(f"{what}, because of {in_words(error)}")
 
 
@@ -137,20 +137,20 @@ class Followed:
         return x, context, value
 
     def _past(self, out: Tensor, extra: dict[str, Any]) -> Tensor:
-        if self._now is not None:  # another node computes this layer in a way of its own
-            self.editor.left.add(self._now)
-            self._now = None
+        with self._careful():
+            if self._now is not None:  # another node computes this layer in a way of its own
+                self.editor.left.add(self._now)
+                self._now = None
         return out
 
     def _layer(self, k: Tensor, odd: bool = False) -> str | None:
         """Return the layer that was marked, if it is to be edited."""
         layer, self._now = self._now, None
-        with self._careful():
-            if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
-                return None
-            if not odd and self.plan.fits(k):
-                return layer
-            self.editor.left.add(layer)
+        if layer is None or not any(edit.acts(layer) or self.plan.cuts for edit in self.plan.edits):
+            return None
+        if not odd and self.plan.fits(k):
+            return layer
+        self.editor.left.add(layer)
         return None
 
     def _careful(self) -> AbstractContextManager[None]:
@@ -159,7 +159,9 @@ class Followed:
     def _override(self, func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *rest: Any, **named: Any) -> Any:
         theirs = func if self._theirs is None else partial(self._theirs, func)
         odd = bool(rest) or named.get("mask") is not None or named.get("skip_reshape", False)
-        layer = self._layer(k, odd)
+        layer = None
+        with self._careful():
+            layer = self._layer(k, odd)
         if layer is None:
             return theirs(q, k, v, heads, *rest, **named)
 
@@ -174,7 +176,9 @@ class Followed:
         return self._attend(layer, heads, q, k, v, backend, lambda: theirs(q, k, v, heads, **named))
 
     def _replaced(self, theirs: Any, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any], *rest: Any) -> Any:
-        layer = self._layer(k, bool(rest))
+        layer = None
+        with self._careful():
+            layer = self._layer(k, bool(rest))
         if layer is None:
             return theirs(q, k, v, extra, *rest)
         heads = int(extra["n_heads"])

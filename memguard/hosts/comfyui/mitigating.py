@@ -6,23 +6,27 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...aside import aside
 from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
-from ...loop import mitigate
+from ...loop import mitigate, undone
 from ...mitigations.base import Treatment, Unsuitable
 from ...mitigations.effect import Effect, differ
 from ...passes import repeat, takes_over
 from ...records import Attempt, StepEvidence
+from ...troubles import careful
 from . import roles
-from .attention import AttentionReader, Careful, Unreadable
+from .attention import AttentionReader, Unreadable
 from .calls import Unknown, rows_of
 from .prompts import UNCONNECTED, Prompts
 from .starting import exchanged, start
@@ -55,17 +59,32 @@ class Mitigating:
         run: of the guard.
         guider: of the sampler.
         prompts: what is known of its texts.
-        careful: the guard around each hook.
 
     """
 
-    def __init__(self, run: Run, guider: Any, prompts: Prompts, careful: Careful) -> None:
-        self.run, self.guider, self.prompts, self._careful = run, guider, prompts, careful
-        self.steering = Steering(guider, prompts, self._count, careful)
+    def __init__(self, run: Run, guider: Any, prompts: Prompts) -> None:
+        self.run, self.guider, self.prompts = run, guider, prompts
+        self.steering = Steering(guider, prompts, self._count, self.careful)
         self._first: _Made | None = None  # the first call as the sampler made it
+        self._plain: _Made | None = None  # the same, once the run goes on under a treatment
         self._ready: _Made | None = None  # what the sampler's next call is answered with
         self._level: list[Tensor] | None = None  # the last predictions below our own wrapper
         self._trying = False
+        self._adopted = False  # whether the run went on under what was kept, for however long
+
+    def careful(self) -> AbstractContextManager[None]:
+        """The guard around each hook: an error of ours ends the treatment."""
+        return careful(self._failed, InterruptProcessingException)
+
+    def _failed(self, error: Exception) -> None:
+        self.run.failed(error)
+        if not self._adopted and any(attempt.kept for attempt in self.run.report.attempts):
+            undone(self.run, 0, error)
+        self.steering.undo(partial(self._undone, error))
+
+    def _undone(self, error: Exception, calls: int) -> None:
+        undone(self.run, calls, error)
+        self._ready = self._plain
 
     def prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of a model call (PREDICT_NOISE)."""
@@ -87,14 +106,14 @@ class Mitigating:
 
         """
         found = None
-        with self._careful():
+        with self.careful():
             self.steering.editor.expect(conds, len(x))
             found = self._answer(conds, x, *rest) if wanted and self._ready is not None else None
         if found is not None:
             return found
         predictions = executor(model, conds, x, *rest, **kwargs)
         if self._trying or not self.run.evidence:
-            with self._careful():
+            with self.careful():
                 self._keep(wanted, predictions, conds, x)
         return predictions
 
@@ -193,10 +212,12 @@ class Mitigating:
             return
         if evidence is None:  # the call that was made is made again
             self._count(sum(rows_of(self.guider.conds[role], x, sigma) for role in asked if role in self.guider.conds))
+        again = Again(steering)
+        ready = next((each for each in reversed(made) if each.treatment.predicts_as(treatment)), None)
         steering.adopt(treatment, self.run.carry(treatment))
-        self._ready = next((each for each in reversed(made) if each.treatment.predicts_as(treatment)), None)
-        self._first = self._level = None
-        raise Again(steering)
+        self._adopted = True
+        self._ready, self._plain, self._first, self._level = ready, self._first, None, None
+        raise again
 
     def lines(self) -> tuple[str, ...]:
         """Return what the user must know of the run."""

@@ -56,7 +56,7 @@ class Sampling:
         stops = run.guard.policy == "stop" and run.guard.attention  # what only words and maps need ends no run
         self.reading = Reading(guider, run.guard.attention, explanation, self._careful if stops else None)
         self.seen = Predictions(run, guider)
-        self.mitigating = None if prompts is None else Mitigating(run, guider, prompts, self._careful)
+        self.mitigating = None if prompts is None else Mitigating(run, guider, prompts)
         self._curve = Curve()
         self._against: str | None = None  # the role that the curve compares the prompt with
         self.maps: dict[str, Tensor] = {}  # of the run that is over, [B, h, w], by name
@@ -75,6 +75,14 @@ class Sampling:
 
     def predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one model call: score it if it is one of the first, follow the noise gap in any case."""
+        try:
+            return self._predict(executor, *args, **kwargs)
+        except Again as again:
+            if self.mitigating is not None and again.steering is self.mitigating.steering:
+                self._curve, self.calls = Curve(), 0  # of the run that goes on
+            raise
+
+    def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         number = self.calls
         self.calls += 1
         if self.run.reason is not None and self.mitigating is None:
@@ -87,7 +95,8 @@ class Sampling:
                 wanted, ends = self.run.wants(self._step(number, args)), self._ends(number, args)
             watched = self._watched(args, wanted, ends)
         if self.mitigating is not None:
-            watched = self.mitigating.prepared(watched)
+            with self.mitigating.careful():
+                watched = self.mitigating.prepared(watched)
         self.armed = True
         try:
             out = executor(*watched, **kwargs)
@@ -138,20 +147,12 @@ class Sampling:
         self._mitigate(evidence, x, sigma, options)
 
     def _mitigate(self, evidence: StepEvidence | None, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> None:
-        """Under policy "mitigate", mitigate a run that its first call, or an earlier pass, has flagged.
-
-        Raises:
-            Again: where the sampler is to start once more.
-
-        """
+        """Under policy "mitigate", mitigate a run that its first call, or an earlier pass, has flagged."""
         if self.mitigating is None or not self.run.to_mitigate:
             return
         same = self.place is not None and self.place.same_prompt
-        try:
+        with self.mitigating.careful():
             self.mitigating.first(evidence, x, sigma, options, self.seen.evidence_of, same)
-        except Again:
-            self._curve, self.calls = Curve(), 0  # of the run that goes on
-            raise
 
     def _follow(self, sigma: Tensor) -> None:
         """Add this call to the curve."""

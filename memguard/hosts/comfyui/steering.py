@@ -5,24 +5,23 @@ mix them with a picture, so writing into them would be right for some samplers o
 how they are started (SAMPLER_SAMPLE). So the attempt in progress ends at its first model call, with ``Again``, and the
 sampler is started once more, with the noise of the treatment and random numbers of its own from the same seed.
 
+What breaks in a treated run ends its treatment as a whole, since a part of it is another treatment: within the first
+call the sampler starts yet again, as if there had been none.
+
 Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...mitigations.base import Step, Treatment
 from ...mitigations.effect import Effect
-from ...troubles import careful, in_words
 from . import model, roles
 from .attention import Careful
 from .calls import Call, alone, pooled_of, text_of
@@ -36,8 +35,6 @@ TWO_CALLS = "guidance was left alone: prompt and negative prompt are predicted i
 CACHE = "easycache"  # in a run's transformer_options: what core EasyCache and LazyCache keep between calls
 REST = 0.01  # of the gap where nothing is to be left of it: PerpNeg's guider divides by its norm
 ODD = "the guider starts its sampler in a way of its own, so the run cannot be treated"
-
-log = logging.getLogger("memguard")
 
 
 class Again(BaseException):
@@ -55,7 +52,7 @@ class Steering:
         guider: of the run.
         prompts: what is known of its texts.
         count: told the rows that the treatment costs.
-        careful: the guard around each hook.
+        careful: the guard around each hook; it tells ``undo`` of an error.
 
     Attributes:
         treatment: that the run is under; nothing before ``adopt``.
@@ -75,6 +72,7 @@ class Steering:
         self.calls = 0
         self.armed = False
         self.notes: dict[str, None] = {}
+        self._own: dict[str, Any] = {}  # conditionings whose text was exchanged, by role
         self.editor = Editor(guider, prompts.table, self.note)
         self._options: dict[str, Any] = {}  # of the call in progress, without edits of ours
 
@@ -89,22 +87,25 @@ class Steering:
 
     def sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Start the sampler (SAMPLER_SAMPLE), and once more where a treatment asks for it."""
-        given = args
+        given, own = args, args
         with self.careful():
             sigmas, noise, latent, mask = args[1], args[4], args[5], args[6] if len(args) > 6 else None
             mask = kwargs.get("denoise_mask", mask)
             self.began = Began(executor.class_obj, sigmas, noise, latent, mask)
-            given = _again(args)
-        self.calls = 0
-        try:
-            return executor(*args, **kwargs)
-        except Again as again:
-            if again.steering is not self:
-                raise
-        self.calls = 0
-        with self.careful():  # what cannot be restarted with other noise is restarted with its own
-            given = self._moved(given)
-        return executor(*given, **kwargs)
+            own = _again(args)
+        while True:
+            self.calls = 0
+            try:
+                return executor(*given, **kwargs)
+            except Again as again:
+                if again.steering is not self:
+                    raise
+            given = own
+            try:
+                with self.careful():
+                    given = self._moved(_again(own))
+            except Again:  # what cannot be restarted with other noise is restarted as it was
+                given = own
 
     def _moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of SAMPLER_SAMPLE with the noise of the treatment, and no cache of the first start."""
@@ -126,8 +127,7 @@ class Steering:
             return executor(*args, **kwargs)
         watched = args
         with self.careful():
-            watched = past_windows(args, self)
-        watched = self.prepared(watched)
+            watched = self.prepared(past_windows(args, self))
         try:
             return executor(*watched, **kwargs)
         except Again:  # of a guard within: this call does not count
@@ -140,17 +140,15 @@ class Steering:
         """Return the arguments of a model call under the treatment."""
         number = self.calls
         self.calls += 1
-        with self.careful():
-            x, sigma, options, *rest = args
-            self._options, self.armed = options, bool(self.treatment.guidance)
-            level = float(sigma.flatten()[0])
-            edited = self.editor.options(options, self.treatment.edits, number, level, self.effect)
-            return (x, sigma, edited, *rest)
-        return args
+        x, sigma, options, *rest = args
+        self._options, self.armed = options, bool(self.treatment.guidance)
+        level = float(sigma.flatten()[0])
+        edited = self.editor.options(options, self.treatment.edits, number, level, self.effect)
+        return (x, sigma, edited, *rest)
 
     def capture(self, predictions: list[Tensor], bare: Any, conds: Any, x: Tensor, sigma: Tensor, *_: Any) -> None:
         """Reshape the noise gap of a model call, in its predictions; later ones are perturbed passes (PAG, SAG)."""
-        with careful(self._unguided, InterruptProcessingException):
+        with self.careful():
             self._guide(predictions, conds, x, sigma)
 
     def _guide(self, predictions: list[Tensor], conds: Any, x: Tensor, sigma: Tensor) -> None:
@@ -171,25 +169,46 @@ class Steering:
         predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma, perp)
         self.effect.written()
 
-    def _unguided(self, error: Exception) -> None:
-        """Let the picture go on with the guidance that it had, after an error of ours."""
-        log.warning("%s: %s", type(error).__name__, error, exc_info=error)
-        self.note(f"guidance was left alone, because of {in_words(error)}")
-        self.treatment = replace(self.treatment, guidance=())
-
     def adopt(self, treatment: Treatment, effect: Effect) -> None:
         """Take a treatment for the calls that follow. The guider's own lists of this run get its text."""
-        conds = self.guider.conds
-        self.effect = effect
+        conds, given, told = self.guider.conds, dict[str, Any](), list[tuple[str, Tensor, Tensor]]()
         if treatment.prompt is not None:
-            own = conds[roles.PROMPT][0]
-            conds[roles.PROMPT][0] = exchanged(conds[roles.PROMPT], treatment.prompt)
-            _tell(effect, "prompt", own, conds[roles.PROMPT][0])
+            given[roles.PROMPT] = exchanged(conds[roles.PROMPT], treatment.prompt)
+            told += _pairs("prompt", conds[roles.PROMPT][0], given[roles.PROMPT])
         if treatment.reference is not None and len(conds.get(roles.NEGATIVE, ())) == 1:
-            own = conds[roles.NEGATIVE][0]
-            conds[roles.NEGATIVE][0] = exchanged(conds[roles.NEGATIVE], treatment.reference)
-            _tell(effect, "reference", own, conds[roles.NEGATIVE][0])
-        self.treatment = treatment
+            given[roles.NEGATIVE] = exchanged(conds[roles.NEGATIVE], treatment.reference)
+            told += _pairs("reference", conds[roles.NEGATIVE][0], given[roles.NEGATIVE])
+        # all of it, or nothing: what can break is behind us
+        for role, cond in given.items():
+            self._own[role], conds[role][0] = conds[role][0], cond
+        self.treatment, self.effect = treatment, effect
+        for part, before, after in told:
+            effect.changed(part, before, after)
+
+    def undo(self, left: Callable[[int], None]) -> None:
+        """Leave the treatment after an error of ours; without one nothing is done.
+
+        Args:
+            left: told how many model calls were made under it; 0 where the run starts as if there had been none.
+
+        Raises:
+            Again: where that is so.
+
+        """
+        if not self.treatment.changes:
+            return
+        again = Again(self)
+        begun = self.calls - 1  # the call in progress is not over
+        self.treatment, self.armed = Treatment(), False
+        for role, cond in self._own.items():
+            self.guider.conds[role][0] = cond
+        self._own = {}
+        if begun > 0:
+            left(begun)
+            return
+        self.effect = Effect(self.treatment)
+        left(0)
+        raise again
 
     def predictor(self, x: Tensor, sigma: Tensor, options: dict[str, Any], step: int = 0) -> Predictor:
         """Return what predicts a model call again; a compiled network would not follow edits and has no gradient."""
@@ -229,12 +248,13 @@ def _again(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:2], dict(args[2]), *args[3:])
 
 
-def _tell(effect: Effect, part: str, before: Any, after: Any) -> None:
+def _pairs(part: str, before: Any, after: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield what a conditioning gives to the model without a treatment and with it."""
     for text in (text_of, pooled_of):
         one, other = text(before), text(after)
         if one is not None and other is not None:
             alike = one.shape[1:] == other.shape[1:] and len(one) == 1
-            effect.changed(part, one.expand_as(other) if alike else one, other)
+            yield part, one.expand_as(other) if alike else one, other
 
 
 @contextmanager

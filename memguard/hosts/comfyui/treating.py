@@ -88,11 +88,15 @@ class Treater:
                     log.info("%s", line)
 
     def _sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        treated = self._now(args[0])
+        treated = None
+        with careful(_lost, InterruptProcessingException):
+            treated = self._now(args[0])
         return executor(*args, **kwargs) if treated is None else treated.steering.sample(executor, *args, **kwargs)
 
     def _predict(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        treated = self._now(executor.class_obj)
+        treated = None
+        with careful(_lost, InterruptProcessingException):
+            treated = self._now(executor.class_obj)
         if treated is None:
             return executor(*args, **kwargs)
         with treated.careful():
@@ -150,11 +154,11 @@ class _Treated:
         if self._chosen:
             return
         self._chosen = True
-        steering = self.steering
+        steering, again = self.steering, Again(self.steering)
         treatment = self._treatment(x, sigma, options)
         steering.adopt(treatment, Effect(treatment))
         if treatment.noise is not None:
-            raise Again(steering)
+            raise again
 
     def _treatment(self, x: Tensor, sigma: Tensor, options: Any) -> Treatment:
         steering, mitigation, conds = self.steering, self.treater.mitigation, self.guider.conds
@@ -176,3 +180,8 @@ class _Treated:
         self._said = (f"was left out: {why}",)
         if self.prompts.clip is None and "not known" in why:
             self._said = (*self._said, UNCONNECTED)
+        self.steering.undo(self._undone)
+
+    def _undone(self, calls: int) -> None:
+        if calls:
+            self._said = tuple(f"{line} (after {calls} model calls)" for line in self._said[:1])

@@ -117,7 +117,8 @@ class Watcher:
                 self._learn(sampling, args, kwargs)
             made = executor(*args, **kwargs)
             if sampling is not None:
-                sampling.over()
+                with run.careful(InterruptProcessingException):
+                    sampling.over()
             latent = made
             return made
         except BaseException as error:
@@ -149,9 +150,10 @@ class Watcher:
                 self._confirm(sampling)
                 if sampling.place is not None:
                     run.learn(notes=(*run.report.notes, *sampling.place.notes()))
-        report = run.report
+        report = None
         with careful(run.noted):
-            report = run.finish() if sampling is None else sampling.finish(partial(_keep, sampling, latent))
+            report = None if sampling is None else sampling.finish(partial(_keep, sampling, latent))
+        report = report or run.finish()  # an action is told, whatever of its report broke
         if self.silent:
             return
         with careful(run.noted):
@@ -232,13 +234,7 @@ def _keep(sampling: Sampling, latent: Any, maps: dict[str, Tensor]) -> tuple[str
 
 
 class _Screen:
-    """Sends a report once when its verdict is known, and again only if the end of the run changed it.
-
-    Args:
-        watcher: of the run.
-        sink: of the guard's owner, who is told all the same.
-
-    """
+    """Sends a report once when its verdict is known, and again only if the end changed it; ``sink`` gets each one."""
 
     def __init__(self, watcher: Watcher, sink: Sink | None) -> None:
         self._watcher, self.sink = watcher, sink

@@ -14,7 +14,7 @@ from torch import nn
 from ...aside import aside
 from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
-from ...loop import mitigate
+from ...loop import mitigate, undone
 from ...mitigations.base import Treatment
 from ...mitigations.effect import Effect
 from ...records import Attempt, StepEvidence
@@ -26,7 +26,6 @@ from .starting import start
 from .steering import TWO_CALLS, Again, Steering, suitable
 
 EDITED = "an edit of the attention itself is not scored by attention"
-UNDONE = "an error inside MemGuard ended the mitigation {}; the host's log tells more"
 
 
 class Mitigating:
@@ -71,14 +70,7 @@ class Mitigating:
         """Leave the run alone after trouble; the report says what of the treatment is left."""
         if not self.steering.treatment.changes and not self.run.report.attempts:
             return
-        if self.steering.undo():
-            self.run.carry(Treatment())
-            attempts = tuple(replace(each, kept=False) for each in self.run.report.attempts)
-            self.run.learn(attempts=attempts, scores_after=())
-            when = "before it began"
-        else:
-            when = f"after {self.steering.calls} model calls"
-        self.run.learn(notes=(*self.run.report.notes, UNDONE.format(when)))
+        undone(self.run, 0 if self.steering.undo() else self.steering.calls)
 
     def _first(self, call: Call, output: Any) -> Any:
         steering = self.steering

@@ -6,13 +6,13 @@ from itertools import count
 
 import comfy.model_management
 import comfy.utils
-import nodes
 import pytest
 import torch
 from comfy_execution.graph import DynamicPrompt
 from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 
+import nodes
 from memguard_pack.memguard.hosts.comfyui import treating, watcher
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
 from memguard_pack.tests.hosts.comfyui import tiny
@@ -138,7 +138,9 @@ class Comfy:
         callbacks = sum(len(each) for by_key in self.model.callbacks.values() for each in by_key.values())
         patches = len(self.model.patches) + len(self.model.object_patches) + str(self.model.model_options).count("mem")
         host = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("comfy.")]
-        replaced = sum(str(getattr(found, "__module__", "")).startswith(MEMGUARD) for own in host for found in own.values())
+        replaced = sum(
+            str(getattr(found, "__module__", "")).startswith(MEMGUARD) for own in host for found in own.values()
+        )
         running = len(watcher._running.get()) + len(treating._running.get())
         padded = self.clip.tokenizer.clip_l.pad_token != self.padding
         # ``left`` counts the runs after which the watched clone was not what the node had made of it

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memguard_pack.memguard import mitigations
+from memguard_pack.memguard.loop import UNDONE
 from memguard_pack.memguard.mitigations.attention_scaling import ScaleAndMask
 from memguard_pack.memguard.mitigations.guidance_delay import Static
 from memguard_pack.memguard.troubles import UNFORESEEN
@@ -114,8 +115,11 @@ def test_an_error_of_ours_does_not_cost_the_picture(where, scene, monkeypatch):
     said = " ".join((report.error or "", *report.notes))
     if where in ("start", "treat"):
         assert "KeyError: 'inside'" in said
-    else:
+    elif where == "edit":
         assert UNFORESEEN in said or UNFORESEEN in str(report.attempts)
+    else:  # with a broken part the treatment is ended as a whole, and the sampler starts as if there had been none
+        assert torch.equal(seen, plain) and UNDONE.format("before it began") in report.notes
+        assert report.actions == () and not report.attempts[0].kept
     assert "'inside'" not in " ".join(report.notes), "raw text is never a note"
     if where != "edit":  # the mask of an edit may stay where its scaling failed
         assert torch.equal(seen, plain)
