@@ -94,7 +94,9 @@ class TreatedContract:
     def test_other_noise_makes_the_picture_of_that_noise(self, host: Host):
         made, guard, start = self.under(host, lambda start: {"noise": host.noise(1, seed=5).to(start.noise)})
         torch.testing.assert_close(start.noise, host.noise(1), **NEAR)
-        torch.testing.assert_close(made, host.sample(None, seed=5), **NEAR)
+        other = Guard()
+        torch.testing.assert_close(made, host.sample(other, seed=5), **NEAR)
+        assert guard.report.scores_after == pytest.approx(other.report.findings[0].scores, rel=1e-3)
         assert guard.report.actions == ("as given",)
 
     def test_guidance_acts_at_every_step(self, host: Host):
