@@ -4,7 +4,7 @@ The recipes (``get_dummy_components`` and ``get_dummy_inputs``) come from a sour
 installed one. A row is good where the watched output equals the plain one, nothing raises, no reason is a programmer's
 text, no run is killed by a mitigation that is attached, and no action is reported of an unchanged picture.
 
-    DIFFUSERS_SRC=/path/to/diffusers python benchmarks/matrix_diffusers.py [--only REGEX] [--out rows.jsonl]
+    DIFFUSERS_SRC=/path/to/diffusers python benchmarks/matrix_diffusers.py [--only REGEX] [--watch] [--out rows.jsonl]
 
 Some recipes load tiny tokenizers from the hub; --hub FILE is imported first, where a file of yours stands in for it.
 """
@@ -12,6 +12,7 @@ Some recipes load tiny tokenizers from the hub; --hub FILE is imported first, wh
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import inspect
 import json
@@ -78,11 +79,22 @@ def low(report):
     return Profile(Conditions(*facts, 7.5, negative=negative), {"text_noise_norm": fit(ordinary)})
 
 
-class Row:
-    """One pipeline and what was found."""
+def drawn(part):
+    """Draw weights that a recipe leaves at zero, as trained ones never are: no prompt would change a prediction."""
+    import torch
 
-    def __init__(self, cls, recipe):
-        self.cls, self.recipe = cls, recipe
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in part.parameters():
+            if weight.is_floating_point() and not weight.any():
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+
+
+class Row:
+    """One pipeline and what was found; ``watch`` leaves mitigations and words out."""
+
+    def __init__(self, cls, recipe, watch=False):
+        self.cls, self.recipe, self.watch = cls, recipe, watch
         self.found: dict = {"pipeline": cls.__name__, "recipe": type(recipe).__module__}
         self.bad: list[str] = []
 
@@ -106,14 +118,17 @@ class Row:
         pipe.set_progress_bar_config(disable=True)
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
-                part.eval()
+                drawn(part.eval())
         plain = self.call(pipe)
         self.found["repeats"] = same(plain, self.call(pipe))
+        self.found["predictions"] = self.predictions(pipe)
         for label, settings in (("watch", {}), ("empty", {"reference": "empty"})):
             guard = Guard(("text_noise_norm", "attention_entropy"), **settings)
             self.compare(label, plain, lambda guard=guard: self.call(pipe, guard.attach(pipe)))
             self.found[label] = [(f.status, f.scores) for f in guard.report.findings] if guard.report else None
             self.bad += [f"{label}: {f.status}" for f in guard.report.findings if RAW.search(f.status)]
+        if self.watch:
+            return
         for name in mitigations.available():
             if name == "neuron_mask":
                 continue  # needs neurons of this very model
@@ -132,6 +147,33 @@ class Row:
         self.loop(plain, pipe)
         self.words(memguard, pipe)
         self.bad += [] if same(plain, self.call(pipe)) else ["something was left behind"]
+
+    def predictions(self, pipe) -> int | None:
+        """Return how many rows the denoiser predicts for each row that the first step of the scheduler receives."""
+        from memguard.hosts.diffusers import pipes
+        from memguard.hosts.diffusers.received import _tensors
+
+        module, scheduler = pipes.denoiser(pipe), getattr(pipe, "scheduler", None)
+        if module is None or not callable(getattr(scheduler, "step", None)):
+            return None
+        rows, first, step = [0], [], scheduler.step
+        hook = module.register_forward_hook(
+            lambda _module, _args, output: rows.__setitem__(0, rows[0] + sum(map(len, _tensors(output))))
+        )
+
+        @functools.wraps(step)
+        def stepped(*args, **kwargs):
+            if not first:
+                first.append(rows[0] / len(kwargs.get("model_output", args[0] if args else [0])))
+            return step(*args, **kwargs)
+
+        scheduler.step = stepped
+        try:
+            self.call(pipe)
+        finally:
+            hook.remove()
+            del scheduler.step
+        return first[0] if first else None
 
     def loop(self, plain, pipe) -> None:
         """Policy mitigate, where ordinary prompts score next to nothing and whatever is tried counts as a help."""
@@ -191,7 +233,7 @@ class Row:
             self.bad.append(f"{label} raised {type(error).__name__}: {error}")
 
 
-def rows(module: str, out: str) -> None:
+def rows(module: str, out: str, watch: bool = False) -> None:
     """Build and run the recipes of one test module; called in a process of its own."""
     said: list[str] = []
     handler = logging.Handler()
@@ -205,7 +247,7 @@ def rows(module: str, out: str) -> None:
         if not (inspect.isclass(kind) and kind.__module__ == module and inspect.isclass(cls)) or cls in seen:
             continue
         seen.add(cls)
-        row = Row(cls, kind.__new__(kind))
+        row = Row(cls, kind.__new__(kind), watch)
         signal.setitimer(signal.ITIMER_REAL, SECONDS, 5)  # again where the first one was swallowed
         began = time.monotonic()
         try:
@@ -224,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=".", help="regular expression on the test file")
     parser.add_argument("--out", default="rows.jsonl")
+    parser.add_argument("--watch", action="store_true", help="scores and reasons alone")
     parser.add_argument("--hub", help="a Python file that stands in for the hub")
     given = parser.parse_args()
     source = Path(os.environ["DIFFUSERS_SRC"])
@@ -237,7 +280,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                rows(".".join(file.relative_to(source).with_suffix("").parts), given.out)
+                rows(".".join(file.relative_to(source).with_suffix("").parts), given.out, given.watch)
             except BaseException as error:
                 print(file.stem, type(error).__name__, error, file=sys.stderr)
             os._exit(0)
@@ -247,6 +290,9 @@ def main() -> None:
     for row in ran:
         print("ok " if not row["bad"] else "BAD", row["pipeline"], *row["bad"])
     bad = sum(bool(row["bad"]) for row in ran)
+    two = [row for row in ran if (row.get("predictions") or 0) >= 2]
+    scored = sum(bool(row["watch"] and row["watch"][0][1]) for row in two)
+    print(f"{scored} of {len(two)} pipelines with two predictions or more have a score")
     print(f"{len(ran)} pipelines, {bad} bad; {len(found) - len(ran)} not built here or too slow")
 
 

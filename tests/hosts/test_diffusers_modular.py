@@ -1,4 +1,4 @@
-"""Modular pipelines have no encode_prompt that could be asked: that is said, and the picture is the plain one."""
+"""Modular pipelines have no encode_prompt that could be asked: scored by what their scheduler receives, no more."""
 
 import diffusers
 import pytest
@@ -36,13 +36,31 @@ def generate(pipe, block=None):
         return pipe(**settings, output="images", generator=seeded())
 
 
-@pytest.mark.parametrize("reference", ["negative", "empty"])
 @pytest.mark.parametrize("policy", ["observe", "mitigate"])
-def test_watching(pipe, reference, policy):
-    guard = Guard(("text_noise_norm", "attention_entropy"), policy=policy, reference=reference)
+def test_watching(pipe, policy):
+    guard = Guard(("text_noise_norm", "attention_entropy"), policy=policy)
+    assert torch.equal(generate(pipe), generate(pipe, guard))
+    norm, entropy = guard.report.findings
+    whole, other = tiny.sdxl(), Guard()
+    with other.attach(whole):
+        whole("a red fox", num_inference_steps=3, height=16, width=16, output_type="latent", generator=seeded())
+    assert norm.scores == (pytest.approx(other.report.findings[0].scores[0], rel=1e-4),)
+    assert entropy.scores == () and "rows that carry the prompt" in entropy.status
+    assert guard.report.error is None and guard.report.extra_rows == 0
+
+
+def test_a_guider_that_does_not_guide_by_the_prompt_is_no_score(pipe):
+    pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=1.0))
+    guard = Guard()
+    generate(pipe, guard)
+    pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=5.0))
+    assert guard.report.findings[0].scores == ()
+
+
+def test_the_empty_reference_needs_the_text(pipe):
+    guard = Guard(("text_noise_norm", "attention_entropy"), reference="empty")
     assert torch.equal(generate(pipe), generate(pipe, guard))
     assert [(finding.status, finding.scores) for finding in guard.report.findings] == 2 * [(SAID, ())]
-    assert guard.report.error is None and guard.report.extra_rows == 0
 
 
 @pytest.mark.parametrize("name", [name for name in available() if name != "neuron_mask"])

@@ -78,8 +78,15 @@ def level(scheduler: Any, timestep: Tensor) -> Level:
     full_noise = t == float(schedule.max())
     config = scheduler.config
     target = config.get("prediction_type", "epsilon")
-    if "FlowMatch" in name or config.get("use_flow_sigmas") or target == "flow_prediction":
-        return Level(float(scheduler.sigmas[index]), 1.0, t, "flow", full_noise)
+    if "Flow" in name or config.get("use_flow_sigmas") or target == "flow_prediction":
+        sigma = float(scheduler.sigmas[index])
+        if config.get("invert_sigmas"):  # such schedules count the share of the picture, from 0 to 1
+            sigma, full_noise = 1 - sigma, t == float(schedule.min())
+        return Level(sigma, 1.0, t, "flow", full_noise)
+    if hasattr(scheduler, "_alpha_cumprod"):  # Wuerstchen's timesteps are shares of a cosine schedule
+        at = [float(scheduler._alpha_cumprod(torch.tensor(each), torch.device("cpu"))) for each in (t, 1.0)]
+        sigma, highest = (math.sqrt(1 / alpha - 1) for alpha in at)
+        return Level(sigma, highest, 1000 * t, "epsilon", full_noise)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or target not in ("epsilon", "v_prediction", "sample"):
         raise Unscored(f"the noise schedule of {name} (prediction type {target}) is not known to memguard")

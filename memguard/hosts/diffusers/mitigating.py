@@ -63,6 +63,9 @@ class Mitigating:
         if self._over or not self.run.to_mitigate:
             return self.steering.after(module, args, kwargs, output)
         self._over = True
+        if self.reader.why:  # the score came from the scheduler, which does not tell how to make the call again
+            self.run.learn(attempts=(Attempt("none", changes=(self.reader.why,)),))
+            return None
         with aside(module):  # gradients compute blocks again, outside of any evaluation
             return self._first(self.reader.call(module, args, kwargs, output), output)
 

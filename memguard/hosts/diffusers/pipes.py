@@ -20,9 +20,13 @@ FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
 UNET_FAMILIES = {768: "sd15", 1024: "sd2"}
 
 
+# what a prompt comes as; Kandinsky's and Stable Cascade's decoders get a picture that their prior made of it
+BY_PROMPT = ("prompt", "prompt_embeds", "image_embeds")
+
+
 def denoiser(pipe: Any) -> nn.Module | None:
-    """Return the unet or the transformer of a pipeline, or None."""
-    for name in ("unet", "transformer"):
+    """Return what predicts noise in a pipeline, or None."""
+    for name in ("unet", "transformer", "prior", "decoder"):  # the last two are Kandinsky's and Stable Cascade's
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
             return module
@@ -159,6 +163,39 @@ def guidance(given: dict[str, Any]) -> float | None:
     """Return the guidance scale of a call; Flux calls that of two predictions ``true_cfg_scale``."""
     value = given.get("true_cfg_scale", given.get("guidance_scale"))
     return float(value) if isinstance(value, int | float) else None
+
+
+def guided(pipe: Any, given: dict[str, Any]) -> tuple[bool, float | None]:
+    """Return whether a call is by a prompt, and its guidance scale; modular pipelines have that of a guider.
+
+    Args:
+        pipe: the pipeline.
+        given: from ``arguments``.
+
+    """
+    by_prompt = any(name in {**given, **given.get("kwargs", {})} for name in BY_PROMPT)
+    scale = guidance(given)
+    own = getattr(getattr(pipe, "guider", None), "guidance_scale", None) if scale is None else None
+    return by_prompt, float(own) if isinstance(own, int | float) else scale
+
+
+def unguided(module: nn.Module, cfg: float | None) -> str:
+    """Return why nothing is predicted without the prompt.
+
+    Args:
+        module: the denoiser.
+        cfg: guidance scale of the call, where it is known.
+
+    """
+    config = getattr(module, "config", {})
+    remedy = "reference='empty' spends a row per image"
+    if config.get("guidance_embeds") or config.get("time_cond_proj_dim"):
+        why = "guidance is built into the model"
+    elif cfg is not None and cfg > 1:
+        return f"the pipeline was given cfg {cfg:g}, and no prediction without the prompt was seen; {remedy}"
+    else:
+        why = "guidance is off" if cfg is None else f"cfg is {cfg:g}"
+    return f"{why}, so the pipeline predicts nothing without the prompt; {remedy}"
 
 
 @lru_cache(maxsize=1)  # reading the metadata of a package costs a file

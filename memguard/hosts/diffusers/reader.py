@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, equal, nn, no_grad
 
@@ -21,31 +21,13 @@ from ...steps import Steps
 from .attention import Reading
 from .calls import Call
 from .levels import level, steps_of
-from .pipes import family, latent_pixels, learns_variance, model_calls
-from .rows import OWN, SAME, SAME_EMPTY, UNCALLED, Prompts, Unscored
+from .listener import Listener
+from .pipes import family, latent_pixels, learns_variance, model_calls, unguided
+from .received import Received, Untold
+from .rows import ONCE, OWN, SAME, SAME_EMPTY, UNCALLED, Prompts, Unguided, Unscored
 from .tokens import summary
 
-
-class Listener(Protocol):
-    """Who gets the evidence: a Run of a Guard, or a scan."""
-
-    extra_rows: int
-    count: int | None  # of steps, where late ones are scored
-
-    def wants(self, step: int) -> bool:
-        """Whether this model call is to be scored."""
-
-    def learn(self, **facts: Any) -> None:
-        """Take facts of the Report."""
-
-    def observe(self, evidence: StepEvidence) -> None:
-        """Take the evidence of one model call; may raise to end the run."""
-
-    def unavailable(self, reason: str) -> None:
-        """Take the reason why there is no score."""
-
-    def insist(self) -> None:
-        """End a run that must not go on without a score; called after ``unavailable``."""
+UNPAIRED = "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
 
 
 @dataclass(frozen=True)
@@ -62,7 +44,7 @@ class Shared:
 
 
 class Reader:
-    """A forward hook for the denoiser of one run.
+    """A forward hook for the denoiser of one run, and a hook for its scheduler's steps.
 
     Args:
         pipe: the pipeline that runs.
@@ -75,6 +57,7 @@ class Reader:
         shared: that prediction, of an earlier batch.
         read: the model's cross-attention, or why it cannot be read; None where nobody asks for it.
         late: whether steps are scored after others that are not.
+        received: finds the roles where rows do not tell their prompt; None leaves such runs without a score.
 
     """
 
@@ -89,8 +72,9 @@ class Reader:
         shared: Shared | None = None,
         read: Reading | str | None = None,
         late: bool = False,
+        received: Received | None = None,
     ) -> None:
-        self.read, self.late = read, late
+        self.read, self.late, self.received = read, late, received
         self.pipe, self.run, self.prompts, self.reference, self.cfg = pipe, run, prompts, reference, cfg
         self.images, self.shared = images, shared
         self.step = 0
@@ -98,6 +82,8 @@ class Reader:
         self.variance = learns_variance(pipe)
         self._steps: Steps | None = None  # of a run whose late steps are scored
         self._over = False
+        self.why = ""  # why rows do not tell their prompt; the scheduler's step is waited for
+        self._unguided = False  # whether that is because guidance is off
         self._batched = False  # both prompts were seen in one call
         self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
         self._full_noise: bool | None = None
@@ -107,6 +93,10 @@ class Reader:
         if self._over or OWN.get():
             return
         self.calls += 1
+        if self.received is not None and self.run.wants(self.step):
+            self.received.add(output)
+        if self.why:
+            return
         try:
             if self.late:
                 self.step = self._step(self.call(module, args, kwargs, output))
@@ -114,14 +104,37 @@ class Reader:
                 return
             evidence = self._read(self.call(module, args, kwargs, output))
         except Unscored as reason:
-            self._over = True
-            self.run.unavailable(str(reason))
-            self.run.insist()
+            if self.received is not None and str(reason) != SAME:
+                self.why, self._unguided = str(reason), isinstance(reason, Unguided)
+            else:
+                self._end(str(reason))
             return
         if evidence is not None:
             if not self.late:
                 self.step += 1
             self.run.observe(evidence)
+
+    def take(self, output: Tensor, timestep: Any, sample: Any) -> None:
+        """Read a step that the scheduler is about to take, where the model's calls were not enough."""
+        assert self.received is not None
+        if self.calls and not self._over and self.step <= self.received.taken and self.run.wants(self.step):
+            try:
+                evidence = self.received.evidence(self.step, output, timestep, sample)
+            except Untold as reason:
+                self._end(self.why or str(reason))
+                return
+            except Unscored as reason:
+                self._end(self.why if str(reason) == ONCE and self._unguided else str(reason))
+                return
+            self.step += 1
+            self.run.observe(evidence)
+        self.received.step()
+
+    def _end(self, reason: str) -> None:
+        """There will be no score."""
+        self._over = True
+        self.run.unavailable(reason)
+        self.run.insist()
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
         """Return what a hook sees as a Call."""
@@ -131,7 +144,9 @@ class Reader:
         """Return why a run that went to its end has no evidence."""
         if self.calls == 0:
             return UNCALLED
-        return "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
+        return (
+            self.why or "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
+        )
 
     def _step(self, call: Call) -> int:
         """Return the step that a call belongs to; the first call of a step stands for it."""
@@ -181,7 +196,7 @@ class Reader:
         everything = slice(0, len(call.text))
         if self.prompts.uncond is None:
             if self.prompts.wish is None:
-                raise Unscored(self._guidance_off(call.module))
+                raise Unguided(unguided(call.module, self.cfg))
             return self.evidence(call, everything, self._spend(call, everything))
         if self._batched:
             return None  # a further prediction of another guidance (skip-layer guidance), at a step that was read
@@ -275,16 +290,3 @@ class Reader:
     def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
         """Return the attention of these rows, layer -> [B, positions, tokens]."""
         return {name: found.probabilities() for name, found in read.take(rows).items()}
-
-    def _guidance_off(self, module: nn.Module) -> str:
-        config = getattr(module, "config", {})
-        if config.get("guidance_embeds") or config.get("time_cond_proj_dim"):
-            why = "guidance is built into the model"
-        elif self.cfg is not None and self.cfg > 1:
-            return (
-                f"the pipeline was given cfg {self.cfg:g}, and no prediction without the prompt was seen;"
-                " reference='empty' spends a row per image"
-            )
-        else:
-            why = "guidance is off" if self.cfg is None else f"cfg is {self.cfg:g}"
-        return f"{why}, so the pipeline predicts nothing without the prompt; reference='empty' spends a row per image"

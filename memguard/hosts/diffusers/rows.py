@@ -69,6 +69,10 @@ class Unscored(Told):
     """The reason why a model call has no score, in words for the user."""
 
 
+class Unguided(Unscored):
+    """The reason where guidance is off."""
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Say in words what goes wrong in the block; the log has the rest.
@@ -90,6 +94,8 @@ UNCALLED = "the pipeline did not call its unet or transformer, so nothing could 
 UNKNOWN = "this pipeline encodes prompts in a way that MemGuard does not know"
 SAME = "the prompt and the negative prompt are the same for the model, so there is nothing to compare"
 SAME_EMPTY = "the prompt is encoded as the prompt that it is compared with, so there is nothing to compare"
+ONCE = "the pipeline predicts each step once, so nothing is predicted without the prompt"
+ALIKE = "the model predicts the same with and without the prompt, so there is nothing to score"
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,11 @@ class Prompts:
         signature = inspect.signature(encode)
         self._unknown = "prompt" not in signature.parameters
         paired = "negative_prompt" in signature.parameters
-        first, second = _split(result)
+        try:
+            first, second = _split(result)
+        except Unscored:  # the scheduler may still tell the roles
+            self._unknown = True
+            return
         if self.cond is None:
             self.cond, self.uncond = first, second if paired else None
             self._paired = paired
@@ -222,10 +232,10 @@ class Prompts:
         swapped = SWAPPED.get()
         if swapped is not None and swapped[0] is text:
             return swapped[1]
-        if self.cond is None:
-            raise Unscored("this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told")
         if self._unknown:
             raise Unscored(UNKNOWN)
+        if self.cond is None:
+            raise Unscored("this pipeline has no encode_prompt, so the rows that carry the prompt cannot be told")
         if self._confused:
             raise Unscored(
                 "the pipeline encodes its prompt more than once, so the rows that carry the prompt cannot be told"

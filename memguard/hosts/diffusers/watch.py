@@ -24,6 +24,7 @@ from .hooks import Trouble, listening
 from .methods import encoding, methods
 from .mitigating import Mitigating
 from .reader import Reader
+from .received import Received, receiving
 from .rows import SWAPPED, Prompts
 from .steering import Steering, keeping_latents
 from .tokens import unread
@@ -119,10 +120,16 @@ class _Watch:
             self._models[module] = pipes.name_of(module)
         run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
         prompts = Prompts("" if self.guard.reference == "empty" else None)
-        reader = Reader(pipe, run, prompts, self.guard.reference, pipes.guidance(given), late=self.guard.late)
+        received, scale = None, pipes.guidance(given)
+        by_prompt, s = pipes.guided(pipe, given)
+        if by_prompt and self.guard.reference == "negative" and not self.guard.late:  # the others need the text
+            received = Received(pipe, module, given, s, self.guard.attention)
+        reader = Reader(pipe, run, prompts, self.guard.reference, scale, late=self.guard.late, received=received)
+        if received is not None:
+            stack.enter_context(receiving(getattr(pipe, "scheduler", None), reader.take, self.trouble))
         reader.read = stack.enter_context(attending(self.guard.attention, module))
         if self.guard.policy == "mitigate":
-            hook = Mitigating(run, reader, module, stack, self.trouble, pipes.guidance(given))
+            hook = Mitigating(run, reader, module, stack, self.trouble, scale)
             self.trouble.undo = hook.undo
             stack.enter_context(
                 listening(module, hook, hook.before, hook.plainly, True, self.trouble, hook.steering.plain)

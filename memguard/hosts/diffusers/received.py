@@ -1,0 +1,203 @@
+"""Scores where rows of a model call do not tell their prompt: by what the pipeline hands to its scheduler.
+
+What the denoiser gave since the last step is kept until the scheduler's ``step`` is called; ``combination`` then tells
+the roles. The scheduler's step gets its arguments as they came.
+
+Room: memguard.hosts, diffusers. May import: memguard.records, torch and the standard library.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...records import StepEvidence
+from .combination import Alike, find, parts
+from .hooks import Trouble
+from .layouts import laid_out
+from .levels import level
+from .pipes import family, model_calls
+from .rows import ALIKE, ONCE, Unscored
+
+UNREAD = "the rows that carry the prompt are told by what the scheduler receives, after attention was computed"
+
+
+class Untold(Unscored):
+    """The guidance equation does not tell the roles."""
+
+
+class Received:
+    """What a run's denoiser gave since the last step of its scheduler.
+
+    Args:
+        pipe: the pipeline that runs.
+        module: its denoiser.
+        given: the arguments of the pipeline's call, by name.
+        scale: guidance scale, where it is known.
+        attention: whether a detector asks for attention.
+
+    Attributes:
+        taken: steps of the scheduler so far.
+
+    """
+
+    def __init__(self, pipe: Any, module: Any, given: dict[str, Any], scale: float | None, attention: bool) -> None:
+        self.pipe, self.module, self.given, self.scale = pipe, module, given, scale
+        self.unread = UNREAD if attention else ""
+        self.taken = 0
+        self._outputs: list[Tensor] = []
+
+    def add(self, output: Any) -> None:
+        """Take what one call of the denoiser gave."""
+        self._outputs += _tensors(output)
+
+    def step(self) -> None:
+        """The scheduler has taken a step; what was kept belongs to it."""
+        self.taken += 1
+        self._outputs = []
+
+    def evidence(self, step: int, received: Tensor, timestep: Any, sample: Any) -> StepEvidence:
+        """Return the evidence of the step that is about to be taken.
+
+        Args:
+            step: its number.
+            received: what the scheduler receives as the model's output.
+            timestep: as it receives it.
+            sample: the latents, as it receives them.
+
+        Raises:
+            Untold: if the roles are not told by the guidance equation.
+            Unscored: if there are none to tell, or the noise level is not known.
+
+        """
+        candidates = parts(self._outputs, received)
+        same = sample if isinstance(sample, Tensor) and sample.shape == received.shape else None
+        try:
+            found = find(candidates, received, same, self.scale)
+        except Alike:
+            raise Unscored(ALIKE) from None
+        if found is None and len(candidates) == 1:
+            raise Unscored(ONCE)
+        if found is None:
+            raise Untold("no two predictions of the step combine to what the scheduler receives")
+        here = level(self.pipe.scheduler, torch.as_tensor(timestep))
+        x = torch.zeros_like(found.cond) if same is None else same
+        cond, uncond = (here.convert(found.unit * each, x) for each in (found.cond, found.uncond))
+        channels, ratio = self._channels(), self._ratio()
+        return StepEvidence(
+            step=step,
+            num_steps=model_calls(self.pipe),
+            sigma=here.sigma,
+            sigma_max=here.sigma_max,
+            timestep=here.timestep,
+            noise_cond=laid_out(cond, channels, ratio),
+            noise_uncond=laid_out(uncond, channels, ratio),
+            parameterization=here.parameterization,
+            family=family(self.module),
+            full_noise=here.full_noise,
+            prompts=self._numbers(len(cond)),
+            unread=self.unread,
+        )
+
+    def _channels(self) -> int | None:
+        config = getattr(self.module, "config", {})
+        found = config.get("out_channels") or config.get("in_channels")
+        return found if isinstance(found, int) else None
+
+    def _ratio(self) -> float | None:
+        height, width = self.given.get("height"), self.given.get("width")
+        return height / width if height and width else None
+
+    def _numbers(self, images: int) -> tuple[int, ...]:
+        prompts = self.given.get("prompt")
+        many = len(prompts) if isinstance(prompts, list) else 1
+        return tuple(image * many // images for image in range(images)) if many > 1 and images % many == 0 else ()
+
+
+Take = Callable[[Tensor, Any, Any], None]
+
+
+@contextmanager
+def receiving(scheduler: Any, take: Take, trouble: Trouble) -> Iterator[None]:
+    """Call ``take`` with the model's output, the timestep and the sample before each step of a scheduler.
+
+    The scheduler keeps its class: pipelines ask whether it is exactly the one that they know.
+
+    Args:
+        scheduler: of the pipeline; left alone where it has no ``step``.
+        take: the hook.
+        trouble: of the run.
+
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        yield
+        return
+    step = vars(scheduler).get("step")
+    if not isinstance(step, _Step):
+        step = scheduler.step = _Step(scheduler)
+    own = (take, trouble)
+    step.takers.append(own)
+    try:
+        yield
+    finally:
+        step.takers.remove(own)
+        if not step.takers:
+            step.leave()
+
+
+class _Step:
+    """Stands for the ``step`` of one scheduler while runs are watched, several at a time."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.before = scheduler, vars(scheduler).get("step")
+        self.inner = scheduler.step
+        self.takers: list[tuple[Take, Trouble]] = []
+        self.signature = inspect.signature(self.inner)
+        update_wrapper(self, self.inner)  # pipelines read its signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for take, trouble in tuple(self.takers):
+            trouble(self._given, args, kwargs, take)
+        return self.inner(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Leave a copy of the scheduler its own step."""
+        copied = memo[id(self.scheduler)]
+        return type(copied).step.__get__(copied)
+
+    def leave(self) -> None:
+        """Put back what stood here, unless somebody else stands here now."""
+        if vars(self.scheduler).get("step") is self:
+            if self.before is None:
+                del self.scheduler.step
+            else:
+                self.scheduler.step = self.before
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any], take: Take) -> None:
+        bound = self.signature.bind(*args, **kwargs).arguments
+        output = bound.get("model_output")
+        if isinstance(output, Tensor):
+            take(output, bound.get("timestep"), bound.get("sample"))
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Return the predictions in a denoiser's output; of a list of images of one size, one tensor."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, list | tuple):
+        if output and isinstance(output[0], list | tuple):
+            return _tensors(output[0])
+        images = [each for each in output if isinstance(each, Tensor)]
+        if isinstance(output, list) and len({each.shape for each in images}) == 1 and len(images) == len(output):
+            return [torch.stack(images)]
+        return images[:1]
+    sample = getattr(output, "sample", None)
+    if sample is None and hasattr(output, "values"):  # outputs of some priors have other names
+        sample = next(iter(output.values()), None)
+    return [] if sample is None else _tensors(sample)
