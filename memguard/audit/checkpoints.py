@@ -90,7 +90,9 @@ def place(checkpoint: Any) -> int:
 
 def files(path: Path) -> list[Path]:
     """Return a file, or the .safetensors files of a folder; nothing where there is none."""
-    return sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.exists() else []
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*.safetensors") if each.is_file())
+    return [path] if path.exists() else []
 
 
 def ordered(paths: Iterable[Path]) -> list[Path]:
@@ -106,11 +108,15 @@ def ordered(paths: Iterable[Path]) -> list[Path]:
 
 
 def names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the shortest name of each file that no other one has: its own, or with its folders."""
+    """Return the shortest name of each file that no other one has: its own, or with its folders.
+
+    Where the folder says how long it was trained (``checkpoint-500/pytorch_lora_weights.safetensors``) it belongs to the
+    name, also of a file that is named alone: the next one of the training has the same name in another folder.
+    """
     paths = list(dict.fromkeys(paths))
     found: dict[Path, str] = {}
     for path in paths:
-        for count in range(1, len(path.parts) + 1):
+        for count in range(2 if FOLDER.fullmatch(path.parent.name) else 1, len(path.parts) + 1):
             name = "/".join(path.parts[-count:])
             if sum("/".join(other.parts[-count:]) == name for other in paths) == 1:
                 break

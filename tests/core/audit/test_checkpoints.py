@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memguard.audit.checkpoints import Age, Watched, age, digest, metadata, names, ordered
+from memguard.audit.checkpoints import Age, Watched, age, digest, files, metadata, names, ordered
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,15 @@ def test_digests_tell_contents_and_not_names(tmp_path):
         (tmp_path / name).write_bytes(data)
     a, b, c = (digest(tmp_path / name) for name in "abc")
     assert a == b != c and len(a) == 16
+
+
+def test_a_folder_that_says_the_step_belongs_to_the_name_of_a_file_that_is_named_alone(tmp_path):
+    each = tmp_path / "checkpoint-500" / "pytorch_lora_weights.safetensors"
+    assert names([each])[each] == "checkpoint-500/pytorch_lora_weights.safetensors"
+    assert names([tmp_path / "loras" / "a.safetensors"]) == {tmp_path / "loras" / "a.safetensors": "a.safetensors"}
+
+
+def test_a_folder_with_the_ending_of_a_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "b.safetensors").mkdir()
+    assert files(tmp_path) == [tmp_path / "a.safetensors"]
