@@ -30,7 +30,6 @@ REPEATS = re.compile(r"(\d+)_(.*)")  # kohya's folders: how often an epoch shows
 MASK = "-masklabel"  # OneTrainer's masks lie beside their pictures
 HELD = "held-out"  # before the names of held-out pictures
 LONGEST = 1 << 16  # bytes of a caption
-BROKEN = (OSError, ValueError, SyntaxError, EOFError)
 COUNT = re.compile(r"\d+")  # the first number in Pillow's text: how many pixels
 
 
@@ -124,7 +123,9 @@ def _decoded(path: Path) -> Image.Image:
             count = COUNT.search(str(error))
             said = f"has too many pixels{f', {count[0]}' if count else ''}; the limit is {Image.MAX_IMAGE_PIXELS}"
             raise _unread(path, said) from None
-        except BROKEN as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever damaged files make a decoder stumble over
             if isinstance(error, OSError) and error.strerror:
                 raise
             raise _unread(path, "is broken: no picture, or damaged or not written to its end") from None

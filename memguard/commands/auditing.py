@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -36,6 +37,7 @@ from .piped import Piped
 log = logging.getLogger("memguard")
 
 AUDIT, REPORT, IMAGES, LOCK = "audit.json", "report.html", "images", ".audit.lock"
+IMAGE = re.compile(r"[0-9a-f]{16}/\d{5}\.png")  # inside IMAGES
 EVERY = 2.0  # seconds between looks into a watched folder
 
 
@@ -215,8 +217,8 @@ class Auditing:
 
     def _begun(self, out: Path) -> record.Audit | None:
         """Return the audit that a folder holds, for --resume; the folder is new, empty or of an audit."""
-        rest = [each.name for each in out.iterdir() if each.name != LOCK]
-        if not rest:
+        rest = {each.name for each in out.iterdir() if each.name != LOCK}
+        if not rest or rest == {IMAGES} and _are_ours(out / IMAGES):  # interrupted before it had a result
             return None
         try:
             old = record.read((out / AUDIT).read_text(encoding="utf-8"))
@@ -252,6 +254,12 @@ class Auditing:
         kept |= {"threshold": self.floor, "number format": str(next(self.pipe.vae.parameters()).dtype)[6:]}
         kept |= {"sampler": type(self.pipe.scheduler).__name__, "trained": self.reals.trained}
         return kept | {"held out": len(self.reals.pictures) - self.reals.trained, "data": self.reals.digest}
+
+
+def _are_ours(images: Path) -> bool:
+    """Whether a folder holds images of an audit and nothing else."""
+    found = (each for each in images.rglob("*") if not each.is_dir())
+    return images.is_dir() and all(IMAGE.fullmatch(each.relative_to(images).as_posix()) for each in found)
 
 
 def _kind(args: argparse.Namespace) -> tuple[Signatures | None, float]:

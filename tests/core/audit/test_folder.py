@@ -2,10 +2,11 @@
 
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from memguard.audit import duplicates
 from memguard.audit.folder import pixels, read_folder
@@ -209,3 +210,20 @@ def test_line_separators_of_unicode_end_no_row_and_a_second_row_is_said(tmp_path
     found = read_folder(tmp_path)
     assert [each.caption for each in found.pictures] == ["one two three", "last", "four\u2028five"]
     assert found.notes == ("metadata.jsonl: line 3 is a second row for b.png; the last one counts",)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("frame 0"), struct.error("no integer"), KeyError(1)])
+def test_whatever_a_decoder_stumbles_over_is_one_line_and_the_rest_goes_on(tmp_path, monkeypatch, error):
+    put(tmp_path / "bad.png", text="bad", size=(9, 9))
+    put(tmp_path / "good.png", text="good")
+    upright = ImageOps.exif_transpose
+
+    def stumbling(image):
+        if image.size == (9, 9):
+            raise error  # AVIF's decoder raises the first, EXIF data that are damaged the second
+        return upright(image)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", stumbling)
+    found = read_folder(tmp_path)
+    assert [each.name for each in found.pictures] == ["good.png"]
+    assert found.notes == ("bad.png: is broken: no picture, or damaged or not written to its end; it is left out",)
