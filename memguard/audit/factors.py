@@ -27,7 +27,7 @@ def stem(key: str) -> str:
 
 
 def check(state: Mapping[str, Tensor], name: str) -> None:
-    """Check that every factor has its other half and that all values are finite.
+    """Check that every factor has its other half, of the same rank, and that all values are finite.
 
     Args:
         state: tensors of the file.
@@ -45,6 +45,15 @@ def check(state: Mapping[str, Tensor], name: str) -> None:
             f"{name}: is not whole: the other half of {first} is missing ({len(alone)} of {len(downs | ups)} layers);"
             " save it again"
         )
+    for each, key in downs.items():
+        down, up, alpha = state[key], state[ups[each]], state.get(f"{each}.alpha")
+        flat = min(down.ndim, up.ndim) < 2 or not down.numel() or not up.numel()
+        if flat or down.shape[0] != up.shape[1] or (alpha is not None and alpha.numel() != 1):
+            scale = "" if alpha is None else f", alpha {list(alpha.shape)}"
+            raise Refused(
+                f"{name}: the shapes of {key} do not fit each other (down {list(down.shape)}, up {list(up.shape)}{scale})"
+                "; save it again"
+            )
     for key, value in state.items():
         # formats of eight bits know no isfinite
         if value.is_floating_point() and not value.float().isfinite().all():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..texts import shown
 from .page import HEADER, reason, row
-from .record import Audit
+from .record import Audit, Checked
 
 COLUMNS = 6  # of HEADER; the page shows all
 
@@ -20,11 +20,16 @@ def rows(audit: Audit) -> list[list[str]]:
 def copied(audit: Audit) -> list[str]:
     """Return a line for each training picture that the last checkpoint that was audited copies."""
     return [
-        shown(f"copied: {each.name} (likeness {max(each.own):.2f}): {each.caption}")
+        shown(f"copied: {each.name} (likeness {max(each.own):.2f}{_elsewhere(each)}): {each.caption}")
         for checkpoint in audit.done[-1:]
         for each in checkpoint.pictures
         if each.copied
     ]
+
+
+def _elsewhere(each: Checked) -> str:
+    """Return which other caption brings a picture that its own one does not."""
+    return f"; it comes out of the caption of {each.captions[0]}" if each.captions and not each.copies else ""
 
 
 def lines(audit: Audit) -> list[str]:

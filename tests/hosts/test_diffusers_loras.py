@@ -213,3 +213,15 @@ def test_other_families_take_diffusers_names(build):
         assert module.get_submodule(name).base_layer.weight.shape == before.shape
         assert hasattr(module.get_submodule(name), "lora_A")
     assert torch.equal(module.get_submodule(name).weight, before)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "alpha"),
+    [((2, 32), (32, 3), ()), ((0, 32), (32, 0), ()), ((), (), ()), ((2, 32), (32, 2), (2,))],
+)
+def test_factors_that_do_not_fit_each_other_are_said_to_be_so(down, up, alpha):
+    state = {"a.lora_A.weight": torch.ones(down), "a.lora_B.weight": torch.ones(up), "a.alpha": torch.ones(alpha)}
+    with pytest.raises(Refused) as told:
+        loras.check(state, "x.safetensors")
+    shapes = f"(down {list(down)}, up {list(up)}, alpha {list(alpha)}); save it again"
+    assert str(told.value) == f"x.safetensors: the shapes of a.lora_A.weight do not fit each other {shapes}"

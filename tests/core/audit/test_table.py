@@ -30,3 +30,10 @@ def test_a_terminal_does_not_obey_a_name():
     each = audit_of(1).checkpoints[0]
     told = replace(each, name=EVIL, pictures=(replace(each.pictures[0], caption=EVIL),))
     assert not any("\x1b" in line for line in lines(Audit("", {}, (told,))))
+
+
+def test_a_picture_that_another_caption_brings_is_said_to_come_from_there():
+    each = audit_of(1).checkpoints[0]
+    astray = replace(each.pictures[0], copies=0, captions=("b.png", "c.png"))
+    (told,) = lines(Audit("", {}, (replace(each, pictures=(astray,)),)))[2:]
+    assert "; it comes out of the caption of b.png): " in told
