@@ -84,7 +84,16 @@ class Part:
                 yield row
         except BadInput:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, OSError):
+        except (
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            csv.Error,
+            OSError,
+        ):
             raise Damaged(f"it cannot be read behind {expected - first} rows") from None
         except Exception as error:  # pyarrow's own, which derive from Exception alone
             if not type(error).__module__.startswith("pyarrow"):
@@ -120,7 +129,7 @@ def has_end(path: Path) -> bool:
 
 
 def _last_line(path: Path) -> bytes:
-    """Return the last line of a file; b"" of an empty one and where the line has no end."""
+    """Return the last line of a file, b"" of an empty one; a row is whole without the end of its line, too."""
     with path.open("rb") as file:
         size = place = file.seek(0, os.SEEK_END)
         tail = b""
@@ -128,7 +137,7 @@ def _last_line(path: Path) -> bytes:
             place = max(0, place - TAIL)
             file.seek(place)
             tail = file.read(size - place)
-    return tail.splitlines()[-1] if tail.endswith(b"\n") else b""
+    return tail.removesuffix(b"\n").rpartition(b"\n")[2]
 
 
 def parts(path: Path, settings: str | None) -> tuple[list[Part], list[str]]:

@@ -387,3 +387,22 @@ def test_bad_input_is_one_line_and_nothing_of_others_is_written_over(capsys, tmp
     assert "--fdr: 1.0 is not between 0 and 1" in bad(capsys, folder, "--fdr", 1)
     assert "--ordinary-share: 0.0" in bad(capsys, folder, "--ordinary-share", 0)
     assert "the rows have no attention_entropy" in bad(capsys, folder, "--detector", "attention_entropy")
+
+
+@pytest.mark.parametrize("tail", [7, 1 << 16])
+def test_a_shard_is_done_at_its_last_brace_for_all_who_ask(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr(merging, "TAIL", tail)
+    path = sorted(scanned(tmp_path / "s").iterdir())[1]
+    data = path.read_bytes()
+    last = len(data.splitlines(keepends=True)[-1])
+    for cut in [1, 2, 3, last // 2, last - 1, last, last + 1]:
+        path.write_bytes(data[:-cut])
+        assert merging.is_whole(path) == merging.has_end(path) == (cut == 1)  # what is cut then is the end of the line
+
+
+@pytest.mark.parametrize("row", [{"findings": []}, {"index": float("inf")}])
+def test_a_row_that_is_none_of_ours_is_damage_and_no_fault(tmp_path, row):
+    path = sorted(scanned(tmp_path / "s").iterdir())[1]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], json.dumps(json.loads(lines[4]) | row) + "\n", *lines[5:]]))
+    assert not merging.is_whole(path)
