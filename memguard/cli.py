@@ -1,7 +1,8 @@
 """``memguard``: the command line. One file of memguard/commands is one command, loaded when it is asked for.
 
 A command module has ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes: 0 done, 1 a finding above
---fail-on, 2 bad input (one line that says what), 3 an error of memguard's own (a traceback), 130 interrupted.
+--fail-on, 2 bad input (one line that says what), 3 an error of memguard's own (a traceback), 130 interrupted, 141 the
+reader of a pipe went away before the end (as shells say it of other programs).
 
 May import: memguard.version, memguard.texts, memguard.commands, memguard.lists, the standard library.
 """
@@ -60,7 +61,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="memguard",
         description="Tells whether a prompt makes a diffusion model copy a picture of its training data.",
-        epilog="Exit code 0: done; 1: --fail-on was reached; 2: bad input; 3: a fault of memguard; 130: interrupted.",
+        epilog="Exit code 0: done; 1: --fail-on was reached; 2: bad input; 3: a fault of memguard; 130: interrupted;"
+        " 141: a pipe was closed before the end.",
     )
     parser.add_argument("--version", action="version", version=f"memguard {VERSION}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -85,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     name = f"memguard {command}" if command in COMMANDS else "memguard"
+    for name_of in ("stdout", "stderr"):
+        if getattr(sys, name_of) is None:  # closed (>&-), or a program without a console
+            setattr(sys, name_of, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends nothing
@@ -102,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of a pipe has seen enough (| head); Python must not complain about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # the reader of a pipe has seen enough (| head); Python must not complain about it at exit. What was left to do
+        # is not done, and --fail-on is not answered: neither 0 nor 1
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
     except Exception as error:
         said = _said(error)
         if said is None:

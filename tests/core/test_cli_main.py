@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -186,3 +187,27 @@ def test_doctor_says_what_keeps_the_nodes_from_working(tmp_path):
     assert doctor._comfyui(new).startswith("this pack is not in")
     (folder / "custom_nodes" / "memguard").symlink_to(ROOT)
     assert doctor._comfyui(new) == ""
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_pipe_that_was_closed_is_no_end_and_no_complaint(closed):
+    lines = ["import argparse, memguard.cli as c", "class P:", "    def parse_known_args(self, words):"]
+    lines += ["        return argparse.Namespace(run=run), []", "def run(args):"]
+    lines += [f"    while True: print('x' * 999, file=sys.{closed})"]
+    code = "\n".join(["import sys", *lines, "c.build_parser = lambda _: P()", "sys.exit(c.main(['scan']))"])
+    read, write = os.pipe()
+    done = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {closed: write}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **done)
+    os.close(write)
+    os.read(read, 9)
+    os.close(read)
+    said = process.communicate(timeout=60)
+    assert process.returncode == 141 and not any(said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed_from_the_beginning_end_nothing(closed):
+    words = f"'{sys.executable}' -m memguard.cli testbed prompts held {closed}"
+    done = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
