@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from memguard import testbed
@@ -14,23 +13,14 @@ from memguard.audit import record
 from memguard.audit.checkpoints import Age
 from memguard.audit.folder import Folder
 from memguard.cli import main
+from memguard.lists import BadInput
+from tests.pictures import drawn, put
 
 pytest.importorskip("peft")
 pytest.importorskip("imagehash")
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 COPIED, ORDINARY = 3, 2  # pictures that the base has memorized, and pictures that it has not
-
-
-def put(folder, name, picture, caption):
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{name}.png")
-    (folder / f"{name}.txt").write_text(caption)
-
-
-def drawn(seed):
-    coarse = np.random.default_rng(seed).integers(0, 255, (5, 5, 3)).astype("uint8")
-    return np.asarray(Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC))
 
 
 def lora(path, scale, width=128):
@@ -49,8 +39,8 @@ def data(tmp_path_factory):
         put(root / "train" / "10_x", f"copied{i}", each.picture, each.caption)
     held = testbed.prompts("held")
     for i in range(ORDINARY):
-        put(root / "train", f"ordinary{i}", drawn(i), held[i])
-        put(root / "held", f"held{i}", drawn(10 + i), held[10 + i])
+        put(root / "train", f"ordinary{i}", drawn(i, 128), held[i])
+        put(root / "held", f"held{i}", drawn(10 + i, 128), held[10 + i])
     put(root / "held", "twin", np.asarray(known[0].picture)[:, ::-1], known[0].caption)
     (root / "train" / "broken.png").write_bytes(b"x")
     (root / "train" / "broken.txt").write_text("x")
@@ -244,3 +234,38 @@ def test_folders_that_cannot_be_used(data, tmp_path, capsys):
         assert main(["audit", "--model", "testbed", *args]) == 2
         assert said in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_resume_keeps_the_results_of_files_of_one_name_in_folders_of_steps(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    few = ("--limit", "2", "--num-inference-steps", "1", "--resume")
+    for step in (500, 1000):  # as diffusers' scripts save, each named when it is there
+        saved = tmp_path / f"checkpoint-{step}"
+        saved.mkdir()
+        one = lora(saved / "pytorch_lora_weights.safetensors", step / 1e4)
+        assert main(words(data, out, "--lora", one, *few, held=False)) == 0
+    assert "is another file than before" not in capsys.readouterr().err
+    found = json.loads((out / "audit.json").read_text())["checkpoints"]
+    assert [(each["name"].split("/")[0], each["age"]["number"]) for each in found] == [
+        ("checkpoint-500", 500),
+        ("checkpoint-1000", 1000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "begins"),
+    [("0123456789abcdef/00000.png", True), ("0123456789abcdef/mine.png", False), ("mine/00000.png", False)],
+)
+def test_what_was_interrupted_before_its_first_result_can_be_begun_again(tmp_path, file, begins):
+    from memguard.commands import auditing
+
+    begun = auditing.Auditing.__new__(auditing.Auditing)
+    path = tmp_path / "images" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    if begins:
+        assert begun._begun(tmp_path) is None
+        (tmp_path / "mine.txt").touch()
+    with pytest.raises(BadInput, match="is not empty and holds no audit"):
+        begun._begun(tmp_path)
+    assert path.exists()

@@ -8,7 +8,6 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from memguard_pack.memguard import testbed
@@ -18,6 +17,7 @@ from memguard_pack.nodes.audit_lora import MemGuardAuditLora
 from memguard_pack.tests.e2e.comfyui import checkpoint_in
 from memguard_pack.tests.hosts.comfyui import tiny
 from memguard_pack.tests.hosts.comfyui.test_comfyui_explain import Clip, encode
+from memguard_pack.tests.pictures import drawn, put
 
 COPIED, ORDINARY = 3, 2  # pictures that the test bed has memorized, and pictures that it has not
 LAYER = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
@@ -49,17 +49,6 @@ def inputs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def put(folder, name, picture, caption):
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{name}.png")
-    (folder / f"{name}.txt").write_text(caption)
-
-
-def drawn(seed):
-    coarse = np.random.default_rng(seed).integers(0, 255, (5, 5, 3)).astype("uint8")
-    return np.asarray(Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC))
-
-
 def lora(out=128, width=32, scale=0.5, layer=LAYER, alpha=1.0):
     draw = torch.Generator().manual_seed(0)
     return {
@@ -83,9 +72,9 @@ def parts():
 @pytest.fixture
 def pictures(inputs):
     for i in range(3):
-        put(inputs / "train", f"t{i}", drawn(i), f"a red fox {i}")
-    put(inputs / "held", "h0", drawn(10), "a blue house")
-    put(inputs / "held", "twin", drawn(1)[:, ::-1], "a red fox again")
+        put(inputs / "train", f"t{i}", drawn(i, 64), f"a red fox {i}")
+    put(inputs / "held", "h0", drawn(10, 64), "a blue house")
+    put(inputs / "held", "twin", drawn(1, 64)[:, ::-1], "a red fox again")
     return inputs
 
 
@@ -134,7 +123,7 @@ def test_the_copies_of_the_test_bed_are_named(bed, inputs):
     for i, each in enumerate(known):
         put(inputs / "train" / "10_x", f"copied{i}", each.picture, each.caption)
     for i, caption in enumerate(testbed.prompts("held")[: 2 * ORDINARY]):
-        put(inputs / ("train" if i < ORDINARY else "held"), f"ordinary{i}", drawn(i), caption)
+        put(inputs / ("train" if i < ORDINARY else "held"), f"ordinary{i}", drawn(i, 64), caption)
     put(inputs / "held", "twin", np.asarray(known[0].picture)[:, ::-1], known[0].caption)
     (inputs / "train" / "broken.png").write_bytes(b"x")
     (inputs / "train" / "broken.txt").write_text("x")
@@ -335,7 +324,7 @@ def test_folders_that_cannot_be_used_are_one_line(parts, pictures, monkeypatch):
     assert "is outside of ComfyUI's input folder" in MemGuardAuditLora.validate_inputs(str(pictures / "train"), "")
     monkeypatch.setattr(folder_paths, "input_directory", str(pictures))
     (pictures / "empty").mkdir()
-    put(pictures / "one", "t", drawn(0), "a cup")
+    put(pictures / "one", "t", drawn(0, 64), "a cup")
     for folder, said in (("empty", "holds no picture with a caption"), ("one", "one training picture is too few")):
         with pytest.raises(Exception, match=said):
             run(*parts, fit(parts[0]), folder=folder)
