@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"memguard {command}" if command in COMMANDS else "memguard"
     for name_of in ("stdout", "stderr"):
         if getattr(sys, name_of) is None:  # closed (>&-), or a program without a console
-            setattr(sys, name_of, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name_of, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter ends nothing

@@ -110,8 +110,8 @@ def ordered(paths: Iterable[Path]) -> list[Path]:
 def names(paths: Iterable[Path]) -> dict[Path, str]:
     """Return the shortest name of each file that no other one has: its own, or with its folders.
 
-    Where the folder says how long it was trained (``checkpoint-500/pytorch_lora_weights.safetensors``) it belongs to the
-    name, also of a file that is named alone: the next one of the training has the same name in another folder.
+    Where the folder says how long it was trained (``checkpoint-500/pytorch_lora_weights.safetensors``), it belongs to
+    the name, also of a file that is named alone: the next one of the training has the same name in another folder.
     """
     paths = list(dict.fromkeys(paths))
     found: dict[Path, str] = {}

@@ -49,11 +49,9 @@ def check(state: Mapping[str, Tensor], name: str) -> None:
         down, up, alpha = state[key], state[ups[each]], state.get(f"{each}.alpha")
         flat = min(down.ndim, up.ndim) < 2 or not down.numel() or not up.numel()
         if flat or down.shape[0] != up.shape[1] or (alpha is not None and alpha.numel() != 1):
-            scale = "" if alpha is None else f", alpha {list(alpha.shape)}"
-            raise Refused(
-                f"{name}: the shapes of {key} do not fit each other (down {list(down.shape)}, up {list(up.shape)}{scale})"
-                "; save it again"
-            )
+            shapes = f"down {list(down.shape)}, up {list(up.shape)}"
+            shapes += "" if alpha is None else f", alpha {list(alpha.shape)}"
+            raise Refused(f"{name}: the shapes of {key} do not fit each other ({shapes}); save it again")
     for key, value in state.items():
         # formats of eight bits know no isfinite
         if value.is_floating_point() and not value.float().isfinite().all():

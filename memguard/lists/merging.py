@@ -21,6 +21,7 @@ from .rows import settings_of
 from .shards import Shard
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+NO_ROW = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError)  # by what stands there
 TAIL = 1 << 16  # bytes at the end of a file that are read at a time
 
 
@@ -84,16 +85,7 @@ class Part:
                 yield row
         except BadInput:
             raise
-        except (
-            ValueError,
-            LookupError,
-            ArithmeticError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            csv.Error,
-            OSError,
-        ):
+        except (*NO_ROW, csv.Error, OSError):
             raise Damaged(f"it cannot be read behind {expected - first} rows") from None
         except Exception as error:  # pyarrow's own, which derive from Exception alone
             if not type(error).__module__.startswith("pyarrow"):
