@@ -211,3 +211,15 @@ def test_streams_that_are_closed_from_the_beginning_end_nothing(closed):
     words = f"'{sys.executable}' -m memguard.cli testbed prompts held {closed}"
     done = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_package_is_brought_by_the_extra_that_is_named():
+    brought = re.findall(r"^(\w+) = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    packages = {extra: listed.replace("scikit-learn", "sklearn").lower() for extra, listed in brought}
+    assert not [name for name, extra in extras.EXTRAS.items() if f'"{name}' not in packages[extra]]
+
+
+def test_what_is_lacking_is_named_and_what_is_there_is_not(monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name != "peft" else object())
+    assert extras.lacking("peft", "imagehash") == f"needs imagehash; {extras.remedy('audit')}"
+    assert extras.lacking("peft") == ""

@@ -406,3 +406,12 @@ def test_a_row_that_is_none_of_ours_is_damage_and_no_fault(tmp_path, row):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:4], json.dumps(json.loads(lines[4]) | row) + "\n", *lines[5:]]))
     assert not merging.is_whole(path)
+
+
+def test_a_parquet_shard_of_fewer_rows_than_its_name_says_is_not_done(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = sorted(scanned(tmp_path / "s", suffix="parquet").iterdir())[2]
+    shard = Shard.of_name(path.name)
+    more = path.with_name(replace(shard, stop=shard.stop + 1).name("parquet"))
+    path.rename(more)
+    assert not merging.has_end(more) and not merging.is_whole(more)

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from memguard.audit import duplicates
 from memguard.audit.folder import pixels, read_folder
+from memguard.copies.depth import grey
 from memguard.copies.reading import read
 from memguard.lists import BadInput
 
@@ -227,3 +228,8 @@ def test_whatever_a_decoder_stumbles_over_is_one_line_and_the_rest_goes_on(tmp_p
     found = read_folder(tmp_path)
     assert [each.name for each in found.pictures] == ["good.png"]
     assert found.notes == ("bad.png: is broken: no picture, or damaged or not written to its end; it is left out",)
+
+
+def test_what_is_below_black_or_no_number_is_black():
+    values = np.array([[-3.0, np.inf, np.nan, 1.0]], np.float32)
+    assert grey(Image.fromarray(values)).tolist() == [[0.0, 0.0, 0.0, 1.0]]
