@@ -183,6 +183,9 @@ class Auditing:
         else:
             pipe = self.pipe
             lora = loras.fitted(pipe, loras.read(path), name)
+            for line in lora.remark(name):
+                print(shown(f"memguard audit: {line}"), file=sys.stderr)
+                self.audit = replace(self.audit, notes=tuple(dict.fromkeys((*self.audit.notes, line))))
         before = self._without()
         images = self.args.out / IMAGES / digest
 

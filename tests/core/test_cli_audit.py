@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from memguard import testbed
 from memguard.audit import record
@@ -101,6 +101,16 @@ def test_an_audit_names_the_copied_pictures_resumes_and_fails_when_asked(data, t
     changed = again["checkpoints"][1]["pictures"]
     assert [p["own_before"] for p in changed] == [p["own_before"] for p in first["pictures"]]
     assert [p["score"] for p in changed] != [p["score"] for p in first["pictures"]]
+
+
+def test_what_of_a_file_does_not_act_stands_in_its_report(data, tmp_path, capsys):
+    file, out = lora(tmp_path / "l" / "x.safetensors", 0.0), tmp_path / "out"
+    save_file(load_file(file) | {"bundle_emb.sks": torch.zeros(1)}, file)
+    few = ("--limit", "2", "--num-inference-steps", "1")
+    assert main(words(data, out, "--lora", file, *few, held=False)) == 0
+    line = "x.safetensors: 1 of its tensors are no part of a LoRA and do not act (bundle_emb.sks)"
+    assert f"memguard audit: {line}" in capsys.readouterr().err.splitlines()
+    assert line in json.loads((out / "audit.json").read_text())["notes"] and line in (out / "report.html").read_text()
 
 
 def test_resume_keeps_the_checkpoints_that_are_not_named_now(data, tmp_path, capsys):

@@ -225,3 +225,14 @@ def test_factors_that_do_not_fit_each_other_are_said_to_be_so(down, up, alpha):
         loras.check(state, "x.safetensors")
     shapes = f"(down {list(down)}, up {list(up)}, alpha {list(alpha)}); save it again"
     assert str(told.value) == f"x.safetensors: the shapes of a.lora_A.weight do not fit each other {shapes}"
+
+
+def test_what_is_no_part_of_a_lora_is_said():
+    pipe = tiny.sd()
+    down, up = factors(pipe, LINEAR)
+    stem = kohya(LINEAR)
+    state = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(ALPHA)}
+    assert loras.fitted(pipe, state, "x.safetensors").remark("x.safetensors") == ()
+    found = loras.fitted(pipe, state | {"bundle_emb.sks.string_to_param": torch.zeros(1)}, "x.safetensors")
+    (line,) = found.remark("x.safetensors")
+    assert "1 of its tensors are no part of a LoRA and do not act (bundle_emb.sks.string_to_param)" in line

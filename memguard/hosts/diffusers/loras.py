@@ -38,11 +38,20 @@ class Lora:
     Attributes:
         factors: layer, such as ``unet.mid_block.attentions.0.proj_in`` -> down [rank, in, ...], up [out, rank, ...].
         differences: parameter -> what is added to it; ComfyUI's training node trains norms and biases whole.
+        left: keys of what is neither, such as a trained token beside the LoRA; it does not act.
 
     """
 
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     differences: dict[str, Tensor] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+
+    def remark(self, name: str) -> tuple[str, ...]:
+        """Return what the reader of an audit must know of a file, in a line, or nothing."""
+        if not self.left:
+            return ()
+        some = ", ".join(self.left[:FEW])
+        return (f"{name}: {len(self.left)} of its tensors are no part of a LoRA and do not act ({some})",)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -193,6 +202,8 @@ def _sorted(state: dict[str, Tensor], aliases: dict[str, str]) -> tuple[Lora, li
         lora.factors[aliases[layer]] = down, up
     for key, value in state.items():
         layer, _, kind = key.rpartition(".")
+        if not (DOWN.search(key) or UP.search(key)) and kind not in ("alpha", "diff", "diff_b"):
+            lora.left = (*lora.left, key)
         if kind in ("diff", "diff_b"):
             if layer in aliases:
                 lora.differences[f"{aliases[layer]}.{'weight' if kind == 'diff' else 'bias'}"] = value
