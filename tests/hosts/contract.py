@@ -63,7 +63,8 @@ def profile(of: Any, rms: float = 2e-9, *detectors: str) -> Any:
     """
     calibration, conditions = ours("calibration"), ours("calibration.conditions")
     finding = of.report.findings[0]
-    facts = (of.report.model, "other", (SIDE, SIDE), finding.sigma or 1.0, finding.timestep, 1, 4, "")
+    size = tuple(of.report.noise_gap_map.shape[-2:])
+    facts = (of.report.model, "other", size, finding.sigma or 1.0, finding.timestep, 1, 4, "")
     made = calibration.Conditions(
         *facts,
         finding.reference,

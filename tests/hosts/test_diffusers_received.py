@@ -19,7 +19,7 @@ from diffusers import (
 from memguard import Guard, MemorizationStop
 from memguard.hosts.diffusers.combination import Alike, find, parts
 from memguard.hosts.diffusers.hooks import Trouble
-from memguard.hosts.diffusers.layouts import laid_out
+from memguard.hosts.diffusers.layouts import Layout, flat
 from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.received import Received, Untold, receiving
 from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored
@@ -181,15 +181,14 @@ class TestLayouts:
     )
     def test_shapes(self, shape, channels, ratio, made):
         given = drawn(*shape)
-        found = laid_out(given, channels, ratio)
+        found = flat(Layout.like(given, channels, ratio).latents(given))
         assert tuple(found.shape) == made
         assert torch.equal(found.flatten().sort().values, given.flatten().sort().values)
 
     def test_channels_stay_together(self):
         given = torch.arange(24.0).reshape(1, 2, 3, 4, 1).expand(1, 2, 3, 4, 5)
-        assert torch.equal(
-            laid_out(given, 3)[0, :, :, 0].T, torch.arange(24.0).reshape(2, 3, 4).transpose(1, 2).flatten(0, 1)
-        )
+        found = flat(Layout.like(given, 3, None).latents(given))
+        assert torch.equal(found[0, :, :, 0], torch.arange(24.0).reshape(2, 3, 4).transpose(0, 1).flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -394,15 +393,13 @@ def test_mitigate_says_why_it_cannot(unread):
 
 
 def test_mitigate_says_why_it_cannot_where_latents_are_laid_out_in_another_way(monkeypatch):
-    def image(latent, arguments):
-        raise Unscored("another layout")
-
-    monkeypatch.setattr("memguard.hosts.diffusers.calls._image", image)
+    monkeypatch.setattr(Layout, "of", lambda *_: None)
     pipe, seen = tiny.sd(), Guard()
     plain = generate(pipe, seen, prompt="a red fox")
     guard = Guard(policy="mitigate", profile=profile(seen))
     assert torch.equal(generate(pipe, guard, prompt="a red fox"), plain)
-    assert guard.report.error is None and guard.report.attempts[0].changes == ("another layout",)
+    assert guard.report.error is None
+    assert guard.report.attempts[0].changes[0].endswith("are not laid out in a way that MemGuard knows")
 
 
 def test_a_pipeline_that_asks_no_scheduler_has_the_first_reason(unread, monkeypatch):

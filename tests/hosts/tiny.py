@@ -227,6 +227,37 @@ def flux(guidance_embeds: bool = False):
     )
 
 
+def cogvideox():
+    """Both prompts in one call, of frames [B, T, C, h, w]."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=WIDTH,
+        num_layers=1,
+        sample_width=4,
+        sample_height=2,
+        sample_frames=9,
+        max_text_seq_length=16,
+    )
+    down, up = 4 * ("CogVideoXDownBlock3D",), 4 * ("CogVideoXUpBlock3D",)
+    small = {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
+    return quiet(
+        diffusers.CogVideoXPipeline(
+            transformer=model,
+            vae=diffusers.AutoencoderKLCogVideoX(down_block_types=down, up_block_types=up, **small).eval(),
+            scheduler=DDIMScheduler(**SCHEDULE),
+            text_encoder=t5(),
+            tokenizer=words_tokenizer(),
+        )
+    )
+
+
 def bria():
     """Both prompts in one call, of latents that are packed as Flux packs them; needs a diffusers that has Bria."""
     import diffusers

@@ -2,7 +2,7 @@
 
 It is repeated with the arguments as they came, by position or by name: hooks of others may read either.
 
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch, einops.
+Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ...attributions.moment import Encoded
 from .caches import ANSWERED, untouched
+from .layouts import Layout
 from .rows import Unscored, own
 
 BESIDE = ("encoder_", "text_", "attention_mask")  # how what a model reads beside a prompt's text begins
@@ -28,11 +28,12 @@ class Call:
 
     Attributes:
         arguments: by name, as the module got them.
-        x: latents, [B, C, h, w].
-        prediction: [B, C, h, w], in the model's own units.
+        x: latents, [B, C, h, w], of frames [B, C, T, h, w].
+        prediction: of the same shape, in the model's own units.
         timestep: scalar or [B].
         text: encoder_hidden_states, [B, tokens, d].
         positional: number of the arguments that came by position.
+        layout: of latents in the module's own tensors.
 
     """
 
@@ -43,6 +44,7 @@ class Call:
     timestep: Tensor
     text: Tensor
     positional: int = 0
+    layout: Layout = Layout()
 
     @classmethod
     def of(
@@ -66,15 +68,18 @@ class Call:
         timestep, text = arguments.get("timestep"), arguments.get("encoder_hidden_states")
         if not isinstance(sample, Tensor) or not isinstance(text, Tensor) or timestep is None:
             raise Unscored(f"{type(module).__name__} is not called with a latent, a timestep and an encoded prompt")
-        x = _image(sample, arguments)
-        prediction = _like(x, module) if output is None else _image(tensor_of(output), arguments)
+        layout = Layout.of(sample, arguments, getattr(module, "config", {}).get("in_channels"))
+        if layout is None:
+            raise Unscored(f"latents of shape {list(sample.shape)} are not laid out in a way that MemGuard knows")
+        x = layout.latents(sample)
+        prediction = _like(x, module) if output is None else layout.latents(tensor_of(output))
         if (variance and output is not None) or prediction.shape[1] == 2 * x.shape[1]:
             prediction = prediction.chunk(2, 1)[0]  # the second half is the learned variance
         if len(prediction) != len(text):
             raise Unscored(f"the model call has {len(prediction)} images and {len(text)} prompts")
         # in-painting models see a mask and a picture in further channels
         x = x[:, : prediction.shape[1]]
-        return cls(module, arguments, x, prediction, torch.as_tensor(timestep).detach(), text, len(args))
+        return cls(module, arguments, x, prediction, torch.as_tensor(timestep).detach(), text, len(args), layout)
 
     def repeat(self, rows: slice, prompt: Encoded, x: Tensor | None = None) -> Tensor:
         """Predict some rows again with other prompts: the one thing that costs rows. Follows torch's gradient mode.
@@ -100,8 +105,8 @@ class Call:
         if len(prompt.text) != count:
             times = len(prompt.text) // count
             arguments = {k: v if k.endswith("_ids") else _tiled(v, times, count) for k, v in arguments.items()}
-        arguments = with_latents(with_prompt(arguments, prompt), x)
-        made = _image(tensor_of(self.made(arguments)), arguments)[:, : self.prediction.shape[1]]
+        arguments = with_latents(with_prompt(arguments, prompt), x, self.layout)
+        made = self.layout.latents(tensor_of(self.made(arguments)))[:, : self.prediction.shape[1]]
         if torch.equal(made, self.prediction[rows]) and not self._asks_alike(rows, prompt, x):
             raise Unscored(ANSWERED)
         return made
@@ -184,15 +189,13 @@ def prompt_of(arguments: dict[str, Any]) -> Encoded:
     return Encoded(arguments["encoder_hidden_states"], _pooled(arguments)[1])
 
 
-def with_latents(arguments: dict[str, Any], x: Tensor | None) -> dict[str, Any]:
+def with_latents(arguments: dict[str, Any], x: Tensor | None, layout: Layout) -> dict[str, Any]:
     """Return the arguments of a call on other latents [B, C, h, w]; further channels (in-painting) stay."""
     if x is None:
         return arguments
     name = "sample" if "sample" in arguments else "hidden_states"
-    old = arguments[name]
-    if old.ndim == 3:
-        x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-    return arguments | {name: x.to(old) if old.ndim == 3 else torch.cat([x.to(old), old[:, x.shape[1] :]], 1)}
+    old = layout.latents(arguments[name])
+    return arguments | {name: layout.back(torch.cat([x.to(old), old[:, x.shape[1] :]], 1))}
 
 
 def _pooled(arguments: dict[str, Any]) -> tuple[str, Tensor | None]:
@@ -238,15 +241,3 @@ def _tiled(value: Any, times: int, count: int) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_tiled(v, times, count) for v in value)
     return value
-
-
-def _image(latent: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Return a latent as [B, C, h, w]; Flux packs 2 x 2 pixels into one token and says where each token lies."""
-    if latent.ndim == 4:
-        return latent
-    places = arguments.get("img_ids")
-    if latent.ndim == 3 and places is not None:
-        height, width = (int(n) + 1 for n in places.reshape(-1, places.shape[-1])[:, 1:3].amax(0))
-        if height * width == latent.shape[1]:
-            return rearrange(latent, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=2, q=2)
-    raise Unscored(f"latents of shape {list(latent.shape)} are not laid out as one image per row")

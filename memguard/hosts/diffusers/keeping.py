@@ -103,6 +103,6 @@ def _again(pipe: Any, call: Call, rows: slice) -> Callable[[Encoded], Tensor]:
     def predict(prompt: Encoded) -> Tensor:
         prediction = call.repeat(rows, prompt)
         x = call.x[rows]
-        return here.convert(prediction, x.repeat(len(prediction) // len(x), 1, 1, 1))
+        return here.convert(prediction, x.repeat(len(prediction) // len(x), *(1,) * (x.ndim - 1)))
 
     return predict

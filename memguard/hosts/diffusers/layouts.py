@@ -1,4 +1,4 @@
-"""What a model predicts as [B, C, h, w], whatever its own layout: frames, packed tokens, channels last, sound.
+"""How latents lie in a model's own tensors, and the way to [B, C, h, w] or, of frames, [B, C, T, h, w] and back.
 
 Room: memguard.hosts, diffusers. May import: torch, einops.
 """
@@ -6,38 +6,102 @@ Room: memguard.hosts, diffusers. May import: torch, einops.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor
 
+PICTURE, FRAMES = "b c h w", "b c t h w"
 
-def laid_out(tensor: Tensor, channels: int | None = None, ratio: float | None = None) -> Tensor:
-    """Return a prediction as images, [B, C, h, w]: frames one below the other, sound as one line.
 
-    Args:
-        tensor: [B, C, h, w]; frames [B, C, T, h, w], [B, T, C, h, w] or [B, T, h, w, C]; tokens [B, N, C]; sound
-            [B, C, N].
-        channels: of the latents, which tells layouts apart; None takes channels first.
-        ratio: height / width of the picture; None is a square.
+@dataclass(frozen=True)
+class Layout:
+    """A layout, in the notation of einops.
+
+    Attributes:
+        own: the model's axes.
+        plain: the same as a picture, or as frames.
+        sizes: of axes that are packed into one.
 
     """
-    if tensor.ndim == 4:
-        last = channels is not None and tensor.shape[1] != channels == tensor.shape[3]
-        return rearrange(tensor, "b h w c -> b c h w") if last else tensor
-    if tensor.ndim == 5:
-        sizes = tensor.shape
-        if channels is None or sizes[1] == channels:
-            order = "b c t h w -> b c (t h) w"
-        elif sizes[2] == channels:
-            order = "b t c h w -> b c (t h) w"
-        else:
-            order = "b t h w c -> b c (t h) w" if sizes[4] == channels else "b c t h w -> b c (t h) w"
-        return rearrange(tensor, order)
-    if tensor.ndim == 3:
+
+    own: str = PICTURE
+    plain: str = PICTURE
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def latents(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the model's as [B, C, h, w] or [B, C, T, h, w]."""
+        return self._moved(tensor, self.own, self.plain)
+
+    def back(self, latents: Tensor) -> Tensor:
+        """Return latents as the model's tensors are."""
+        return self._moved(latents, self.plain, self.own)
+
+    def _moved(self, tensor: Tensor, one: str, other: str) -> Tensor:
+        return tensor if one == other else rearrange(tensor, f"{one} -> {other}", **dict(self.sizes))
+
+    @classmethod
+    def of(cls, tensor: Tensor, arguments: Mapping[str, Any], channels: int | None) -> Layout | None:
+        """Return the layout of what a denoiser is called with; None where it is not known.
+
+        Args:
+            tensor: the latents.
+            arguments: of the call, by name: they say where tokens lie.
+            channels: that the denoiser takes, where it says so.
+
+        """
+        if tensor.ndim == 4:
+            return cls()
+        if tensor.ndim == 5 and channels is not None:
+            return _frames(tensor, channels)
+        return _tokens(tensor, arguments) if tensor.ndim == 3 else None
+
+    @classmethod
+    def like(cls, tensor: Tensor, channels: int | None, ratio: float | None) -> Layout:
+        """Return what the layout of a prediction seems to be, where nothing says where its values lie.
+
+        Args:
+            tensor: [B, C, h, w]; frames, channels first or last; tokens [B, N, C]; sound [B, C, N].
+            channels: that are predicted, where the denoiser says so.
+            ratio: height / width of the picture; None is a square.
+
+        """
+        if tensor.ndim == 4:
+            last = channels is not None and tensor.shape[1] != channels == tensor.shape[3]
+            return cls("b h w c") if last else cls()
+        if tensor.ndim == 5:
+            return (None if channels is None else _frames(tensor, channels)) or cls(FRAMES, FRAMES)
         _, count, depth = tensor.shape
         if channels is not None and count == channels != depth:
-            return rearrange(tensor, "b c n -> b c 1 n")
+            return cls("b c (h w)", sizes=(("h", 1),))
         height = round(math.sqrt(count * (ratio or 1.0)))
-        height = height if height and count % height == 0 else count
-        return rearrange(tensor, "b (h w) c -> b c h w", h=height)
-    return tensor.reshape(len(tensor), -1, 1, 1)
+        return cls("b (h w) c", sizes=(("h", height if height and count % height == 0 else count),))
+
+
+def flat(latents: Tensor) -> Tensor:
+    """Return latents as pictures, [B, C, h, w], frames one below the other."""
+    return rearrange(latents, "b c t h w -> b c (t h) w") if latents.ndim == 5 else latents
+
+
+def _frames(tensor: Tensor, channels: int) -> Layout | None:
+    for axis, own in ((1, FRAMES), (2, "b t c h w"), (4, "b t h w c")):
+        if tensor.shape[axis] == channels:
+            return Layout(own, FRAMES)
+    return None
+
+
+def _tokens(tensor: Tensor, arguments: Mapping[str, Any]) -> Layout | None:
+    """Return the layout of tokens: Flux and its kin pack 2 x 2 pixels into one and say where each token lies."""
+    count = tensor.shape[1]
+    places = arguments.get("img_ids")
+    if isinstance(places, Tensor):
+        height, width = (int(n) + 1 for n in places.reshape(-1, places.shape[-1])[:, 1:3].amax(0))
+        if height * width == count:
+            packed = (("h", height), ("w", width), ("p", 2), ("q", 2))
+            return Layout("b (h w) (c p q)", "b c (h p) (w q)", packed)
+    sides = [arguments.get(name) for name in ("num_frames", "height", "width")]  # LTX
+    if all(isinstance(side, int) for side in sides) and math.prod(sides) == count:  # type: ignore[arg-type]
+        return Layout("b (t h w) c", FRAMES, tuple(zip("thw", sides, strict=True)))  # type: ignore[arg-type]
+    return None

@@ -118,7 +118,7 @@ class Mitigating:
         if not treatment.changes:
             steering.calls += 1
             return None
-        steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None))
+        steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None), call.layout)
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
         kept = [again for again in made if again.treatment.predicts_as(treatment)]

@@ -20,6 +20,7 @@ from ...records import Reference, StepEvidence
 from ...steps import Steps
 from .attention import Reading
 from .calls import Call
+from .layouts import flat
 from .levels import level, steps_of
 from .listener import Listener
 from .pipes import family, latent_pixels, learns_variance, model_calls, unguided
@@ -228,7 +229,8 @@ class Reader:
         if self.shared is None or not self.shared.fits(call, n):
             part = slice(rows.start, rows.start + n)
             self.shared = Shared(call.x[part].clone(), call.timestep.flatten()[:1].clone(), self._repeat(call, part))
-        return self.shared.prediction.repeat((rows.stop - rows.start) // n, 1, 1, 1)
+        made = self.shared.prediction
+        return made.repeat((rows.stop - rows.start) // n, *(1,) * (made.ndim - 1))
 
     def _repeat(self, call: Call, rows: slice) -> Tensor:
         wished, count = self.prompts.wished, rows.stop - rows.start
@@ -248,7 +250,7 @@ class Reader:
         Args:
             call: the model call.
             rows: that carry the prompt.
-            reference: what is predicted without it, in the model's own units, [R, C, h, w].
+            reference: what is predicted without it, in the model's own units, [R, C, h, w] or [R, C, T, h, w].
 
         """
         here = level(self.pipe.scheduler, call.timestep)
@@ -261,8 +263,8 @@ class Reader:
             sigma=here.sigma,
             sigma_max=here.sigma_max,
             timestep=here.timestep,
-            noise_cond=here.convert(call.prediction[rows], x),
-            noise_uncond=here.convert(reference, x),
+            noise_cond=flat(here.convert(call.prediction[rows], x)),
+            noise_uncond=flat(here.convert(reference, x)),
             parameterization=here.parameterization,
             family=family(call.module),
             reference=self.reference,

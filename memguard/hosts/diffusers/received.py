@@ -20,7 +20,7 @@ from torch import Tensor
 from ...records import StepEvidence
 from .combination import Alike, find, parts
 from .hooks import Trouble
-from .layouts import laid_out
+from .layouts import Layout, flat
 from .levels import level
 from .pipes import family, model_calls
 from .rows import ALIKE, ONCE, Unscored
@@ -89,15 +89,15 @@ class Received:
         here = level(self.pipe.scheduler, torch.as_tensor(timestep))
         x = torch.zeros_like(found.cond) if same is None else same
         cond, uncond = (here.convert(found.unit * each, x) for each in (found.cond, found.uncond))
-        channels, ratio = self._channels(), self._ratio()
+        layout = Layout.like(cond, self._channels(), self._ratio())
         return StepEvidence(
             step=step,
             num_steps=model_calls(self.pipe),
             sigma=here.sigma,
             sigma_max=here.sigma_max,
             timestep=here.timestep,
-            noise_cond=laid_out(cond, channels, ratio),
-            noise_uncond=laid_out(uncond, channels, ratio),
+            noise_cond=flat(layout.latents(cond)),
+            noise_uncond=flat(layout.latents(uncond)),
             parameterization=here.parameterization,
             family=family(self.module),
             full_noise=here.full_noise,

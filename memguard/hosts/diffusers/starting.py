@@ -97,7 +97,7 @@ def start(
     rows = blocks.get("cond", next(iter(blocks.values())))
     x, everything = call.x[rows], prompt_of(call.arguments)
     channels = call.prediction.shape[1]
-    size = (channels, call.x.shape[-2], call.x.shape[-1])
+    size = (channels, *call.x.shape[2:])
     table = groups_of(pipe, prompts.texts, call.text.shape[1], len(x))
     known = {role: _rows(everything, part) for role, part in blocks.items()}
     cond, uncond = known.get("cond") or prompts.cond, known.get("uncond") or prompts.uncond

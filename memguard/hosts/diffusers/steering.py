@@ -20,6 +20,7 @@ from .caches import ANSWERED
 from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
 from .edits import PLAN, Editor, following
 from .hooks import Trouble
+from .layouts import Layout
 from .levels import level
 from .pipes import learns_variance
 from .putting import Plans, exchanged
@@ -102,9 +103,9 @@ class Steering:
         arguments = by_name(module, args, kwargs)
         if self.calls == 0 and self.choose is not None:
             call = Call.of(module, args, kwargs, None)
-            self.adopt(self.choose(call, self.blocks(call.text)))
+            self.adopt(self.choose(call, self.blocks(call.text)), call.layout)
             self._asked = args, kwargs
-            arguments = with_latents(arguments, self._noise(call))
+            arguments = with_latents(arguments, self._noise(call), call.layout)
         if not self.treatment.changes:
             return None
         self._asked = args, kwargs
@@ -159,13 +160,13 @@ class Steering:
         self.latents = first.clone()  # some pipelines hand the user's own tensor through
         return (self.latents, *rest) if isinstance(result, tuple) else self.latents
 
-    def adopt(self, treatment: Treatment) -> None:
-        """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents."""
+    def adopt(self, treatment: Treatment, layout: Layout) -> None:
+        """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents, as these lie."""
         self.treatment, self.effect = treatment, self.carry(treatment)
         if treatment.noise is not None and self.latents is not None:
             noise = treatment.noise.to(self.latents)
-            if noise.shape != self.latents.shape:  # Flux packs its latents
-                noise = with_latents({"hidden_states": self.latents}, noise)["hidden_states"]
+            if noise.shape != self.latents.shape:
+                noise = layout.back(noise)
             images = slice(None) if treatment.images is None else treatment.images
             self._own_latents = self.latents.clone()
             with torch.no_grad():
@@ -180,7 +181,7 @@ class Steering:
 
         """
         effect = Effect(treatment)
-        moved = with_latents(call.arguments, self._noise(call, treatment))
+        moved = with_latents(call.arguments, self._noise(call, treatment), call.layout)
         arguments = exchanged(moved, blocks, treatment, effect)
         under = PLAN.get() if self._under is None else self._under
         plan = self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls, under)
@@ -205,7 +206,7 @@ class Steering:
         if noise is None:
             return None
         blocks = len(call.x) // len(noise)
-        found = (noise * self.scale(call)).to(call.x).repeat(blocks, 1, 1, 1)
+        found = (noise * self.scale(call)).to(call.x).repeat(blocks, *(1,) * (noise.ndim - 1))
         if images is None:
             return found
         x = call.x.clone()  # the other images' own, to the last bit
@@ -246,18 +247,13 @@ class Steering:
         gap = effect.guided(before, now)
         if gap is before:
             return None
-        changed = tensor_of(output).clone()
+        changed = call.layout.latents(tensor_of(output)).clone()
         channels = call.prediction.shape[1]
         rows = slice(None) if self.treatment.images is None else self.treatment.images
         moved = (call.prediction[uncond].float() + gap / gain(here)).to(changed)
-        if changed.ndim == 3:  # packed, as the latents of Flux and its kin are
-            picture = call.prediction.clone()
-            picture[cond][rows] = moved[rows]
-            changed = with_latents({"hidden_states": changed}, picture)["hidden_states"]
-        else:
-            changed[cond, :channels][rows] = moved[rows]
+        changed[cond, :channels][rows] = moved[rows]
         effect.written()
-        return output_of(output, changed)
+        return output_of(output, call.layout.back(changed))
 
 
 @dataclass(frozen=True)
