@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .passes import Pass
 
 log = logging.getLogger("memguard")
+ENDED = "the run ended before its first step was complete"
 
 
 class MemorizationStop(RuntimeError):
@@ -229,7 +230,7 @@ class Run:
 
     def _ask(self, detector: Any, evidence: Sequence[StepEvidence]) -> Finding:
         if not evidence:
-            reason = self.reason or "the run ended before its first step was complete"
+            reason = self.reason or ENDED
             return Finding(detector.NAME, status=reason, reference=self.guard.reference, threshold_source="")
         first = evidence[: self.guard.steps]
         finding = detector.detect(evidence if "late" in detector.NEEDS else first)

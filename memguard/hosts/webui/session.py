@@ -30,7 +30,6 @@ from .sampling import Pass
 log = logging.getLogger("memguard")
 SKIPPED = "the WebUI skipped the prediction without the prompt (skip early CFG, or negative guidance minimum sigma)"
 SAME = "the prompt and what it is compared with are the same, so there is nothing to score"
-ENDED = "the run ended before the model's first prediction"
 NEVER = "a pass that never began"
 
 
@@ -112,8 +111,8 @@ class Session:
         """Close the pass in progress."""
         if self.now is not None:
             finished, self.now = self.now, None
-            if finished.calls == 0:
-                finished.run.unavailable(finished.missing or ENDED)
+            if finished.calls == 0 and finished.missing:
+                finished.run.unavailable(finished.missing)
             report = finished.finish()
             place = finished.place
             self._passes.add(Past.of(finished.run, self._job, place.prompt, (self._made(place),)))

@@ -19,6 +19,7 @@ from ...mitigations.base import Treatment
 from ...mitigations.effect import Effect
 from ...passes import left_alone, takes_over
 from ...records import Attempt
+from ...run import ENDED
 from ...troubles import careful, in_words
 from . import model
 from .edits import Editor
@@ -26,7 +27,7 @@ from .first import Again
 from .places import Place
 from .reading import Reader
 from .sampling import Pass
-from .session import ENDED, Session
+from .session import Session
 
 log = logging.getLogger("memguard")
 
@@ -202,7 +203,7 @@ class Treated:
             return  # hires asks twice
 
         def sampled(p: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-            with ExitStack() as stack:
+            with self._closed_by_errors(), ExitStack() as stack:
                 stack.callback(self._stack.close)  # whatever ends the sampling, nothing stays in the network
                 with self.session.careful():
                     self._stand(stack, sampler)
@@ -220,6 +221,16 @@ class Treated:
 
         sampled.memguard = self  # type: ignore[attr-defined]
         setattr(sampler, name, sampled)
+
+    @contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        """Close the pass where an error of the host ends it, of which the host tells no script."""
+        try:
+            yield
+        except Exception:
+            with self.session.careful(over=True):
+                self.finish()
+            raise
 
     def _stand(self, stack: ExitStack, sampler: Any) -> None:
         """Put what reads and what bears witness into the network, for one sampling."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from memguard_pack.tests.hosts.webui.inside.outcomes import called
 from memguard_pack.tests.hosts.webui.server import FLAGS, Server, missing
 from memguard_pack.tests.hosts.webui.stand_ins import Door, modules
 
@@ -28,3 +29,16 @@ def host(monkeypatch, tmp_path):
 def door(host, monkeypatch):
     """The extension's script and callbacks over these modules."""
     return Door(host, monkeypatch)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Let a test of the host contract tell what became of it in the host's process (test_webui_contract.py)."""
+    if pyfuncitem.module.__name__.rpartition(".")[2] != "test_webui_contract":
+        return None
+    outcome, text = pyfuncitem.funcargs["host"].get(called(pyfuncitem), ("failed", "the host's process did not run it"))
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome == "failed":
+        pytest.fail(text, pytrace=False)
+    return True

@@ -53,6 +53,7 @@ class Server:
         flags: of the host, in place of FLAGS.
         more: flags of the host, behind those.
         headers: sent with every request, such as a name and a password.
+        extension: folder of one more extension.
 
     Attributes:
         called: the host's name in reports.
@@ -71,6 +72,7 @@ class Server:
         flags: Sequence[str] | None = None,
         more: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
+        extension: Path | None = None,
     ) -> None:
         self.host, self.forge, self.headers = host, host != "a1111", dict(headers or {})
         self.upscaler = "None" if host == "neo" else "Latent"
@@ -85,6 +87,7 @@ class Server:
         self.links = []
         here = Path(__file__).parent
         others = {"aa-neighbour": here / "neighbour", "detailer": here / "detailer"}
+        others |= {} if extension is None else {extension.name: extension}
         for name, target in {"memguard": REPOSITORY, **others}.items():
             self.links.append(self.folder / "extensions" / name)
             self.links[-1].parent.mkdir(exist_ok=True)
@@ -156,7 +159,7 @@ class Server:
         with self.open(path) as reply:
             return json.load(reply)
 
-    def post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: Any) -> dict:
         with self.open(path, json.dumps(body).encode()) as reply:
             return json.load(reply)
 

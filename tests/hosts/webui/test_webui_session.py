@@ -55,7 +55,7 @@ def test_equal_keys_are_one_pass_and_another_closes_it(session):
     assert [report.verdict for report in made.reports] == ["memorized"]
     made.end()
     made.end()
-    assert made.reports[1].findings[0].status == "the run ended before the model's first prediction"
+    assert made.reports[1].findings[0].status == "the run ended before its first step was complete"
 
 
 def test_stop_ends_the_generation_once_and_says_why(session):
