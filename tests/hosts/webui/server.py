@@ -159,7 +159,7 @@ class Server:
         with self.open(path) as reply:
             return json.load(reply)
 
-    def post(self, path: str, body: Any) -> dict:
+    def post(self, path: str, body: dict) -> dict:
         with self.open(path, json.dumps(body).encode()) as reply:
             return json.load(reply)
 

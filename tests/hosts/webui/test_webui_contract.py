@@ -25,7 +25,7 @@ def server(request, tmp_path_factory):
     made = Server(request.param, tmp_path_factory.mktemp(f"{request.param}-inside") / "data", extension=INSIDE)
     chosen = [item for item in request.session.items if item.module is request.module]
     try:
-        return made.post("/inside", sorted({called(item) for item in chosen}))
+        return made.post("/inside", {"names": sorted({called(item) for item in chosen})})
     finally:
         made.close()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from memguard.run import ENDED
 from memguard_pack.tests.hosts.webui.stand_ins import Processing, session
 
 
@@ -73,8 +74,12 @@ def ended_by_an_error(door, breaks, told=True):
     with suppress(torch.OutOfMemoryError):
         p.sampler.sample(p, torch.ones(2, 4, 8, 8))
         raise torch.OutOfMemoryError
-    assert made.now is not None and made.now.reader is not None and made.now.run.report.error is None
-    assert made.now.calls == (breaks == "decoding")
+    if told and breaks == "model":
+        (report,) = made.reports
+        assert (report.findings[0].status, report.error) == (ENDED, None)
+    else:
+        assert made.now is not None and made.now.reader is not None and made.now.run.report.error is None
+        assert made.now.calls == (breaks == "decoding")
     return p, weakref.ref(network), weakref.ref(getattr(p, door.webui.HELD))
 
 

@@ -111,7 +111,12 @@ class WebUI:
     def hooks(self):
         layers = list(self.network.modules())
         found = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in layers)
-        return found + sum("forward" in vars(layer) for layer in layers)
+        found += sum("forward" in vars(layer) for layer in layers)
+        if not ours.FORGE:
+            return found
+        # each pass begins with a copy of this; its own model goes with it
+        options = self.engine.forge_objects_after_applying_lora.unet.model_options
+        return found + sum(len(each) for each in options.values() if isinstance(each, list))
 
     def break_model(self, error):
         self._error = error

@@ -1,4 +1,4 @@
-"""The suites of the host contract over the WebUI of this process; ``tests/hosts/webui/test_webui_contract.py`` runs them."""
+"""The suites of the host contract over the WebUI of this process. ``test_webui_contract.py`` has them run."""
 
 from typing import ClassVar
 
