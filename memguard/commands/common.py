@@ -50,15 +50,17 @@ def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
 
     """
     group = parser.add_argument_group("run")
-    group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt")
+    group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default %(default)s)")
     if scored:
         group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
-    group.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="steps of the whole schedule")
+    group.add_argument(
+        "--num-inference-steps", type=int, default=50, metavar="N", help="of the schedule (default %(default)s)"
+    )
     unused = ", does not act on the first step" if scored else ""
-    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help=f"default 7.5{unused}")
+    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help=f"default %(default)s{unused}")
     group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
     group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="default %(default)s")
     group.add_argument("--negative-prompt", metavar="TEXT", help="default: the model's own empty prompt")
     return group
 

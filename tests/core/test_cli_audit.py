@@ -279,3 +279,10 @@ def test_what_was_interrupted_before_its_first_result_can_be_begun_again(tmp_pat
     with pytest.raises(BadInput, match="is not empty and holds no audit"):
         begun._begun(tmp_path)
     assert path.exists()
+
+
+def test_help_says_the_defaults_of_this_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["audit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "images per prompt (default 4)" in said and "of the schedule (default 25)" in said
