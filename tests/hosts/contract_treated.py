@@ -107,6 +107,12 @@ class TreatedContract:
         assert {step.scale for step in nothing.steps} == {7.5}
         assert guard.report.attempts[0].changes[-1].startswith("acts after the first step")
 
+    def test_guidance_counts_the_steps_from_other_noise_on(self, host: Host):
+        nothing, noise = Gap(0.0), host.noise(1, seed=5)
+        made, _, _ = self.under(host, lambda start: {"noise": noise.to(start.noise), "guidance": (nothing,)})
+        torch.testing.assert_close(made, host.sample(None, [""], seed=5), **self.NEAR)
+        assert [step.index for step in nothing.steps] == list(range(self.STEPS))
+
     def test_guidance_is_asked_about_the_treated_text(self, host: Host):
         half = Gap(0.5)
 
