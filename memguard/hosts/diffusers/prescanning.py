@@ -125,7 +125,7 @@ class Sieve:
         for report in self.small.scored([(PROBE, self.full.seed)]):
             if report.error:
                 said = f"the first look at {self.height}x{self.width} fails"
-                raise Refused(f"{said}: {report.findings[0].status}")
+                raise Refused(f"{said}: {report.error.splitlines()[0]}")  # there is no row that could say it
             for finding in report.findings:
                 if finding.scores and finding.p_value is None:
                     raise Refused(finding.threshold_source.removeprefix("uncalibrated: "))
