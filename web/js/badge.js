@@ -1,17 +1,15 @@
 // The panel on a node that shows a report: verdict, curve, words, maps, and what can be done with them.
 
-import { attemptLines } from "./attempts.js";
 import { chartOf } from "./chart.js";
-import { copyButton } from "./copy.js";
-import { button, part } from "./dom.js";
+import { button, copyButton, part } from "./dom.js";
+import { otherLines } from "./entries.js";
 import { buttonsOf, titleOf } from "./maps.js";
 import { MapView } from "./mapview.js";
 import { addPanel } from "./panel.js";
-import { otherLines } from "./passes.js";
 import { mapsOf } from "./server.js";
 import { setting } from "./settings.js";
-import { wordRows } from "./wordrows.js";
-import { describe } from "./words.js";
+import { attemptLines, describe } from "./verdict.js";
+import { wordRows } from "./words.js";
 
 const IDLE = { tone: "none", mark: "–", text: "No run yet", lines: [], sentence: "MemGuard: No run yet" };
 const ORIGINS = {
@@ -163,28 +161,6 @@ export class Badge {
     const view = new MapView(this.#atlas, spans, this.#atlas.pictures, setting("Colours"));
     view.show(this.#selected);
     this.#map.replaceChildren(view.element);
-  }
-}
-
-/** The panel of Token Attribution: the words alone. */
-export class Words {
-  #panel;
-  #attribution = null;
-
-  constructor(node) {
-    this.#panel = addPanel(node, "memguard_words", "MemGuard: words");
-    this.#panel.element.setAttribute("role", "status");
-    this.#panel.element.firstChild.append(part("div", "memguard-line", IDLE.text));
-  }
-
-  show(attribution) {
-    this.#attribution = attribution;
-    this.repaint();
-  }
-
-  repaint() {
-    if (!this.#attribution) return;
-    this.#panel.element.firstChild.replaceChildren(...wordRows(this.#attribution, setting("Colours")));
   }
 }
 

@@ -1,10 +1,14 @@
-// The colours of numbers, for chips and maps alike. No DOM, no ComfyUI, so that node can test it.
+// The colours of numbers, for chips and maps alike, and whether the page they stand on is light or dark.
 // Lightness rises evenly with the number in every palette, so order never hangs on hue alone.
 
 // OKLab; "colour" is the ramp of memguard/overlay.py
 const LIGHTNESS = [0.28, 0.96];
 const HUE = [285, 95];
 const CHROMA = { colour: 0.11, grey: 0 };
+
+const REPAINTED = "Comfy.ColorPalette.change";
+const SOON = 200; // ms until the colours are those of the new palette
+const MIDDLE = 0.18; // of the luminance, where black and white letters are read alike
 
 export const PALETTES = Object.keys(CHROMA);
 
@@ -50,4 +54,19 @@ export function gradient(palette) {
 function encode(linear) {
   const value = Math.min(1, Math.max(0, linear));
   return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
+}
+
+/** Whether the ground of panels is light. */
+export function isLight() {
+  const probe = document.createElement("div");
+  probe.style.backgroundColor = "var(--comfy-input-bg, #222)";
+  (document.getElementById("vue-app") ?? document.body).append(probe);
+  const colour = getComputedStyle(probe).backgroundColor.match(/[\d.]+/g) ?? [];
+  probe.remove();
+  return colour.length >= 3 && luminance(colour.slice(0, 3).map(Number)) > MIDDLE;
+}
+
+/** Call a function when the page has got other colours. `settings` are those of ComfyUI, which tell of changes. */
+export function onTheme(settings, act) {
+  settings?.addEventListener?.(REPAINTED, () => setTimeout(act, SOON));
 }

@@ -1,6 +1,7 @@
 // Small pieces of page. textContent only: prompts and file names of others pass through here.
 
 const SVG = "http://www.w3.org/2000/svg";
+const CONFIRMED = 2500; // ms that the button "Copy JSON" says so
 
 /** An element of a class with a text. */
 export function part(tag, name, text = "") {
@@ -24,4 +25,36 @@ export function shape(tag, attributes, text = "") {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.textContent = text;
   return element;
+}
+
+/** "Copy JSON", also where the page is not served over https: copies what `text` returns, and says whether it did. */
+export function copyButton(text) {
+  const element = button("Copy JSON", async () => {
+    element.textContent = (await copy(text())) ? "✓ Copied" : "Not copied: the browser refused";
+    setTimeout(() => (element.textContent = "Copy JSON"), CONFIRMED);
+  });
+  element.setAttribute("aria-live", "polite");
+  return element;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copySelected(text); // no clipboard on plain http, or not allowed
+  }
+}
+
+function copySelected(text) {
+  const focused = document.activeElement;
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.style.position = "fixed";
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+  return done;
 }

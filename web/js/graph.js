@@ -1,6 +1,7 @@
-// The open workflow as a prompt, read and not run: app.graphToPrompt asks widgets to serialize themselves, and some of
-// them upload a picture or draw a number for that. Same ids and links; also knows the inputs' types and the text boxes.
-// No DOM and no imports: LiteGraph's nodes are only read, in the two generations of its API that frontends have.
+// The open workflow: its nodes by the server's names ("12:3" is node 3 inside the subgraph that node 12 stands for), and
+// all of it as a prompt, read and not run: app.graphToPrompt asks widgets to serialize themselves, and some of them upload
+// a picture or draw a number for that. Same ids and links; also knows the inputs' types and the text boxes.
+// No DOM: LiteGraph's nodes are only read, in the two generations of its API that frontends have.
 
 const MUTED = 2;
 const BYPASSED = 4;
@@ -94,4 +95,33 @@ function inside(place, node) {
 
 function idOf(place, node) {
   return [...place.path, node.id].join(":");
+}
+
+/** The node of that id in the open workflow; undefined where another workflow is open. */
+export function nodeAt(rootGraph, executionId) {
+  return find(rootGraph, String(executionId).split(":"));
+}
+
+/** The id by which the server knows a node; of a subgraph that is used twice, the first place. */
+export function executionIdOf(rootGraph, node) {
+  return path(rootGraph, node)?.join(":");
+}
+
+/** All nodes of a workflow, those in its subgraphs too. */
+export function everyNode(graph) {
+  return graph.nodes.flatMap((node) => [node, ...(node.subgraph ? everyNode(node.subgraph) : [])]);
+}
+
+function find(graph, [id, ...rest]) {
+  const node = graph?.getNodeById(isNaN(id) ? id : Number(id));
+  return rest.length > 0 ? find(node?.subgraph, rest) : node;
+}
+
+function path(graph, node) {
+  if (node.graph === graph) return [node.id];
+  for (const outer of graph.nodes) {
+    const inner = outer.subgraph && path(outer.subgraph, node);
+    if (inner) return [outer.id, ...inner];
+  }
+  return undefined;
 }

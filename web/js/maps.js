@@ -1,7 +1,7 @@
-// Maps over the picture: what the server keeps of a run, as numbers, words and pixels. No DOM, so that node can test it.
+// Maps over the picture: what the server keeps of a run, as numbers, words and pixels. No DOM.
 
-import { wordOf } from "./chips.js";
 import { ramp } from "./colours.js";
+import { wordOf } from "./words.js";
 
 const LEVELS = 255;
 const FLOOR = 0.25; // of the opacity, where a map is lowest: the same fading as memguard/overlay.py
@@ -10,17 +10,6 @@ const MEANINGS = {
   bright_ending: "attention to the end of the prompt at the last step; high where the model copies",
   noise_gap: "squared noise gap at the last step; high where the prompt pulls hardest",
 };
-
-/** The answer of GET /memguard/v1/maps/<run> with its numbers unpacked. */
-export function unpack({ run, size, maps, preview }) {
-  const found = maps.map((map) => ({ ...map, values: bytes(map.data) }));
-  return { run, size, maps: new Map(found.map((map) => [map.name, map])), preview };
-}
-
-/** The name of a word's map. */
-export function wordMap(index) {
-  return `word ${index}`;
-}
 
 /** What the button of a map that is no word's says. */
 export function titleOf(name) {
@@ -74,10 +63,6 @@ export function short(value) {
 function word(map, spans) {
   const span = spans[map.span];
   return span ? wordOf(span) : map.name;
-}
-
-function bytes(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 
 /** Whether a picture has the proportions of maps of that size, [height, width]. */

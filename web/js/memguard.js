@@ -3,21 +3,18 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Audit } from "./audit.js";
-import { Badge, Words } from "./badge.js";
-import { check, listenToChecks } from "./checking.js";
-import { plainPrompt } from "./graph.js";
-import { compact, replaces, restored } from "./kept.js";
+import { Badge } from "./badge.js";
+import { check, guardOf, listenToChecks } from "./check.js";
+import { onTheme } from "./colours.js";
+import { compact, gathered, replaces, restored } from "./entries.js";
+import { everyNode, nodeAt, plainPrompt } from "./graph.js";
 import { loadStyle } from "./panel.js";
-import { gathered } from "./passes.js";
-import { Pictures, picturesIn } from "./pictures.js";
-import { everyNode, nodeAt } from "./places.js";
-import { guardOf } from "./precheck.js";
-import { addressOf, outputsOf, reportsOf } from "./server.js";
+import { watchTyping } from "./reminders.js";
+import { Pictures, addressOf, outputsOf, picturesIn, reportsOf } from "./server.js";
 import { onChange, setting, settings } from "./settings.js";
-import { watchTyping } from "./typing.js";
-import { guardsOf } from "./wiring.js";
-import { onTheme } from "./theme.js";
 import { Toasts, warns } from "./toasts.js";
+import { guardsOf } from "./wiring.js";
+import { Words } from "./words.js";
 
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
 const badges = new WeakMap(); // node -> Badge; gone with the node

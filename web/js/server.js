@@ -1,8 +1,9 @@
-// The page's questions to the server. Through api.fetchApi, which knows where ComfyUI lives and who asks.
+// The page's questions to the server: MemGuard's routes, and the pictures that runs produced, of each prompt the newest
+// first. Through api.fetchApi, which knows where ComfyUI lives and who asks.
 
 import { api } from "../../../scripts/api.js";
-import { unpack } from "./maps.js";
-import { viewPath } from "./pictures.js";
+
+const KEPT = 50; // prompts
 
 /** The last reports of this server for a workflow, oldest first. Empty where the server cannot tell. */
 export async function reportsOf(workflow) {
@@ -54,4 +55,45 @@ async function ask(path, method = "GET", body = undefined) {
   } catch {
     return { error: "the server gave no answer", status: "the server gave no answer" };
   }
+}
+
+/** The answer of GET /memguard/v1/maps/<run> with its numbers unpacked. */
+export function unpack({ run, size, maps, preview }) {
+  const found = maps.map((map) => ({ ...map, values: bytes(map.data) }));
+  return { run, size, maps: new Map(found.map((map) => [map.name, map])), preview };
+}
+
+/** The address of a picture that ComfyUI serves, below its API. */
+export function viewPath({ filename, subfolder, type }) {
+  return `/view?${new URLSearchParams({ filename, subfolder: subfolder ?? "", type: type ?? "output" })}`;
+}
+
+/** The pictures in the outputs of a finished prompt, {node: {images}} as in ComfyUI's history, the newest first. */
+export function picturesIn(outputs) {
+  const images = Object.values(outputs ?? {}).flatMap((output) => output?.images ?? []);
+  return images.filter((image) => image?.filename).reverse();
+}
+
+/** A store of pictures by prompt id. */
+export class Pictures {
+  #found = new Map();
+
+  /** Remember what a node of a prompt produced; outputs without a picture change nothing. */
+  add(prompt, output) {
+    const added = picturesIn({ output });
+    if (!prompt || added.length === 0) return;
+    const all = [...added, ...this.of(prompt)];
+    this.#found.delete(prompt);
+    this.#found.set(prompt, all);
+    if (this.#found.size > KEPT) this.#found.delete(this.#found.keys().next().value);
+  }
+
+  /** The pictures of a prompt, the newest first. */
+  of(prompt) {
+    return this.#found.get(prompt) ?? [];
+  }
+}
+
+function bytes(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }

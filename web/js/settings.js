@@ -2,7 +2,6 @@
 
 import { app } from "../../../scripts/app.js";
 import { button, part } from "./dom.js";
-import { memoryLine } from "./past.js";
 import { forget, memory } from "./server.js";
 
 const SENSITIVITY = 99;
@@ -94,4 +93,11 @@ function memoryRow() {
   row.append(label, clear, line);
   show(memory());
   return row;
+}
+
+/** What the settings say of the memory: how much is kept, and why nothing is where it is off. */
+export function memoryLine({ enabled, status, runs, bytes }) {
+  if (status !== "ok") return `The memory is off: ${status}`;
+  const size = bytes < 1024 ? `${bytes} B` : `${Math.round(bytes / 1024)} KiB`;
+  return `${runs} ${runs === 1 ? "run" : "runs"} remembered, ${size}${enabled ? "" : "; new runs are not"}`;
 }

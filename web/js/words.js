@@ -1,63 +1,135 @@
-// What the page says about a report. Words only: no DOM, no ComfyUI, so that node can test it.
-// The sentence itself (report.message) is written by memguard/records.py and shown as it comes.
+// The words of an attribution in the page: a chip each, on its colour, with its weight; both are text.
 
-import { outcome } from "./attempts.js";
+import { ink, isLight, ramp } from "./colours.js";
+import { part } from "./dom.js";
+import { addPanel } from "./panel.js";
+import { setting } from "./settings.js";
 
-const BADGES = {
-  memorized: { mark: "■", text: "Looks memorized" },
-  suspicious: { mark: "▲", text: "May be memorized" },
-  ordinary: { mark: "✓", text: "Looks ordinary" },
-  unknown: { mark: "?", text: "No verdict" },
-};
-const NO_SCORE = { tone: "none", mark: "–", text: "No score" };
-const GRAVITY = ["ordinary", "suspicious", "memorized"];
+const NAMES = { bos: "[BOS]", eos: "[EOS]", padding: "[padding]", pooled: "[pooled]" };
+const IDS = 8; // token ids that a title names; padding has dozens
 
-/** What a badge shows: tone (for the colour), mark, text, lines of explanation, and the sentence for screen readers. */
-export function describe(report) {
-  const finding = gravest(report.findings ?? []);
-  const scored = finding !== undefined && finding.scores.length > 0;
-  const after = outcome(report);
-  const badge = after ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
-  const lines = scored ? scoreLines(finding) : [reason(report, finding)];
-  const shown = after ? lines.map((line) => `Before: ${line.charAt(0).toLowerCase()}${line.slice(1)}`) : lines;
-  return { ...badge, lines: [...shown, ...(report.notes ?? [])], sentence: report.message };
+/** The word of a span as the page writes it. */
+export function wordOf(span) {
+  return span.text || NAMES[span.group];
 }
 
-// the same choice as memguard/records.py makes for its sentence
-function gravest(findings) {
-  const rank = (finding) => 2 * GRAVITY.indexOf(finding.verdict) + (finding.scores.length > 0 ? 1 : 0);
-  return findings.reduce((best, next) => (best === undefined || rank(next) > rank(best) ? next : best), undefined);
+/**
+ * One chip per span: its word, its weight as text, its colours, and a title that says everything. The heaviest word
+ * stands out most: on a `light` ground it is the darkest, on a dark one the brightest.
+ */
+export function chips(attribution, palette, light = false) {
+  const { spans, weights } = attribution;
+  const low = Math.min(0, ...weights);
+  const range = Math.max(...weights) - low || 1;
+  return spans.map((span, index) => {
+    const height = (weights[index] - low) / range;
+    const background = ramp(light ? 1 - height : height, palette);
+    const weight = String(Number(weights[index].toPrecision(3)));
+    const share = shareOf(attribution, index);
+    return {
+      index,
+      part: span.part ?? 0,
+      word: wordOf(span),
+      // what is no word shows its share too: a heavy [EOS] says that the words do not explain the score
+      weight: span.group === "word" || share === null ? weight : `${weight} (${share} %)`,
+      background: `rgb(${background})`,
+      colour: ink(background),
+      title: title(span, weight, share),
+    };
+  });
 }
 
-function reason(report, finding) {
-  return `Reason: ${finding?.status ?? "nothing was measured"}`;
+/** The chips in rows, one per part of a combined prompt. */
+export function rows(attribution, palette, light = false) {
+  const found = new Map();
+  for (const chip of chips(attribution, palette, light)) {
+    if (!found.has(chip.part)) found.set(chip.part, []);
+    found.get(chip.part).push(chip);
+  }
+  return [...found.values()];
 }
 
-function scoreLines(finding) {
-  const scores = finding.scores.filter((score) => score !== null); // an image without a score has none
-  const count = finding.scores.length > 1 ? `, mean of ${scores.length}` : "";
-  const whose = finding.carried && "the verdict of an earlier pass; this one has none of its own";
-  const more = [finding.odds, finding.caveat, whose].filter(Boolean).map(capital);
-  return [capital(place(finding)), `Score ${mean(scores)}${count}`, ...more];
+/** What stands below the chips: what the weights are, or why there are none, and the notes. */
+export function lines(attribution) {
+  if (attribution.status !== "ok") return [`No attribution: ${attribution.status}`];
+  return [`${attribution.method}: ${attribution.unit}`, ...attribution.notes];
 }
 
-/** Where a score stands among ordinary prompts: memguard/wording.py says it; reports of earlier versions do not. */
-function place(finding) {
-  if (finding.place) return finding.place;
-  return finding.percentile === null ? finding.threshold_source : `higher than ${share(finding.percentile)} of ordinary prompts`;
+// in percent of the sum of the part's weights; null where a negative weight leaves no whole to have a share of
+function shareOf({ spans, weights }, index) {
+  const part = spans[index].part ?? 0;
+  const own = weights.filter((_, other) => (spans[other].part ?? 0) === part);
+  const sum = own.reduce((total, weight) => total + weight, 0);
+  return own.some((weight) => weight < 0) || sum <= 0 ? null : Math.round((100 * weights[index]) / sum);
 }
 
-function mean(scores) {
-  const value = scores.reduce((sum, score) => sum + score, 0) / scores.length;
-  return Number(value.toPrecision(3));
+function title(span, weight, share) {
+  const parts = [`${wordOf(span)}: ${weight}`];
+  if (share !== null) parts.push(`${share} % of the sum`);
+  const more = span.ids.length > IDS ? " …" : "";
+  if (span.ids.length > 0) parts.push(`token ${span.ids.slice(0, IDS).join(" ")}${more}`);
+  if (span.emphasis !== 1) parts.push(`emphasis ${span.emphasis}`);
+  if (span.group === "word" && span.columns.length === 0) parts.push("cut off, the model never sees it");
+  return parts.join(", ");
 }
 
-/** A percentile in words. Never rounds up to 100 %: no finite sample shows that. */
-export function share(percentile) {
-  if (percentile > 99.99) return "at least 99.99 %";
-  return `${Math.floor(percentile * 100) / 100} %`;
+/** The name of a word's map. */
+export function wordMap(index) {
+  return `word ${index}`;
 }
 
-function capital(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
+/**
+ * The elements that show an attribution. Words that have a map are buttons: `open` gets the map's name.
+ * `selected` is the name of the map that is open, `maps` the names that can be opened.
+ */
+export function wordRows(attribution, palette, { maps = [], selected = null, open = null } = {}) {
+  const found = attribution.status === "ok" ? rows(attribution, palette, isLight()) : [];
+  const shown = found.map((row, index) => {
+    const element = part("div", "memguard-chips");
+    if (found.length > 1) element.append(part("span", "memguard-part", `Part ${index + 1}`));
+    for (const chip of row) element.append(chipOf(chip, maps, selected, open));
+    return element;
+  });
+  return [...shown, ...lines(attribution).map((line) => part("div", "memguard-line", line))];
+}
+
+function chipOf(chip, maps, selected, open) {
+  const name = wordMap(chip.index);
+  const opens = open !== null && maps.includes(name);
+  const element = part(opens ? "button" : "span", "memguard-chip", chip.word);
+  element.append(part("small", "memguard-weight", chip.weight));
+  Object.assign(element.style, { background: chip.background, color: chip.colour });
+  element.title = chip.title;
+  element.setAttribute("aria-label", opens ? `${chip.title}; show its map` : chip.title);
+  if (opens) {
+    element.type = "button";
+    element.dataset.map = name;
+    element.setAttribute("aria-pressed", String(name === selected));
+    element.addEventListener("click", () => open(name));
+  } else {
+    element.tabIndex = 0;
+  }
+  return element;
+}
+
+/** The panel of Token Attribution: the words alone. */
+export class Words {
+  #panel;
+  #attribution = null;
+
+  constructor(node) {
+    this.#panel = addPanel(node, "memguard_words", "MemGuard: words");
+    this.#panel.element.setAttribute("role", "status");
+    this.#panel.element.firstChild.append(part("div", "memguard-line", "No run yet"));
+  }
+
+  show(attribution) {
+    this.#attribution = attribution;
+    this.repaint();
+  }
+
+  repaint() {
+    if (!this.#attribution) return;
+    this.#panel.element.firstChild.replaceChildren(...wordRows(this.#attribution, setting("Colours")));
+  }
 }

@@ -1,19 +1,51 @@
 // Warnings while a prompt is typed: what the memory of finished runs knows of the texts that feed guarded samplers.
 // Nothing is computed. The listener is the document's, so no widget of any node is touched; both renderers type into
-// the same values.
+// the same values. A line at a text node is there only as long as there is something to say, so that a workflow's nodes
+// and their values stay as they are.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { plainPrompt } from "./graph.js";
-import { flag, unflag } from "./flags.js";
-import { remindsOf } from "./passes.js";
-import { cause, sentence } from "./past.js";
-import { nodeAt } from "./places.js";
+import { part } from "./dom.js";
+import { nodeAt, plainPrompt } from "./graph.js";
+import { addPanel, makeRoom } from "./panel.js";
 import { known } from "./server.js";
 import { onChange, setting } from "./settings.js";
+import { share } from "./verdict.js";
 import { checkpointsOf, samplersOf, textsOf } from "./wiring.js";
 
+const NAMED = 5; // words that a sentence lists
 const PAUSE = 250; // ms without a key
+const SMALL = { kind: "memguard-flag", least: 18, margin: 4 };
+const flags = new WeakMap(); // node -> widget
+
+/** The warning of the server's memory with its evidence. */
+export function sentence(warning) {
+  return `${cause(warning)} (${evidence(warning).join(", ")}). Nothing was computed now.`;
+}
+
+/** The same in a few words. */
+export function cause({ kind, words }) {
+  if (kind === "prompt" || words.length === 0) return "This prompt looked memorized before";
+  const more = words.length > NAMED ? ", …" : "";
+  return `These words drove a memorized run before: ${words.slice(0, NAMED).join(", ")}${more}`;
+}
+
+function evidence({ verdict, score, percentile, checkpoint, seed, created }) {
+  const found = [];
+  if (verdict === "suspicious") found.push("it may be memorized");
+  if (Number.isFinite(score)) found.push(`score ${Number(score.toPrecision(3))}`);
+  if (Number.isFinite(percentile)) found.push(`higher than ${share(percentile)} of ordinary prompts`);
+  if (checkpoint) found.push(String(checkpoint));
+  if (seed !== null && seed !== undefined) found.push(`seed ${seed}`);
+  if (created) found.push(String(created).slice(0, 10));
+  return found;
+}
+
+/** Whether a warning of the server's memory reminds of a run that is shown itself. */
+export function remindsOf({ kind, created }, entry) {
+  if (kind !== "prompt" || !entry || !created) return false;
+  return [entry.report, ...(entry.runs ?? [])].some((report) => report.created === created);
+}
 
 /** Watch the texts of the open workflow; `badgeOf` gives the badge of a MemGuard node. Returns the function that looks again. */
 export function watchTyping(badgeOf) {
@@ -50,7 +82,7 @@ class Watch {
 
   async #look() {
     const root = app.rootGraph ?? app.graph;
-    const guards = setting("WarnWhileTyping") ? guardsOf(plainPrompt(root)) : [];
+    const guards = setting("WarnWhileTyping") ? guardedTexts(plainPrompt(root)) : [];
     const asked = JSON.stringify([root.id, guards]);
     if (asked === this.#asked) return;
     this.#asked = asked;
@@ -81,7 +113,8 @@ class Watch {
   }
 }
 
-function guardsOf(prompt) {
+// of each guard the texts that its samplers get
+function guardedTexts(prompt) {
   const ids = Object.keys(prompt).filter((id) => prompt[id].class_type === "MemGuard");
   const all = ids.map((guard) => {
     const prompts = samplersOf(prompt, guard).map(({ positive }) => textsOf(prompt, positive));
@@ -92,4 +125,34 @@ function guardsOf(prompt) {
     return { guard, texts: different.filter(({ text }) => text.trim()), wholes, checkpoints: checkpointsOf(prompt, guard) };
   });
   return all.filter(({ texts }) => texts.length > 0);
+}
+
+// shows a line at a node, with a sentence for who points at it
+function flag(node, line, sentence) {
+  const { element } = flagOf(node) ?? add(node);
+  element.title = sentence;
+  const text = `▲ ${line}`;
+  if (element.textContent !== text) element.firstChild.replaceChildren(part("div", "memguard-known", text));
+}
+
+// takes the line at a node back
+function unflag(node) {
+  const widget = flagOf(node);
+  flags.delete(node);
+  if (!widget) return;
+  node.removeWidget(widget);
+  makeRoom(node);
+}
+
+// undefined where the node has dropped it, as it may when it is configured again
+function flagOf(node) {
+  const widget = flags.get(node);
+  return node.widgets?.includes(widget) ? widget : undefined;
+}
+
+function add(node) {
+  const widget = addPanel(node, "memguard_known", "MemGuard: this prompt was seen before", SMALL);
+  widget.element.setAttribute("role", "status");
+  flags.set(node, widget);
+  return widget;
 }
