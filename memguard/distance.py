@@ -4,7 +4,7 @@ Detectors have units of their own (an L2 norm, nats), so scores of two of them a
 (score - median) / (threshold - median) of ordinary prompts, linear in the score: 0 at the median prompt, 1 where a
 verdict becomes "suspicious". Ranks and p-values would not do: every memorized prompt has the highest.
 
-May import: memguard.records.
+May import: memguard.findings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
-from .records import FLAGGED, VERDICTS, Finding
+from .findings import FLAGGED, VERDICTS, Finding
 
 # A score that just slips under the threshold belongs to a prompt that still copies (docs/evidence/mitigation.md): a run
 # is where ordinary prompts are when it is this near to the median one. A rise of less is none.

@@ -1,25 +1,25 @@
 """Records as plain values and back: the one format that the pages, infotext, JSONL and HTML reports read.
 
-May import: memguard.records, memguard.texts, memguard.wording.
+May import: memguard.findings, memguard.texts, memguard.wording.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from .records import SCHEMA, Attempt, Attribution, Finding, Prescan, Report, TokenSpan
+from .findings import Attempt, Attribution, Finding, Judged, Prescan, TokenSpan
 from .texts import writable
 from .wording import message, odds, place
 
-LIVE = ("noise_gap_map",)  # fields of a report that are no plain values
+SCHEMA = 1  # of a report's plain values
 
 
-def report_dict(report: Report) -> dict[str, Any]:
+def report_dict(report: Judged) -> dict[str, Any]:
     """Return a report as numbers, strings, lists and dicts. NaN and infinity become None."""
-    values = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in LIVE}
+    values = _written(report)
     values["findings"] = [_finding_dict(finding) for finding in report.findings]
     values["attempts"] = [asdict(attempt) for attempt in report.attempts]
     values["attribution"] = attribution_dict(report.attribution) if report.attribution else None
@@ -27,8 +27,12 @@ def report_dict(report: Report) -> dict[str, Any]:
     return _plain({"schema": SCHEMA, **values, **more})
 
 
-def report_of(values: dict[str, Any]) -> Report:
-    """Build a report from ``report_dict``'s result.
+def report_fields(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a report from ``report_dict``'s result.
+
+    Args:
+        values: of any version; what is not known is left out.
+        known: names of the fields.
 
     Raises:
         ValueError: if the schema is not the one that this version of memguard reads.
@@ -37,20 +41,21 @@ def report_of(values: dict[str, Any]) -> Report:
     schema = values.get("schema")
     if schema != SCHEMA:
         raise ValueError(f"report has schema {schema!r}, this memguard reads {SCHEMA}; update memguard")
-    known = {f.name for f in fields(Report) if f.name not in LIVE}
     kept = {k: _frozen(v) for k, v in values.items() if k in known}
     kept["findings"] = tuple(_finding(each) for each in values.get("findings", ()))
     tried = values.get("attempts", ())
     kept["attempts"] = tuple(Attempt(**{k: _frozen(v) for k, v in each.items()}) for each in tried)
-    kept["attribution"] = _attribution(values.get("attribution"))
-    return Report(**kept)
+    return kept | {"attribution": _attribution(values.get("attribution"))}
 
 
 def attribution_dict(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as plain values, without its maps and images."""
-    kept = [f.name for f in fields(attribution) if f.name not in ("maps", "images")]
-    values = {name: getattr(attribution, name) for name in kept}
-    return _plain(values | {"spans": [asdict(span) for span in attribution.spans]})
+    return _plain(_written(attribution) | {"spans": [asdict(span) for span in attribution.spans]})
+
+
+def _written(record: Any) -> dict[str, Any]:
+    """Return the fields that are written: tensors and pictures take no part in comparison, and none here."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.compare}
 
 
 def _finding_dict(finding: Finding) -> dict[str, Any]:

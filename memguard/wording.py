@@ -1,6 +1,6 @@
 """The sentence about a report that every screen shows, and how its numbers are written.
 
-May import: memguard.records, memguard.distance, memguard.troubles.
+May import: memguard.findings, memguard.distance, memguard.troubles.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 
 from .distance import gravest
-from .records import Finding, Report
+from .findings import Finding, Judged
 from .troubles import UNFORESEEN
 
 AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memorized": "looks memorized"}
 
 
-def message(report: Report) -> str:
+def message(report: Judged) -> str:
     """Return the one sentence that every screen shows for a report."""
     if report.error and not report.findings:
         return f"MemGuard: no score, because of {UNFORESEEN}"
@@ -37,7 +37,7 @@ def message(report: Report) -> str:
     return text + mitigated(report)
 
 
-def mitigated(report: Report) -> str:
+def mitigated(report: Judged) -> str:
     """Return what became of a run that was to be mitigated, behind the sentence; "" where nothing was tried."""
     if not report.attempts:
         return ""

@@ -111,7 +111,8 @@ def test_comfyui_s_door_imports_nothing_when_it_is_loaded():
 
 
 DECLARED = [p for p in CORE if named(p).startswith(("memguard/detectors/", "memguard/calibration/"))]
-DECLARED += [ROOT / "memguard" / f"{name}.py" for name in ("records", "guard", "database", "matching", "memory")]
+NAMED = ("evidence", "findings", "records", "distance", "plain", "wording", "guard", "database", "matching", "memory")
+DECLARED += [ROOT / "memguard" / f"{name}.py" for name in NAMED]
 
 
 @pytest.mark.parametrize("path", DECLARED, ids=named)
