@@ -322,16 +322,18 @@ def test_a_scan_that_fails_at_all_that_were_promoted_says_so(capsys, model, prom
     assert "the model failed at each of its " in bad(capsys, *words, tmp_path / "shards", "--shard", "1/3")
 
 
-def test_one_prompt_that_fails_ends_nothing_although_no_other_was_promoted(
-    capsys, model, prompts, small, monkeypatch, tmp_path
-):
+def test_one_prompt_that_fails_ends_nothing_although_no_other_was_promoted(capsys, model, small, monkeypatch, tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join(PROMPTS[:16]))
     broken(monkeypatch, lambda texts, first: PROMPTS[3] in texts)
-    words = ("scan", prompts, "--model", model, *WAY, "--prescan", small, "--promote", 0.02, "--out")
-    for more in ((tmp_path / "out.jsonl",), (tmp_path / "shards", "--shard", "1/41")):
+    words = ("scan", few, "--model", model, *WAY, "--prescan", small, "--promote", 0.02, "--out")
+    for more in ((tmp_path / "out.jsonl",), (tmp_path / "shards", "--shard", "1/1")):
         assert run(capsys, *words, *more)[0] == 0
     (shard,) = (tmp_path / "shards").iterdir()
-    found = rows(tmp_path / "out.jsonl")
-    assert found[3]["error"] == "RuntimeError: sizes do not fit" and len(found) == 41
+    for path in (tmp_path / "out.jsonl", shard):
+        found = rows(path)
+        assert found[3]["error"] == "RuntimeError: sizes do not fit" and len(found) == 16
+        assert [row["index"] for row in found if row["findings"][0]["prescan"]["promoted"]] == [3]
 
 
 def test_the_profile_of_the_first_look_is_not_that_of_the_scan(capsys, scan, small, profiles, tmp_path):
