@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memguard.commands import sharding
+from memguard.commands import scanner, sharding
 from memguard.lists import shards
 
 pytest.importorskip("diffusers")
@@ -211,3 +211,14 @@ def test_bad_input_is_one_line_and_2(capsys, model, prompts, tmp_path):
     assert "no such folder" in bad(capsys, "scan", prompts, *words, "--model", tmp_path / "none")
     assert not [path for path in (tmp_path / "s").iterdir() if shards.NAME.fullmatch(path.name)]
     assert list((tmp_path / "s").iterdir()) == []  # none of this was a try
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_model_is_named_by_what_its_files_hold_at_both_ends_and_in_the_middle(tmp_path, place):
+    weights = bytearray(4 * scanner.PIECE)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(weights)
+    before = scanner.named(str(file))
+    weights[int(place * (len(weights) - 1))] = 1
+    file.write_bytes(weights)
+    assert scanner.named(str(file)) != before

@@ -58,6 +58,7 @@ def test_promoted_prompts_score_as_in_a_scan_and_the_others_keep_their_first_loo
             assert (mine.height, mine.width) == (16, 16)
         else:
             assert finding.status == f"not promoted: above {look.below} of 50 ordinary prompts at 8x8"
+            assert mine.noise_gap_map is None  # the first look's would be of another size
             assert (finding.scores, finding.score, mine.verdict, mine.flagged) == ((), None, "unknown", False)
 
 
@@ -254,6 +255,8 @@ def test_it_works_where_the_model_is_no_unet():
     assert (pipes.patch(tiny.sd()), pipes.patch(pipe)) == (1, 2)
     settings = {"height": 32, "width": 32, **STEPS}
     first = memguard.calibrate(pipe, ordinary_prompts()[:50], **{**settings, "height": 16, "width": 16})
+    with pytest.raises(ValueError, match="memguard calibrate --height 16 --width 80$"):  # not 24: of whole patches
+        memguard.prescan(pipe, TEXTS, first, 0.4, **{**settings, "height": 48, "width": 160})
     found = list(memguard.prescan(pipe, TEXTS[:10], first, 0.4, own_seeds=True, **settings))
     plain = list(memguard.scan(pipe, TEXTS[:10], own_seeds=True, **settings))
     assert 0 < sum(report.findings[0].promoted for report in found) < 10

@@ -11,6 +11,7 @@ import torch
 import memguard
 from memguard.calibration import ProfileError, negative_of, ordinary_prompts
 from memguard.hosts.diffusers import pipes
+from memguard.hosts.diffusers.scans import Scan, grain
 from tests.hosts import tiny
 
 PROMPTS = ["a red fox", "a blue house by the sea", "a cat on the roof", "lamp " * 90]
@@ -197,6 +198,27 @@ def test_a_prompt_that_breaks_the_encoder_is_found_in_its_batch(monkeypatch):
     assert [len(r.findings[0].scores) for r in reports] == [1, 0, 1, 1]
     assert reports[1].findings[0].status == "the pipeline failed (ValueError); the row's error has its words"
     assert reports[1].error == "ValueError: no foxes"
+
+
+def test_after_memory_ran_out_forwards_stay_as_small_as_those_that_fitted(pipe, monkeypatch):
+    sizes, inner = [], Scan._run
+
+    def run(self, texts):
+        sizes.append(len(texts))
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError
+        return inner(self, texts)
+
+    monkeypatch.setattr(Scan, "_run", run)
+    reports = list(memguard.scan(pipe, 2 * PROMPTS, batch_size=4, num_inference_steps=STEPS))
+    assert all(report.findings[0].scores for report in reports)
+    assert sizes == [4, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("images", "rows"), [(1, 16), (3, 10), (5, 3), (16, 1)])
+def test_lists_are_cut_where_a_forward_begins_with_one_row_or_two_for_a_picture(images, rows):
+    assert grain(images) == rows
+    assert grain(images, 7) == 7
 
 
 def test_a_negative_prompt_is_compared_with_and_shared(pipe):
