@@ -255,11 +255,17 @@ def test_it_works_where_the_model_is_no_unet():
     assert (pipes.patch(tiny.sd()), pipes.patch(pipe)) == (1, 2)
     settings = {"height": 32, "width": 32, **STEPS}
     first = memguard.calibrate(pipe, ordinary_prompts()[:50], **{**settings, "height": 16, "width": 16})
-    with pytest.raises(ValueError, match="memguard calibrate --height 16 --width 80$"):  # not 24: of whole patches
-        memguard.prescan(pipe, TEXTS, first, 0.4, **{**settings, "height": 48, "width": 160})
     found = list(memguard.prescan(pipe, TEXTS[:10], first, 0.4, own_seeds=True, **settings))
     plain = list(memguard.scan(pipe, TEXTS[:10], own_seeds=True, **settings))
     assert 0 < sum(report.findings[0].promoted for report in found) < 10
     for one, other in zip(found, plain, strict=True):
         if one.findings[0].promoted:
             assert one.findings[0].scores == pytest.approx(other.findings[0].scores, rel=1e-4)
+
+
+@pytest.mark.parametrize(("patch", "half"), [(2, "24 --width 80"), (8, "16 --width 80")])
+def test_half_a_size_is_a_multiple_of_what_the_model_takes(pipe, first, monkeypatch, patch, half):
+    monkeypatch.setattr(pipes, "patch", lambda pipe: patch)  # of 2 pixels each
+    square = replace(first, conditions=replace(first.conditions, latent=(16, 16)))
+    with pytest.raises(ValueError, match=f"memguard calibrate --height {half}$"):
+        memguard.prescan(pipe, TEXTS, square, 0.4, height=48, width=160, **STEPS)

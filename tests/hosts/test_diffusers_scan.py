@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from itertools import islice
 
 import diffusers
@@ -93,6 +94,10 @@ def test_flux_is_compared_with_the_empty_prompt(steps):
 
 
 def rows_of(pipe, prompts, **settings) -> int:
+    return costs(pipe, prompts, **settings)[0]
+
+
+def costs(pipe, prompts, **settings) -> tuple[int, list]:
     count = 0
 
     def add(_module, _args, kwargs):
@@ -101,14 +106,25 @@ def rows_of(pipe, prompts, **settings) -> int:
 
     handle = pipe.unet.register_forward_pre_hook(add, with_kwargs=True)
     try:
-        assert len(list(memguard.scan(pipe, prompts, **settings))) == len(prompts)
+        reports = list(memguard.scan(pipe, prompts, **settings))
     finally:
         handle.remove()
-    return count
+    assert len(reports) == len(prompts)
+    return count, reports
 
 
 def test_one_step_costs_one_row_per_image_and_the_reference_once(pipe):
     assert rows_of(pipe, PROMPTS * 3, num_images=2) == 12 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"), [({}, 1), ({"reference": "empty"}, 1), ({"reference": "empty", "steps": 2}, 4)]
+)
+def test_rows_and_seconds_of_all_reports_are_those_of_the_scan(pipe, settings, own):
+    begun = time.perf_counter()
+    count, reports = costs(pipe, PROMPTS, num_inference_steps=STEPS, negative_prompt="blurry", **settings)
+    assert sum(report.extra_rows for report in reports) + own * len(PROMPTS) == count
+    assert 0 < sum(report.seconds for report in reports) < time.perf_counter() - begun
 
 
 def test_a_run_ends_after_the_scored_steps(pipe):
