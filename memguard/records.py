@@ -82,13 +82,13 @@ class Report(Judged):
     Attributes:
         run: id of the run, which no other run has; "" where none was begun.
         host: "comfyui", "a1111", "forge", "diffusers" or another host's name; "" where it is not known.
-        host_version: of that host, as the host writes it.
-        memguard_version: that made the report.
+        host_version: version of that host, as it writes it.
+        memguard_version: version of MemGuard that made the report.
         model: fingerprint of the checkpoint; "" where it is not known.
-        family: of the model: "sd15", "sd2", "sdxl", "sd3", "flux" or "other".
+        family: family of the model: "sd15", "sd2", "sdxl", "sd3", "flux" or "other".
         prompt: text that was scored; None where the host cannot tell it.
         negative_prompt: text on the other side of guidance; None where there is none or it cannot be told.
-        seeds: of the noise, one for each image, or one for the whole batch; empty where they are not known.
+        seeds: seeds of the noise, one for each image, or one for the whole batch; empty where they are not known.
         sampler: its name in the host; None where it is not known.
         steps: sampling steps that were asked for, 0 for a check before sampling; None where they are not known.
         cfg: guidance scale; None where it is not known or there is none.
@@ -101,9 +101,9 @@ class Report(Judged):
         attempts: what was tried to mitigate the run, in order.
         notes: what a reader must know beside the verdict, one line each.
         error: the last error inside MemGuard, in a programmer's words; None where there was none.
-        scores_before: of each image, by the detector that led to the first attempt; empty where nothing was tried.
-        scores_after: of each image, by the same detector after the last attempt that was kept and scored; else empty.
-        seconds: that the run took, from its beginning to its report.
+        scores_before: score of each image by the detector that led to the first attempt; empty where there was none.
+        scores_after: the same after the last attempt that was kept and scored; empty where there is none.
+        seconds: how long the run took, from its beginning to its report.
         extra_rows: rows of the model that MemGuard computed beside the host's own.
         created: when the run began, ISO 8601 with time zone.
         curve: sigma and RMS of the noise gap, mean over the images, of each model call that has both predictions.
