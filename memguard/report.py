@@ -15,13 +15,12 @@ import numpy as np
 from PIL import Image
 
 from .overlay import NAMES, colours, ink
-from .records import Attribution, Report
+from .records import Attribution, Report, Verdict
 from .texts import writable
-from .wording import odds, place
+from .wording import SIGNS, odds, place
 
 STYLE = """
-:root{color-scheme:light dark;--line:#8884;--soft:#8881;--memorized:#c2372e;--suspicious:#b26a00;--ordinary:#2e7d4f}
-@media(prefers-color-scheme:dark){:root{--memorized:#ff8a80;--suspicious:#ffb74d;--ordinary:#81c995}}
+:root{color-scheme:light dark;--line:#8884;--soft:#8881}
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}
@@ -31,7 +30,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .card{border:1px solid var(--line);border-radius:.6rem;padding:.8rem;background:var(--soft)}
 .card p{margin:.3rem 0}.pair{display:flex;gap:.6rem}.pair figure{margin:0;flex:1}
 .pair img{width:100%;border-radius:.3rem;image-rendering:auto}figcaption{font-size:.8rem;opacity:.75}
-.badge{font-weight:600}.memorized{color:var(--memorized)}.suspicious{color:var(--suspicious)}.ordinary{color:var(--ordinary)}
+.badge{font-weight:600}
 .words{line-height:2}.word{display:inline-block;text-align:center;margin-right:.2rem}
 .word b{display:block;padding:0 .4rem;border-radius:.3rem;font-weight:500}
 .word small{display:block;opacity:.75;line-height:1.2}
@@ -39,11 +38,13 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .strip{margin:.6rem 0}.strip figure{max-width:12rem}
 .bar{display:grid;grid-template-columns:14rem 1fr 14rem;gap:.6rem;align-items:center}
 .bar span{overflow-wrap:anywhere}
-.bar i{background:var(--soft);height:.8rem}.bar b{display:block;height:100%;background:var(--memorized)}
+.bar i{background:var(--soft);height:.8rem}.bar b{display:block;height:100%;background:currentColor}
 .prompt{font-family:ui-monospace,monospace;font-size:.9rem}.note{opacity:.8}
 """
-MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
-WORDS = {"memorized": "looks memorized", "suspicious": "may be memorized", "ordinary": "looks ordinary"}
+STYLE += "".join(
+    f".{verdict}{{color:{sign.letters[0]}}}@media(prefers-color-scheme:dark){{.{verdict}{{color:{sign.letters[1]}}}}}\n"
+    for verdict, sign in SIGNS.items()
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Card:
 class Strip:
     """A row of pictures (caption, uint8 [H, W, 3]) under a text and one line of what is said of them.
 
-    ``verdict`` is a key of MARKS, and ``badge`` what it is called here.
+    ``verdict`` is a key of SIGNS, and ``badge`` what it is called here.
     """
 
     text: str
-    verdict: str
+    verdict: Verdict
     badge: str
     says: str
     pictures: Sequence[tuple[str, np.ndarray]] = ()
@@ -125,14 +126,14 @@ def _section(section: Section) -> str:
 def _bar(label: str, share: float, says: str) -> str:
     wide = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
     return (
-        f'<div class="bar"><span>{html.escape(label)}</span><i><b style="width:{wide}"></b></i>'
+        f'<div class="bar"><span>{html.escape(label)}</span><i class="memorized"><b style="width:{wide}"></b></i>'
         f"<span>{html.escape(says)}</span></div>"
     )
 
 
 def _strip(strip: Strip) -> str:
     pictures = "".join(_figure(caption, picture) for caption, picture in strip.pictures)
-    badge = f'<span class="badge {strip.verdict}">{MARKS[strip.verdict]} {html.escape(strip.badge)}</span>'
+    badge = f'<span class="badge {strip.verdict}">{SIGNS[strip.verdict].mark} {html.escape(strip.badge)}</span>'
     return (
         f'<div class="card strip"><p class="prompt">{html.escape(strip.text)}</p><p>{badge}: {html.escape(strip.says)}'
         f'</p><div class="pair">{pictures}</div></div>'
@@ -152,7 +153,7 @@ def _card(card: Card) -> str:
         told = (f"score {finding.score:.3g}, {place(finding)}", odds(finding), finding.caveat)
         says = html.escape("; ".join(part for part in told if part))
     pictures = "".join(_figure(caption, picture) for caption, picture in card.pictures)
-    badge = f"{MARKS[verdict]} {WORDS.get(verdict, 'no verdict')}"
+    badge = f"{SIGNS[verdict].mark} {SIGNS[verdict].words}"
     note = f'<p class="note">{html.escape(card.note)}</p>' if card.note else ""
     return (
         f'<div class="card"><div class="pair">{pictures}</div><p class="prompt">{html.escape(report.prompt or "")}</p>'

@@ -1,4 +1,4 @@
-"""The sentence about a report that every screen shows, and how its numbers are written.
+"""The sentence about a report that every screen shows, how its numbers are written, and the signs of its verdict.
 
 May import: memguard.findings, memguard.distance, memguard.troubles.
 """
@@ -7,12 +7,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .distance import gravest
-from .findings import Finding, Judged
+from .findings import Finding, Judged, Verdict
 from .troubles import UNFORESEEN
 
-AFTER = {"ordinary": "looks ordinary", "suspicious": "may be memorized", "memorized": "looks memorized"}
+
+class Sign(NamedTuple):
+    """How a verdict is shown; tools/report_format.py writes the same for ComfyUI's page.
+
+    Attributes:
+        mark: one character, so that the verdict never hangs on a colour alone.
+        words: what is said of a run.
+        letters: colours of text on a light and on a dark page, with a contrast of 4.5 on either.
+        badge: ground and text of a bar that says nothing else, with the same contrast.
+
+    """
+
+    mark: str
+    words: str
+    letters: tuple[str, str]
+    badge: tuple[str, str]
+
+
+SIGNS: dict[Verdict, Sign] = {
+    "ordinary": Sign("✓", "looks ordinary", ("#1f6b40", "#81c784"), ("#1d6b35", "#ffffff")),
+    "suspicious": Sign("▲", "may be memorized", ("#8a5100", "#ffb74d"), ("#ffb627", "#1c1400")),
+    "memorized": Sign("■", "looks memorized", ("#b3261e", "#ff8a80"), ("#a3161c", "#ffffff")),
+    "unknown": Sign("?", "no verdict", ("inherit", "inherit"), ("#4a4a4a", "#ffffff")),
+}
 
 
 def message(report: Judged) -> str:
@@ -24,13 +48,7 @@ def message(report: Judged) -> str:
     finding = gravest(report.findings) or max(report.findings, key=lambda found: found.score is not None)
     if finding.score is None:
         return f"MemGuard: no score, because {finding.status}"
-    words = {
-        "memorized": "looks memorized",
-        "suspicious": "may be memorized",
-        "ordinary": "looks ordinary",
-        "unknown": "no verdict",
-    }
-    text = f"MemGuard: {words[finding.verdict]} (score {finding.score:.3g}, {place(finding)}"
+    text = f"MemGuard: {SIGNS[finding.verdict].words} (score {finding.score:.3g}, {place(finding)}"
     text += f"; {finding.caveat})" if finding.caveat else ")"
     if finding.carried:
         text += "; that is the verdict of an earlier pass, this one has none of its own"
@@ -51,8 +69,8 @@ def mitigated(report: Judged) -> str:
     score = mean(kept[-1].scores)
     if score is None:
         return f"{done}, not scored again"
-    verdict = AFTER.get(kept[-1].verdict, "without a verdict")
-    return f"{done}: now {verdict} (score {score:.3g})"
+    verdict = kept[-1].verdict
+    return f"{done}: now {'without a verdict' if verdict == 'unknown' else SIGNS[verdict].words} (score {score:.3g})"
 
 
 def place(finding: Finding) -> str:
@@ -73,7 +91,7 @@ def odds(finding: Finding) -> str:
     rate, bound = f"{100 * finding.rate:.2g} % of ordinary prompts", f"at most {100 * finding.rate_bound:.2g} %"
     if finding.verdict == "ordinary":  # this one is not flagged
         return f"{rate} are flagged by mistake, {bound} (95 % confidence)"
-    what = "looks memorized" if finding.verdict == "memorized" else "flagged"
+    what = SIGNS["memorized"].words if finding.verdict == "memorized" else "flagged"
     return f"{what} by mistake: {rate}, {bound} (95 % confidence)"
 
 

@@ -1,7 +1,7 @@
-"""Writes what a report looks like for other programs: docs/report.schema.json and web/js/report.d.ts.
+"""Writes what a report looks like for other programs, and its verdicts for the page: the FILES at the end.
 
-Both are made from the records themselves, field descriptions from their docstrings. Run it after every change of a
-record (`python tools/report_format.py`); tests/core/test_report_format.py fails until then.
+They are made from the records themselves, field descriptions from their docstrings. Run it after every change of a
+record or a sign (`python tools/report_format.py`); tests/core/test_report_format.py fails until then.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from memguard import findings, records, wording  # noqa: E402
+from tools import signs  # noqa: E402
 
 RECORDS = (
     records.Report,
@@ -173,7 +174,12 @@ def comment(text: str, indent: str = "") -> str:
     return "".join([f"{indent}/**\n", *(f"{indent} * {line}\n" for line in lines), f"{indent} */\n"])
 
 
-FILES: dict[str, Callable[[], str]] = {"docs/report.schema.json": schema, "web/js/report.d.ts": declarations}
+FILES: dict[str, Callable[[], str]] = {
+    "docs/report.schema.json": schema,
+    "web/js/report.d.ts": declarations,
+    "web/js/signs.js": signs.script,
+    "web/signs.css": signs.colours,
+}
 
 if __name__ == "__main__":
     for name, made in FILES.items():

@@ -1,6 +1,6 @@
 """An audit as one self-contained HTML page: the verdict, the checkpoints, and a row of pictures for each caption.
 
-Room: the core. May import: memguard.audit, memguard.report, Pillow, numpy.
+Room: the core. May import: memguard.audit, memguard.records, memguard.report, Pillow, numpy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..records import Verdict
 from ..report import Section, Strip, page
 from .folder import Folder, pixels
 from .record import Audit, Checked, Checkpoint
@@ -62,7 +63,7 @@ def html(audit: Audit, folder: Folder, out: Path) -> str:
     return page("MemGuard audit", f"This training {audit.verdict}. {LIKELIHOOD}", sections)
 
 
-BADGES = {
+BADGES: dict[str, tuple[Verdict, str]] = {
     "copied": ("memorized", "copied"),
     "near": ("suspicious", "nearer than any held-out picture"),
     "not copied": ("ordinary", "not copied"),

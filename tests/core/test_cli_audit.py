@@ -86,7 +86,7 @@ def test_an_audit_names_the_copied_pictures_resumes_and_fails_when_asked(data, t
         assert (out / picture["image"]).is_file()
     assert first["test"]["form"] == "held-out" and first["test"]["held"] == 2
     page = (out / "report.html").read_text()
-    assert page.count("● copied") == COPIED and str(tmp_path) not in page + text
+    assert page.count("■ copied") == COPIED and str(tmp_path) not in page + text
     assert sorted(p.name for p in out.iterdir()) == ["audit.json", "images", "report.html"]
 
     assert main(words(data, out, "--lora", none)) == 2

@@ -2,8 +2,8 @@
 
 import { part } from "./dom.js";
 import { addPanel } from "./panel.js";
+import { SIGNS } from "./signs.js";
 
-const MARKS = { memorized: "■", suspicious: "▲", ordinary: "✓" };
 const KEPT = "memguardAudit"; // of a node's properties: an audit takes long, so its workflow keeps it
 
 export class Audit {
@@ -32,7 +32,7 @@ export class Audit {
 
   #repaint({ verdict, tone, table, lines }, origin = "") {
     const bar = part("div", "memguard-verdict");
-    const sign = part("span", "memguard-mark", MARKS[tone] ?? "–");
+    const sign = part("span", "memguard-mark", SIGNS[tone]?.mark ?? "–");
     sign.setAttribute("aria-hidden", "true");
     bar.append(sign, part("span", "memguard-words", verdict));
     this.#panel.element.dataset.tone = tone;

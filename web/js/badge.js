@@ -8,6 +8,7 @@ import { MapView } from "./mapview.js";
 import { addPanel } from "./panel.js";
 import { mapsOf } from "./server.js";
 import { setting } from "./settings.js";
+import { SIGNS } from "./signs.js";
 import { attemptLines, describe } from "./verdict.js";
 import { wordRows } from "./words.js";
 
@@ -65,7 +66,7 @@ export class Badge {
 
   /** Show what is known of the prompt that is being typed: lines, none to take them back. */
   warn(lines) {
-    this.#known.replaceChildren(...lines.map((line) => part("div", "memguard-known", `▲ ${line}`)));
+    this.#known.replaceChildren(...lines.map((line) => part("div", "memguard-known", `${SIGNS.suspicious.mark} ${line}`)));
   }
 
   /** Show everything again, in the colours of the settings. */

@@ -10,6 +10,7 @@ import { nodeAt, plainPrompt } from "./graph.js";
 import { addPanel, makeRoom } from "./panel.js";
 import { known } from "./server.js";
 import { onChange, setting } from "./settings.js";
+import { SIGNS } from "./signs.js";
 import { share } from "./verdict.js";
 import { checkpointsOf, samplersOf, textsOf } from "./wiring.js";
 
@@ -32,7 +33,7 @@ export function cause({ kind, words }) {
 
 function evidence({ verdict, score, percentile, checkpoint, seed, created }) {
   const found = [];
-  if (verdict === "suspicious") found.push("it may be memorized");
+  if (verdict === "suspicious") found.push(`it ${SIGNS.suspicious.words}`);
   if (Number.isFinite(score)) found.push(`score ${Number(score.toPrecision(3))}`);
   if (Number.isFinite(percentile)) found.push(`higher than ${share(percentile)} of ordinary prompts`);
   if (checkpoint) found.push(String(checkpoint));
@@ -131,7 +132,7 @@ function guardedTexts(prompt) {
 function flag(node, line, sentence) {
   const { element } = flagOf(node) ?? add(node);
   element.title = sentence;
-  const text = `▲ ${line}`;
+  const text = `${SIGNS.suspicious.mark} ${line}`;
   if (element.textContent !== text) element.firstChild.replaceChildren(part("div", "memguard-known", text));
 }
 

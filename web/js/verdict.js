@@ -1,32 +1,36 @@
 // What the page says of a report, before and after mitigation. Words only, no DOM.
 // The sentence itself (report.message) is written by memguard/wording.py and shown as it comes.
 
-const BADGES = {
-  memorized: { mark: "■", text: "Looks memorized" },
-  suspicious: { mark: "▲", text: "May be memorized" },
-  ordinary: { mark: "✓", text: "Looks ordinary" },
-  unknown: { mark: "?", text: "No verdict" },
-};
+import { SIGNS } from "./signs.js";
+
 const NO_SCORE = { tone: "none", mark: "–", text: "No score" };
 const GRAVITY = ["ordinary", "suspicious", "memorized"];
-const NOW = { memorized: "looks memorized", suspicious: "may be memorized", ordinary: "looks ordinary" };
 const AFTER = {
-  memorized: { tone: "memorized", mark: "■", text: "Still looks memorized" },
-  suspicious: { tone: "suspicious", mark: "▲", text: "Still may be memorized" },
-  ordinary: { tone: "ordinary", mark: "✓", text: "Mitigated" },
-  unknown: { tone: "unknown", mark: "?", text: "Mitigated, not scored again" },
+  memorized: signed("memorized", `Still ${SIGNS.memorized.words}`),
+  suspicious: signed("suspicious", `Still ${SIGNS.suspicious.words}`),
+  ordinary: signed("ordinary", "Mitigated"),
+  unknown: signed("unknown", "Mitigated, not scored again"),
 };
-const FAILED = { tone: "memorized", mark: "■", text: "Could not be mitigated" };
+const FAILED = signed("memorized", "Could not be mitigated");
 
 /** What a badge shows: tone (for the colour), mark, text, lines of explanation, and the sentence for screen readers. */
 export function describe(report) {
   const finding = gravest(report.findings ?? []);
   const scored = finding !== undefined && finding.scores.length > 0;
   const after = outcome(report);
-  const badge = after ?? (scored ? { tone: finding.verdict, ...BADGES[finding.verdict] } : NO_SCORE);
+  const badge = after ?? (scored ? signed(finding.verdict, capital(signOf(finding.verdict).words)) : NO_SCORE);
   const lines = scored ? scoreLines(finding) : [reason(report, finding)];
   const shown = after ? lines.map((line) => `Before: ${line.charAt(0).toLowerCase()}${line.slice(1)}`) : lines;
   return { ...badge, lines: [...shown, ...(report.notes ?? [])], sentence: report.message };
+}
+
+// a saved workflow may have been edited by hand
+function signOf(verdict) {
+  return SIGNS[verdict] ?? SIGNS.unknown;
+}
+
+function signed(tone, text) {
+  return { tone, mark: signOf(tone).mark, text };
 }
 
 /** The verdict of a run after mitigation: tone, mark and text; null where nothing was tried. */
@@ -38,7 +42,7 @@ export function outcome(report) {
 /** One line per attempt: what it was, the score after it, and whether the run went on with it; then what it changed. */
 export function attemptLines(report) {
   return (report.attempts ?? []).map(({ mitigation, scores, verdict, kept, changes }, index) => ({
-    text: `${index + 1}. ${mitigation}${scores.length > 0 ? `: score ${mean(scores)}, ${NOW[verdict] ?? "no verdict"}` : ""}${kept ? "" : "; not kept"}`,
+    text: `${index + 1}. ${mitigation}${scores.length > 0 ? `: score ${mean(scores)}, ${signOf(verdict).words}` : ""}${kept ? "" : "; not kept"}`,
     details: changes.map(capital),
   }));
 }

@@ -13,24 +13,17 @@ from ...memory import PromptWarning
 from ...overlay import NAMES
 from ...records import Attribution, Report
 from ...troubles import UNFORESEEN
-from ...wording import message
+from ...wording import SIGNS, message
 from .places import FIRST, gravity
 from .session import Session
 
-# of a verdict, on the light and the dark theme's page; letters need a contrast of 4.5 on either
-COLOURS = {
-    "memorized": ("#b3261e", "#ff8a80"),
-    "suspicious": ("#8a5100", "#ffb74d"),
-    "ordinary": ("#1f6b40", "#81c784"),
-}
 STYLE = "<style>{}</style>".format(
     "".join(
-        f".memguard-{name}{{color:{light}}}.dark .memguard-{name}{{color:{dark}}}"
-        for name, (light, dark) in COLOURS.items()
+        ".memguard-{0}{{color:{1}}}.dark .memguard-{0}{{color:{2}}}".format(name, *sign.letters)
+        for name, sign in SIGNS.items()
     )
 )
 INK = 30  # per cent of the letters' colour behind the heaviest word: the strongest ink in either theme
-MARKS = {"memorized": "●", "suspicious": "◐", "ordinary": "○", "unknown": "–"}
 WIDE, HIGH = 240, 60  # of the curve, in its own units
 
 
@@ -54,8 +47,8 @@ def html(session: Session) -> str:
     blocks = "".join(
         _block(report, pictures, (place.name or FIRST) if named else "") for report, place, pictures in passes
     )
-    stopped = f'<p style="color:{COLOURS["memorized"]}">{escape(session.stopped)}</p>' if session.stopped else ""
-    return f'<div class="memguard-panel">{stopped}{blocks}</div>'
+    stopped = f'<p class="memguard-memorized">{escape(session.stopped)}</p>' if session.stopped else ""
+    return f'{STYLE}<div class="memguard-panel">{stopped}{blocks}</div>'
 
 
 def known(warning: PromptWarning | None) -> str:
@@ -63,7 +56,7 @@ def known(warning: PromptWarning | None) -> str:
     if warning is None:
         return ""
     what = "this prompt" if warning.kind == "prompt" else f"a prompt with {', '.join(warning.words)}"
-    verdict = {"memorized": "looked memorized", "suspicious": "may be memorized"}.get(warning.verdict, warning.verdict)
+    verdict = SIGNS[warning.verdict].words.replace("looks", "looked")
     score = "" if warning.score is None else f" (score {warning.score:.3g})"
     line = escape(f"{what} {verdict}{score} before")
     return f'{STYLE}<p class="memguard-known memguard-{escape(warning.verdict)}">MemGuard: {line}</p>'
@@ -71,7 +64,7 @@ def known(warning: PromptWarning | None) -> str:
 
 def _block(report: Report, pictures: Sequence[tuple[str, str]], name: str) -> str:
     verdict = report.verdict if report.verdict_after == "unknown" else report.verdict_after
-    mark = f'<b class="memguard-{verdict}" aria-hidden="true">{MARKS[verdict]}</b>'
+    mark = f'<b class="memguard-{verdict}" aria-hidden="true">{SIGNS[verdict].mark}</b>'
     lines = [f"<p>{mark} {escape(f'{name}: ' if name else '')}{escape(message(report).removeprefix('MemGuard: '))}</p>"]
     own = [finding for finding in report.findings if not finding.carried]
     scored = next((finding for finding in own if len(finding.scores) > 1), None)

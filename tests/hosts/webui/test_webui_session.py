@@ -13,10 +13,11 @@ from memguard.hosts.webui.finished import KEPT, Finished
 from memguard.hosts.webui.places import Place, infotext, of_all, stopped_by
 from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
-from memguard.hosts.webui.shown import MARKS, html, warning
+from memguard.hosts.webui.shown import html, warning
 from memguard.passes import Passes
 from memguard.records import Attempt, StepEvidence
 from memguard.troubles import UNFORESEEN
+from memguard.wording import SIGNS
 from tests.spread import spread
 
 MODEL = "00000000cafe0001"
@@ -141,10 +142,10 @@ def test_the_mark_is_that_of_the_picture_that_was_kept(session):
     made, _ = session()
     made.begin(object(), model=MODEL).look(evidence)
     made.end()
-    assert MARKS["memorized"] in html(made)
+    assert SIGNS["memorized"].mark in html(made)
     kept = Attempt("Padding", scores=(0.2,), verdict="ordinary", kept=True)
     made.reports[0] = replace(made.reports[0], attempts=(kept,))
-    assert MARKS["memorized"] not in html(made) and MARKS["ordinary"] in html(made)
+    assert SIGNS["memorized"].mark not in html(made) and SIGNS["ordinary"].mark in html(made)
     assert "mitigated by Padding: now looks ordinary" in html(made)
 
 

@@ -14,12 +14,14 @@ from PIL import Image
 from memguard import Guard
 from memguard.hosts.webui.pictures import SHOWN, draw, full
 from memguard.hosts.webui.session import Session
-from memguard.hosts.webui.shown import COLOURS, INK, STYLE, html, known
+from memguard.hosts.webui.shown import INK, html, known
 from memguard.memory import PromptWarning
 from memguard.records import Attribution, TokenSpan
+from memguard.wording import SIGNS
 
 SPANS = (TokenSpan("", (0,), "bos"), TokenSpan("a<b>", (1,)), TokenSpan("comet", (2, 3)), TokenSpan("", (4,), "eos"))
 FOUND = Attribution("gradient", SPANS, (0.1, 0.2, 0.9, 0.3), (0.1, 0.2, 0.5, 0.4, 0.3), "a unit", 3.0, notes=("<i>",))
+WARNING = PromptWarning("prompt", (), "memorized", 3.2, 99.9, "a.safetensors", 1, "2026-01-01")
 
 
 @pytest.fixture
@@ -119,14 +121,16 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("verdict", list(COLOURS))
-def test_letters_can_be_read_on_either_theme(verdict):
-    light, dark = COLOURS[verdict]
-    for page in ("#ffffff", "#f3f4f6"):
-        assert contrast(light, page) >= 4.5
-    for page in ("#0b0f19", "#1f2937"):
-        assert contrast(dark, page) >= 4.5
-    assert f".dark .memguard-{verdict}{{color:{dark}}}" in STYLE
+@pytest.mark.parametrize("verdict", SIGNS)
+def test_the_panel_brings_the_colours_of_both_themes(session, verdict):
+    light, dark = SIGNS[verdict].letters
+    style = f".memguard-{verdict}{{color:{light}}}.dark .memguard-{verdict}{{color:{dark}}}"
+    assert html(session).count(style) == known(WARNING).count(style) == 1
+
+
+def test_why_a_run_was_stopped_has_the_colour_of_a_memorized_one(session):
+    session.stopped = "MemGuard: <stopped>"
+    assert '<p class="memguard-memorized">MemGuard: &lt;stopped&gt;</p>' in html(session)
 
 
 @pytest.mark.parametrize(("letters", "page"), [("#1f2937", "#ffffff"), ("#f3f4f6", "#0b0f19"), ("#f3f4f6", "#1f2937")])
