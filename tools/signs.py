@@ -17,7 +17,7 @@ def script() -> str:
     ]
     kind = "Record<Verdict, {mark: string, words: string}>"
     return (
-        f'// {HEAD}\n// @ts-check\n/** @import {{ Verdict }} from "./report.d.ts" */\n\n'
+        f'// {HEAD}\n// @ts-check\n/** @import {{ Verdict }} from "./report.js" */\n\n'
         "/** Of a verdict: one character, and what is said of a run. */\n"
         f"export const SIGNS = /** @type {{{kind}}} */ ({{\n{''.join(lines)}}});\n"
     )

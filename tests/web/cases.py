@@ -20,7 +20,7 @@ SPANS = (
     TokenSpan("", tuple(range(3, 77)), "padding", ids=(9,) * 74),
 )
 KNOWN = {"below": 320, "count": 320, "rate": 1 / 321, "rate_bound": 0.0093, "caveat": "this run's is not known"}
-TRIED = Attempt("Padding", ("padded with zeros",), (2.0, 3.0), "memorized", kept=False)
+TRIED = Attempt("Padding", ("padded with zeros",), (2.0, math.nan, 3.0), "memorized", kept=False)
 HELPED = Attempt("Noise", ("moved",), (0.5123,), "ordinary", kept=True)
 KEPT = (Attempt("Padding", ("padded",), (0.5,), "ordinary", kept=True),)
 UNSCORED = (Attempt("Padding", ("padded",), kept=True),)
@@ -76,6 +76,7 @@ def cases() -> dict[str, Any]:
             "negative": words((1.23456, 0.0, -0.5)),
             "parts": words((1.0, 3.0, 7.0), parts),
             "noted": words((1.0, 0.0, 0.0), notes=("a note",)),
+            "blank": words((3.0, math.nan, 1.0)),
             "none": attribution_dict(Attribution("attention", status="no cross-attention")),
             "four": words((0.0, 1.0, 2.0, 4.0), four),
         },
@@ -86,6 +87,7 @@ def cases() -> dict[str, Any]:
             "suspicious": scored("suspicious", **KNOWN | {"below": 318}),
             "ordinary": scored("ordinary", **KNOWN | {"below": 3, "rate": 0.0094}),
         },
+        "blank": scored(scores=(math.nan, math.nan)),
         "partly": scored(scores=(math.nan, 5.0, 6.0)),
         "percentiles": {str(each): scored(percentile=each) for each in (99.9999, 99.989, 0.0)},
         "uncalibrated": scored("unknown", None, source="uncalibrated: no profile for this model; run calibrate"),

@@ -1,4 +1,4 @@
-"""The page's scripts: they load nothing from elsewhere, no word becomes markup, and *.test.mjs hold what they say."""
+"""The page's scripts: nothing from elsewhere, no markup, types that agree; *.test.mjs hold what they say."""
 
 import json
 import os
@@ -18,6 +18,8 @@ SCRIPTS = sorted(WEB.rglob("*.js"))
 # shown in the about page, and the name of a kind of element; neither is ever loaded
 LINKS = {"https://github.com/memguard/memguard", "http://www.w3.org/2000/svg"}
 
+TSC = shutil.which("tsc")
+
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 
@@ -34,6 +36,17 @@ def test_nothing_is_loaded_from_elsewhere(file):
 def test_words_of_others_cannot_become_markup(script):
     text = script.read_text(encoding="utf-8")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_editors_check_its_types(script):
+    assert "// @ts-check" in script.read_text(encoding="utf-8").partition("import")[0].splitlines()
+
+
+@pytest.mark.skipif(TSC is None, reason="tsc is not installed (npm install -g typescript)")
+def test_types_agree():
+    done = subprocess.run([TSC, "--project", WEB], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture(scope="module")

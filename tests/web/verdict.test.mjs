@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { attemptLines, describe } from "../../web/js/verdict.js";
 import { cases } from "./cases.mjs";
 
-const { scored, known, partly, percentiles, uncalibrated, unscored, two, mitigated, passes } = cases;
+const { blank, scored, known, partly, percentiles, uncalibrated, unscored, two, mitigated, passes } = cases;
 
 test("a verdict has words, a mark and a percentile", () => {
   const badge = describe(scored);
@@ -31,6 +31,8 @@ test("a verdict says its rank, its rate and what limits it", () => {
 test("an image without a score is not counted as zero", () => {
   assert.equal(describe(partly).lines[1], "Score 5.5, mean of 2");
 });
+
+test("a finding of images without scores is no score", () => assert.equal(describe(blank).text, "No score"));
 
 for (const [percentile, words] of [["99.9999", "at least 99.99 %"], ["99.989", "99.98 %"], ["0.0", "0 %"]]) {
   test(`no percentile is rounded up to certainty: ${percentile}`, () => {

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { chips, lines, rows } from "../../web/js/words.js";
 import { cases } from "./cases.mjs";
 
-const { usual, negative, parts, noted, none } = cases.words;
+const { usual, blank, negative, parts, noted, none } = cases.words;
 
 test("a chip says its word, its weight, its share and its tokens", () => {
   const [first, gone, padding] = chips(usual);
@@ -16,6 +16,10 @@ test("a chip says its word, its weight, its share and its tokens", () => {
   assert.equal(padding.title, "[padding]: 1, 25 % of the sum, token 9 9 9 9 9 9 9 9 …");
   assert.equal(first.background, `rgb(${cases.ramp.at(-1)})`);
   assert.equal(first.colour, "black");
+});
+
+test("a weight that is no number is none, and the others keep theirs", () => {
+  assert.deepEqual(chips(blank).map(({ weight }) => weight), ["3", "–", "1 (25 %)"]);
 });
 
 test("there are no shares of a sum with negative weights", () => {

@@ -1,4 +1,7 @@
 // The panel on a node that shows a report: verdict, curve, words, maps, and what can be done with them.
+// @ts-check
+/** @import { Report } from "./report.js" */
+/** @import { Atlas, Described, Entry } from "./types.js" */
 
 import { chartOf } from "./chart.js";
 import { button, copyButton, part } from "./dom.js";
@@ -12,18 +15,22 @@ import { SIGNS } from "./signs.js";
 import { attemptLines, describe } from "./verdict.js";
 import { wordRows } from "./words.js";
 
+/** @type {Described} */
 const IDLE = { tone: "none", mark: "–", text: "No run yet", lines: [], sentence: "MemGuard: No run yet" };
 const ORIGINS = {
   saved: "From the saved workflow, until the next run.",
   check: "Prompt check, not a run: scored before any sampling.",
 };
 
-/** What a node shows. `check` is what its button "Check prompt" does; null leaves the button out. */
+/** The panel of a node. */
 export class Badge {
   #panel;
   #picturesOf;
+  /** @type {Entry | null} */
   #entry = null;
+  /** @type {string | null} */
   #selected = null; // name of the map that is open
+  /** @type {Atlas & { pictures: string[] } | null} */
   #atlas = null; // maps of the shown run, fetched on first use
   #verdict = part("div", "memguard-section");
   #others = part("div", "memguard-section");
@@ -31,8 +38,13 @@ export class Badge {
   #details = part("div", "memguard-section");
   #map = part("div", "memguard-section");
   #said = part("div", "memguard-line");
-  #copy = copyButton(() => JSON.stringify(this.#entry.report, null, 2));
+  #copy = copyButton(() => JSON.stringify(this.#entry?.report, null, 2));
 
+  /**
+   * @param {ComfyUI.Node} node
+   * @param {(entry: Entry) => Promise<string[]>} picturesOf addresses of the pictures of an entry's prompt
+   * @param {(() => void) | null} check what the button "Check prompt" does; null leaves the button out
+   */
   constructor(node, picturesOf, check = null) {
     this.#picturesOf = picturesOf;
     this.#panel = addPanel(node, "memguard_verdict", "MemGuard");
@@ -40,7 +52,7 @@ export class Badge {
     const actions = part("div", "memguard-actions");
     if (check) actions.append(button("Check prompt", check));
     actions.append(this.#copy);
-    this.#panel.element.firstChild.append(this.#verdict, this.#others, this.#known, this.#details, this.#map, actions, this.#said);
+    this.#panel.content.append(this.#verdict, this.#others, this.#known, this.#details, this.#map, actions, this.#said);
     this.repaint();
   }
 
@@ -48,9 +60,10 @@ export class Badge {
     return this.#entry;
   }
 
-  /** Show an entry {report, runs, prompt, check, saved}. */
-  show(entry) {
-    if (entry.report.run !== this.#entry?.report.run || !entry.report.maps?.includes(this.#selected)) {
+  /** Show an entry. */
+  show(/** @type {Entry} */ entry) {
+    const { run, maps } = entry.report;
+    if (run !== this.#entry?.report.run || !maps?.some((name) => name === this.#selected)) {
       this.#selected = null;
       this.#atlas = null;
     }
@@ -60,43 +73,42 @@ export class Badge {
   }
 
   /** Say one line at the foot; an empty one takes it back. */
-  say(text) {
+  say(/** @type {string} */ text) {
     this.#said.textContent = text;
   }
 
   /** Show what is known of the prompt that is being typed: lines, none to take them back. */
-  warn(lines) {
+  warn(/** @type {string[]} */ lines) {
     this.#known.replaceChildren(...lines.map((line) => part("div", "memguard-known", `${SIGNS.suspicious.mark} ${line}`)));
   }
 
   /** Show everything again, in the colours of the settings. */
   repaint() {
-    const { report } = this.#entry ?? {};
+    const report = this.#entry?.report;
     this.#paintVerdict(report ? describe(report) : IDLE);
-    this.#others.replaceChildren(...(report ? this.#paintOthers() : []));
+    this.#others.replaceChildren(...(this.#entry ? this.#paintOthers(this.#entry) : []));
     this.#copy.hidden = !report;
     this.#details.replaceChildren(...(report ? this.#paintDetails(report) : []));
     this.#paintMap();
   }
 
-  #paintVerdict({ tone, mark, text, lines, sentence }) {
+  #paintVerdict(/** @type {Described} */ { tone, mark, text, lines, sentence }) {
     const bar = part("div", "memguard-verdict");
     const sign = part("span", "memguard-mark", mark);
     sign.setAttribute("aria-hidden", "true");
     bar.append(sign, part("span", "memguard-words", text));
-    const { check, saved } = this.#entry ?? {};
-    const origins = [check && ORIGINS.check, saved && ORIGINS.saved].filter(Boolean);
+    const origins = [this.#entry?.check && ORIGINS.check, this.#entry?.saved && ORIGINS.saved].filter((line) => line);
     this.#panel.element.dataset.tone = tone;
     this.#verdict.title = sentence;
     this.#verdict.replaceChildren(
       bar,
-      ...origins.map((line) => part("div", "memguard-origin", line)),
+      ...origins.map((line) => part("div", "memguard-origin", line || "")),
       ...lines.map((line) => part("div", "memguard-line", line)),
     );
   }
 
-  #paintOthers() {
-    const lines = otherLines(this.#entry).map(({ text, sentence }) => {
+  #paintOthers(/** @type {Entry} */ entry) {
+    const lines = otherLines(entry).map(({ text, sentence }) => {
       const line = part("div", "memguard-line", text);
       line.title = sentence;
       return line;
@@ -104,9 +116,9 @@ export class Badge {
     return lines.length > 0 ? [part("div", "memguard-part", "Other passes of this run:"), ...lines] : [];
   }
 
-  #paintDetails(report) {
+  #paintDetails(/** @type {Report} */ report) {
     const chart = chartOf(report.curve);
-    const open = (name) => this.#open(name);
+    const open = (/** @type {string} */ name) => this.#open(name);
     const selection = { maps: report.maps ?? [], selected: this.#selected, open };
     const buttons = part("div", "memguard-actions");
     for (const name of buttonsOf(report)) {
@@ -128,43 +140,46 @@ export class Badge {
     ];
   }
 
-  async #open(name) {
-    const { report } = this.#entry;
+  async #open(/** @type {string} */ name) {
+    const entry = this.#entry;
+    if (!entry) return;
+    const { run } = entry.report;
     this.#selected = this.#selected === name ? null : name;
     this.#press();
     try {
       if (this.#selected && !this.#atlas) {
         this.say("Fetching the maps …");
-        const atlas = await mapsOf(report.run);
-        const pictures = [...(await this.#picturesOf(this.#entry)), ...previewOf(atlas)];
-        if (this.#entry.report.run !== report.run) return; // a new run came meanwhile
+        const atlas = await mapsOf(run);
+        const pictures = [...(await this.#picturesOf(entry)), ...previewOf(atlas)];
+        if (this.#entry?.report.run !== run) return; // a new run came meanwhile
         this.#atlas = { ...atlas, pictures };
       }
       this.say("");
     } catch (error) {
       this.#selected = null;
       this.#press();
-      this.say(error.message);
+      this.say(error instanceof Error ? error.message : String(error));
     }
     this.#paintMap();
   }
 
   // in place: the button that was pressed keeps the focus
   #press() {
-    for (const element of this.#details.querySelectorAll("[data-map]")) {
+    const buttons = /** @type {NodeListOf<HTMLElement>} */ (this.#details.querySelectorAll("[data-map]"));
+    for (const element of buttons) {
       element.setAttribute("aria-pressed", String(element.dataset.map === this.#selected));
     }
   }
 
   #paintMap() {
-    if (!this.#selected || !this.#atlas?.maps.has(this.#selected)) return this.#map.replaceChildren();
-    const spans = this.#entry.report.attribution?.spans ?? [];
-    const view = new MapView(this.#atlas, spans, this.#atlas.pictures, setting("Colours"));
-    view.show(this.#selected);
+    const map = this.#atlas?.maps.get(this.#selected ?? "");
+    if (!this.#atlas || !map) return this.#map.replaceChildren();
+    const spans = this.#entry?.report.attribution?.spans ?? [];
+    const view = new MapView(this.#atlas, map, spans, this.#atlas.pictures, setting("Colours"));
     this.#map.replaceChildren(view.element);
   }
 }
 
-function previewOf({ preview }) {
+function previewOf(/** @type {Atlas} */ { preview }) {
   return preview ? [`data:image/png;base64,${preview}`] : [];
 }

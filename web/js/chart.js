@@ -1,4 +1,6 @@
 // The score curve as a drawing with numbers at its axes and a sentence for who cannot see it.
+// @ts-check
+/** @import { Report } from "./report.js" */
 
 import { part, shape } from "./dom.js";
 
@@ -11,12 +13,13 @@ const BOTTOM = 30;
 const ENOUGH = 2; // points that make a curve
 
 /** The chart of a report's curve, or null where there is none. */
-export function chartOf(curve) {
+export function chartOf(/** @type {Report["curve"]} */ curve) {
   const found = describeCurve(curve);
   if (found === null) return null;
-  const across = (x) => LEFT + x * (WIDTH - LEFT - RIGHT);
-  const up = (y) => HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - TOP);
+  const across = (/** @type {number} */ x) => LEFT + x * (WIDTH - LEFT - RIGHT);
+  const up = (/** @type {number} */ y) => HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - TOP);
   const drawing = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": found.sentence });
+  /** @type {(x: number, y: number, text: string, anchor: string) => Element} */
   const label = (x, y, text, anchor) => shape("text", { x, y, "text-anchor": anchor }, text);
   drawing.append(
     shape("title", {}, found.sentence),
@@ -38,24 +41,25 @@ export function chartOf(curve) {
  * What the chart shows of [[sigma, rms], ...]: points in 0..1 (x to the right, y upwards), the numbers at the axes, and
  * a sentence that says the curve in words. null where there is no curve.
  */
-export function describeCurve(curve) {
-  const known = (curve ?? []).map(([, rms], call) => ({ call, rms })).filter(({ rms }) => Number.isFinite(rms));
+export function describeCurve(/** @type {Report["curve"] | null} */ curve) {
+  const calls = curve ?? [];
+  const known = calls.flatMap(([, rms], call) => (typeof rms === "number" ? [{ call, rms }] : []));
   if (known.length < ENOUGH) return null;
-  const last = curve.length - 1;
+  const last = calls.length - 1;
   const highest = known.reduce((best, point) => (point.rms > best.rms ? point : best));
   const lowest = known.reduce((best, point) => (point.rms < best.rms ? point : best));
   const top = highest.rms > 0 ? highest.rms : 1;
   return {
     points: known.map(({ call, rms }) => ({ x: call / last, y: Math.max(0, rms) / top })),
-    calls: [1, curve.length],
+    calls: [1, calls.length],
     values: [0, top].map(short),
     sentence:
-      `Noise gap over ${curve.length} model calls, RMS: starts at ${short(known[0].rms)}, ` +
+      `Noise gap over ${calls.length} model calls, RMS: starts at ${short(known[0].rms)}, ` +
       `highest ${short(highest.rms)} at call ${highest.call + 1}, lowest ${short(lowest.rms)} at call ${lowest.call + 1}, ` +
-      `ends at ${short(known.at(-1).rms)}.`,
+      `ends at ${short(known[known.length - 1].rms)}.`,
   };
 }
 
-function short(value) {
+function short(/** @type {number} */ value) {
   return String(Number(value.toPrecision(3)));
 }

@@ -1,5 +1,7 @@
 // The colours of numbers, for chips and maps alike, and whether the page they stand on is light or dark.
 // Lightness rises evenly with the number in every palette, so order never hangs on hue alone.
+// @ts-check
+/** @import { Colour, Palette } from "./types.js" */
 
 // OKLab; "colour" is the ramp of memguard/overlay.py
 const LIGHTNESS = [0.28, 0.96];
@@ -10,10 +12,10 @@ const REPAINTED = "Comfy.ColorPalette.change";
 const SOON = 200; // ms until the colours are those of the new palette
 const MIDDLE = 0.18; // of the luminance, where black and white letters are read alike
 
-export const PALETTES = Object.keys(CHROMA);
+export const PALETTES = /** @type {Palette[]} */ (Object.keys(CHROMA));
 
 /** The colour of a share 0..1, [r, g, b] in 0..255. */
-export function ramp(share, palette = "colour") {
+export function ramp(/** @type {number} */ share, /** @type {Palette} */ palette = "colour") {
   const t = Math.min(1, Math.max(0, share));
   const chroma = CHROMA[palette] ?? CHROMA.colour;
   const lightness = LIGHTNESS[0] + (LIGHTNESS[1] - LIGHTNESS[0]) * t;
@@ -31,13 +33,13 @@ export function ramp(share, palette = "colour") {
 }
 
 /** The colour of letters that can be read on a background: the one with the larger contrast, 4.5 at least. */
-export function ink(background) {
+export function ink(/** @type {Colour} */ background) {
   const light = luminance(background) + 0.05;
   return light / 0.05 >= 1.05 / light ? "black" : "white";
 }
 
 /** The relative luminance of a colour, as WCAG defines it. */
-export function luminance(colour) {
+export function luminance(/** @type {Colour} */ colour) {
   const [r, g, b] = colour.map((value) => {
     const share = value / 255;
     return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
@@ -46,12 +48,12 @@ export function luminance(colour) {
 }
 
 /** The ramp as a CSS background, low on the left. */
-export function gradient(palette) {
+export function gradient(/** @type {Palette} */ palette) {
   const stops = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
   return `linear-gradient(to right, ${stops.map((share) => `rgb(${ramp(share, palette)})`).join(", ")})`;
 }
 
-function encode(linear) {
+function encode(/** @type {number} */ linear) {
   const value = Math.min(1, Math.max(0, linear));
   return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
 }
@@ -67,6 +69,6 @@ export function isLight() {
 }
 
 /** Call a function when the page has got other colours. `settings` are those of ComfyUI, which tell of changes. */
-export function onTheme(settings, act) {
+export function onTheme(/** @type {EventTarget | undefined} */ settings, /** @type {() => void} */ act) {
   settings?.addEventListener?.(REPAINTED, () => setTimeout(act, SOON));
 }

@@ -1,4 +1,7 @@
 // A map over the picture that the run made: legend with numbers, opacity, and the words that are strongest at a spot.
+// @ts-check
+/** @import { TokenSpan } from "./report.js" */
+/** @import { Atlas, Palette, RunMap } from "./types.js" */
 
 import { gradient } from "./colours.js";
 import { part } from "./dom.js";
@@ -7,18 +10,17 @@ import { cellAt, fits, meaningOf, pixels, rankedAt, short } from "./maps.js";
 const LISTED = 6; // words at a spot
 const START = 0.7; // opacity
 const HINT = "Click a spot, or move with the arrow keys, to see the words that act there.";
+/** @type {Record<string, [number, number]>} */
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
-/**
- * One map view. `atlas` is what maps.js unpacked, `spans` those of the attribution, `sources` addresses of pictures of
- * which the first that has the map's proportions is shown.
- */
+/** One map view. */
 export class MapView {
   #atlas;
   #spans;
   #palette;
   #map;
   #opacity = START;
+  /** @type {{ row: number, column: number } | null} */
   #spot = null;
   #ground = part("div", "memguard-picture");
   #canvas = document.createElement("canvas");
@@ -27,8 +29,16 @@ export class MapView {
   #words = part("div", "memguard-ranked");
   element = part("div", "memguard-map");
 
-  constructor(atlas, spans, sources, palette) {
+  /**
+   * @param {Atlas} atlas
+   * @param {RunMap} map of the atlas, the one to show
+   * @param {TokenSpan[]} spans of the attribution
+   * @param {string[]} sources addresses of pictures; the first that has the map's proportions is shown
+   * @param {Palette} palette
+   */
+  constructor(atlas, map, spans, sources, palette) {
     this.#atlas = atlas;
+    this.#map = map;
     this.#spans = spans;
     this.#palette = palette;
     [this.#canvas.height, this.#canvas.width] = atlas.size;
@@ -38,11 +48,10 @@ export class MapView {
     this.#listen();
     this.#words.setAttribute("role", "status");
     this.element.append(this.#ground, this.#legend, this.#slider(), this.#words);
+    this.#show();
   }
 
-  /** Show the map of that name. */
-  show(name) {
-    this.#map = this.#atlas.maps.get(name);
+  #show() {
     const { low, high } = this.#map;
     const bar = part("div", "memguard-ramp");
     bar.style.background = gradient(this.#palette);
@@ -54,12 +63,16 @@ export class MapView {
     this.#rank();
   }
 
-  #picture(sources) {
+  #picture(/** @type {string[]} */ sources) {
     const image = document.createElement("img");
     image.alt = "";
     image.draggable = false;
     // where none is left the map is shown on plain ground
-    const next = () => (sources.length > 0 ? (image.src = sources.shift()) : image.remove());
+    const next = () => {
+      const source = sources.shift();
+      if (source === undefined) image.remove();
+      else image.src = source;
+    };
     image.addEventListener("load", () => {
       // a drawing with a legend is none that the run made
       if (!fits(this.#atlas.size, image.naturalWidth, image.naturalHeight)) return next();
@@ -101,7 +114,7 @@ export class MapView {
     });
   }
 
-  #point(spot) {
+  #point(/** @type {{ row: number, column: number }} */ spot) {
     this.#spot = spot;
     const [height, width] = this.#atlas.size;
     Object.assign(this.#marker.style, {
@@ -123,15 +136,14 @@ export class MapView {
   #draw() {
     const [height, width] = this.#atlas.size;
     const image = new ImageData(pixels(this.#map, this.#opacity, this.#palette), width, height);
-    this.#canvas.getContext("2d").putImageData(image, 0, 0);
+    this.#canvas.getContext("2d")?.putImageData(image, 0, 0);
   }
 
   #rank() {
-    this.#words.replaceChildren(...(this.#spot === null ? [part("div", "memguard-line", HINT)] : this.#list()));
+    this.#words.replaceChildren(...(this.#spot === null ? [part("div", "memguard-line", HINT)] : this.#list(this.#spot)));
   }
 
-  #list() {
-    const { row, column } = this.#spot;
+  #list(/** @type {{ row: number, column: number }} */ { row, column }) {
     const found = rankedAt(this.#atlas, this.#spans, row, column);
     const place = `row ${row + 1} of ${this.#atlas.size[0]}, column ${column + 1} of ${this.#atlas.size[1]}`;
     if (found.length === 0) return [part("div", "memguard-line", `At ${place}: this run kept no map of a word.`)];

@@ -1,4 +1,7 @@
 // MemGuard's page: reports on its nodes, a toast when a warning was asked for, warnings while typing, settings.
+// @ts-check
+/** @import { Report } from "./report.js" */
+/** @import { Entry } from "./types.js" */
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -16,13 +19,21 @@ import { Toasts, warns } from "./toasts.js";
 import { guardsOf } from "./wiring.js";
 import { Words } from "./words.js";
 
+/** @typedef {{ home: string, node_id: string, prompt_id?: string | null, workflow?: string | null, report: Report }} Payload */
+/** @typedef {{ node: string, display_node?: string, output: any, prompt_id: string }} Executed */
+
 const SHOWING = new Set(["MemGuard", "MemGuard_CheckPrompt", "MemGuard_Report"]);
-const badges = new WeakMap(); // node -> Badge; gone with the node
-const words = new WeakMap(); // node -> Words
-const audits = new WeakMap(); // node -> Audit
-const remembered = new Map(); // place -> entry; a workflow tab rebuilds its nodes whenever it is opened
+/** @type {WeakMap<any, Badge>} */
+const badges = new WeakMap(); // by node, and gone with it
+/** @type {WeakMap<any, Words>} */
+const words = new WeakMap();
+/** @type {WeakMap<any, Audit>} */
+const audits = new WeakMap();
+/** @type {Map<string, Entry>} */
+const remembered = new Map(); // by place; a workflow tab rebuilds its nodes whenever it is opened
 const warned = new Set(); // runs; the server reports a run when it is judged and again when it has ended
 const pictures = new Pictures();
+/** @type {Toasts | null} */
 let toasts = null;
 let lookAgain = () => {};
 
@@ -48,12 +59,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === "MemGuard_TokenAttribution") words.set(node, new Words(node));
     if (node.comfyClass === "MemGuard_AuditLora") audits.set(node, new Audit(node));
-    if (SHOWING.has(node.comfyClass)) addBadge(node);
+    if (SHOWING.has(String(node.comfyClass))) addBadge(node);
   },
 
   loadedGraphNode(node) {
-    const entry = badges.has(node) && remembered.get(place(node));
-    if (entry) badges.get(node).show(entry);
+    const entry = remembered.get(place(node));
+    if (entry) badges.get(node)?.show(entry);
     audits.get(node)?.restore();
   },
 
@@ -63,13 +74,13 @@ app.registerExtension({
   },
 });
 
-function addBadge(node) {
-  const act = node.comfyClass === "MemGuard" ? () => check(node, badges.get(node)) : null;
-  badges.set(node, new Badge(node, picturesOf, act));
+function addBadge(/** @type {ComfyUI.Node} */ node) {
+  const badge = new Badge(node, picturesOf, node.comfyClass === "MemGuard" ? () => check(node, badge) : null);
+  badges.set(node, badge);
   const sensitivity = node.widgets?.find((widget) => widget.name === "sensitivity");
   if (sensitivity) sensitivity.value = setting("Sensitivity") ?? sensitivity.value; // a loaded node gets its own afterwards
   const before = node.onConfigure;
-  node.onConfigure = function (...values) {
+  node.onConfigure = function (/** @type {any[]} */ ...values) {
     before?.apply(this, values);
     const entry = this.graph ? restored(this.properties, this.id) : null; // a clone is configured before it has a place
     if (entry) badges.get(this)?.show(entry);
@@ -93,7 +104,7 @@ async function catchUp() {
 }
 
 // a guard from the cache may have an older id: ComfyUI keeps outputs when a node is copied or put into a subgraph
-function receive({ home, node_id: sampler, prompt_id: prompt, workflow, report }, late = false) {
+function receive(/** @type {Payload} */ { home, node_id: sampler, prompt_id: prompt, workflow, report }, late = false) {
   if (workflow && workflow !== root().id) return; // of another tab; fetched when that is opened
   const guard = guardOf(home);
   const homes = guard !== null ? [guard] : badges.has(nodeAt(root(), home)) ? [home] : guardsOf(plainPrompt(root()), sampler);
@@ -101,7 +112,7 @@ function receive({ home, node_id: sampler, prompt_id: prompt, workflow, report }
 }
 
 // outputs come from the cache as well, with no sampler running and so without a report
-function executed({ node, display_node: display, output, prompt_id: prompt }, late = false) {
+function executed(/** @type {Executed} */ { node, display_node: display, output, prompt_id: prompt }, late = false) {
   pictures.add(prompt, output);
   const [attribution] = output?.memguard_attribution ?? [];
   if (attribution) words.get(nodeAt(root(), display ?? node))?.show(attribution);
@@ -115,10 +126,10 @@ function executed({ node, display_node: display, output, prompt_id: prompt }, la
   }
 }
 
-function showAt(executionId, entry, late = false) {
+function showAt(/** @type {string} */ executionId, /** @type {Entry} */ entry, late = false) {
   const node = nodeAt(root(), executionId);
   const badge = badges.get(node); // the same id may be another node's in the workflow that is open now
-  if (!badge || (late && !replaces(entry, badge.entry))) return;
+  if (!node || !badge || (late && !replaces(entry, badge.entry))) return;
   const all = gathered(badge.entry, entry);
   remembered.set(place(node), all);
   node.properties.memguard = compact(all, node.id);
@@ -127,7 +138,7 @@ function showAt(executionId, entry, late = false) {
 }
 
 // addresses of what the same prompt made; of a run before a reload the history knows
-async function picturesOf({ prompt }) {
+async function picturesOf(/** @type {Entry} */ { prompt }) {
   if (!prompt) return [];
   const seen = pictures.of(prompt);
   return (seen.length > 0 ? seen : picturesIn(await outputsOf(prompt))).map(addressOf);
@@ -137,11 +148,11 @@ function root() {
   return app.rootGraph ?? app.graph;
 }
 
-function place(node) {
-  return `${node.graph.id}/${node.id}`;
+function place(/** @type {ComfyUI.Node} */ node) {
+  return `${node.graph?.id}/${node.id}`;
 }
 
-function warnOnce(report, workflow = root().id) {
+function warnOnce(/** @type {Report} */ report, workflow = root().id) {
   if (!setting("Toast") || !warns(report) || warned.has(report.run)) return;
   warned.add(report.run);
   toasts ??= new Toasts(app.extensionManager.toast);

@@ -1,4 +1,6 @@
 // MemGuard's page in the settings of ComfyUI. Each setting is saved by ComfyUI itself; the memory is the server's.
+// @ts-check
+/** @import { Memory } from "./types.js" */
 
 import { app } from "../../../scripts/app.js";
 import { button, part } from "./dom.js";
@@ -8,12 +10,12 @@ const SENSITIVITY = 99;
 const changed = new EventTarget();
 
 /** The value of a setting by its short name: "Colours", "Toast", "WarnWhileTyping", "Sensitivity". */
-export function setting(name) {
+export function setting(/** @type {string} */ name) {
   return app.extensionManager.setting.get(`MemGuard.${name}`);
 }
 
 /** Call a function when a setting that changes what is shown was changed. */
-export function onChange(act) {
+export function onChange(/** @type {() => void} */ act) {
   changed.addEventListener("change", act);
 }
 
@@ -80,7 +82,7 @@ function memoryRow() {
   label.append(box);
   const line = part("span", "memguard-line", "Asking the server …");
   line.setAttribute("role", "status");
-  const show = async (answer) => {
+  const show = async (/** @type {Promise<Memory>} */ answer) => {
     const state = await answer;
     box.checked = Boolean(state.enabled);
     box.disabled = state.enabled === undefined;
@@ -96,7 +98,7 @@ function memoryRow() {
 }
 
 /** What the settings say of the memory: how much is kept, and why nothing is where it is off. */
-export function memoryLine({ enabled, status, runs, bytes }) {
+export function memoryLine(/** @type {Memory} */ { enabled, status, runs = 0, bytes = 0 }) {
   if (status !== "ok") return `The memory is off: ${status}`;
   const size = bytes < 1024 ? `${bytes} B` : `${Math.round(bytes / 1024)} KiB`;
   return `${runs} ${runs === 1 ? "run" : "runs"} remembered, ${size}${enabled ? "" : "; new runs are not"}`;

@@ -1,16 +1,19 @@
 // One toast per workflow: what is flagged while it stands is told in the same one. No DOM, no ComfyUI.
+// @ts-check
+/** @import { Report } from "./report.js" */
+/** @typedef {Pick<Report, "policy" | "message">} Warned */
 
 const MINUTE = 60000; // long enough for someone who looked away while it sampled
 const LISTED = 3; // sentences
-const GRAVITY = ["ordinary", "suspicious", "memorized"];
+const FLAGGED = ["suspicious", "memorized"];
 
 /** Whether a person asked to be warned, and there is something to warn of. */
-export function warns(report) {
-  return (report.policy === "warn" || report.policy === "stop") && GRAVITY.indexOf(report.verdict) > 0;
+export function warns(/** @type {Report} */ report) {
+  return (report.policy === "warn" || report.policy === "stop") && FLAGGED.includes(report.verdict);
 }
 
 /** The toast for the reports of one workflow that warn, the newest last. */
-export function toast(reports) {
+export function toast(/** @type {Warned[]} */ reports) {
   const stopped = reports.some(({ policy }) => policy === "stop");
   const title = stopped ? "MemGuard stopped this run" : "MemGuard warning";
   const said = [...new Set(reports.map(({ message }) => message))];
@@ -27,15 +30,16 @@ export function toast(reports) {
 export class Toasts {
   #shelf;
   #now;
-  #standing = new Map(); // workflow -> {reports, message, until}
+  /** @type {Map<string, { reports: Warned[], message: ComfyUI.Toast, until: number }>} */
+  #standing = new Map(); // by workflow
 
-  constructor(shelf, now = Date.now) {
+  constructor(/** @type {ComfyUI.Shelf} */ shelf, now = Date.now) {
     this.#shelf = shelf;
     this.#now = now;
   }
 
   /** Tell of a report, in the place of what stands for its workflow. */
-  tell(workflow, report) {
+  tell(/** @type {string} */ workflow, /** @type {Warned} */ report) {
     const before = this.#standing.get(workflow);
     const fresh = before && before.until > this.#now() ? before : null;
     const reports = [...(fresh?.reports ?? []), report];
@@ -44,7 +48,7 @@ export class Toasts {
     this.#put(workflow, message, fresh?.message);
   }
 
-  #put(workflow, message, before) {
+  #put(/** @type {string} */ workflow, /** @type {ComfyUI.Toast} */ message, /** @type {ComfyUI.Toast | undefined} */ before) {
     const { summary, detail, life } = message;
     if (this.#shelf.warning) {
       this.#shelf.warning(summary, { id: `memguard/${workflow}`, description: detail, duration: life });

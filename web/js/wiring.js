@@ -1,37 +1,43 @@
 // What feeds what in a prompt: {id: {class_type, inputs}}, inputs being values or links [id, slot], as ComfyUI's API
 // has it. Nodes are recognised by the names of their inputs, so that samplers of other packs count too. No DOM, no ComfyUI.
+// @ts-check
+/** @import { Link, PlainPrompt, Prompt, Sampler } from "./types.js" */
 
 const MODEL = /^(\w+_)?model(_?\d+)?$/;
 const CHECKPOINTS = ["ckpt_name", "unet_name"];
 const TEXT_TYPES = new Set(["CONDITIONING", "STRING", "*"]);
 
-/** Whether an input is a link to another node of the prompt. */
-export function isLink(prompt, value) {
+/**
+ * Whether an input is a link to another node of the prompt.
+ * @returns {value is Link}
+ */
+export function isLink(/** @type {Prompt} */ prompt, /** @type {unknown} */ value) {
   return Array.isArray(value) && value.length === 2 && String(value[0]) in prompt;
 }
 
 /** The ids of a node and of everything that it needs. */
-export function upstream(prompt, id, found = new Set()) {
+export function upstream(/** @type {Prompt} */ prompt, /** @type {string} */ id, /** @type {Set<string>} */ found = new Set()) {
   if (found.has(String(id))) return found;
   found.add(String(id));
   for (const value of Object.values(prompt[id].inputs)) if (isLink(prompt, value)) upstream(prompt, value[0], found);
   return found;
 }
 
-/** The samplers that get a guard's model: [{id, model, positive, negative, latent, seed, sigmas, schedule, late}]. */
-export function samplersOf(prompt, guard) {
+/** The samplers that get a guard's model. */
+export function samplersOf(/** @type {Prompt} */ prompt, /** @type {string} */ guard) {
   const all = Object.keys(prompt).map((id) => samplerAt(prompt, id));
-  return all.filter((found) => found !== null && leadsTo(prompt, found.model, String(guard)));
+  return all.filter((found) => found !== null).filter(({ model }) => leadsTo(prompt, model, guard));
 }
 
 /** The ids of the guards that watch a sampler. */
-export function guardsOf(prompt, sampler) {
+export function guardsOf(/** @type {Prompt} */ prompt, /** @type {string | number} */ sampler) {
   const guards = Object.keys(prompt).filter((id) => prompt[id].class_type === "MemGuard");
   return guards.filter((guard) => samplersOf(prompt, guard).some(({ id }) => id === String(sampler)));
 }
 
 /** Names of the checkpoints that a guard watches, as their loaders' widgets have them. */
-export function checkpointsOf(prompt, guard) {
+export function checkpointsOf(/** @type {Prompt} */ prompt, /** @type {string} */ guard) {
+  /** @type {Set<string>} */
   const found = new Set();
   const { model } = prompt[guard].inputs;
   for (const id of isLink(prompt, model) ? upstream(prompt, model[0]) : []) {
@@ -46,6 +52,10 @@ export function checkpointsOf(prompt, guard) {
 /**
  * The texts that a conditioning is made of: [{id, name, text}], one per text box. Needs what graph.js adds to a prompt:
  * `types` of the inputs and `boxes`, the names of those that are boxes for text.
+ * @param {PlainPrompt} prompt
+ * @param {unknown} link
+ * @param {{ id: string, name: string, text: string }[]} found
+ * @param {Set<string>} seen
  */
 export function textsOf(prompt, link, found = [], seen = new Set()) {
   if (!isLink(prompt, link) || seen.has(String(link[0]))) return found;
@@ -57,8 +67,11 @@ export function textsOf(prompt, link, found = [], seen = new Set()) {
   return found;
 }
 
-/** What a node samples from, as in samplersOf; null for a node that is no sampler. */
-export function samplerAt(prompt, id) {
+/**
+ * What a node samples from; null for a node that is no sampler.
+ * @returns {Sampler | null}
+ */
+export function samplerAt(/** @type {Prompt} */ prompt, /** @type {string} */ id) {
   const { inputs } = prompt[id];
   const latent = inputs.latent_image ?? inputs.latent;
   const guider = isLink(prompt, inputs.guider) ? prompt[inputs.guider[0]].inputs : inputs;
@@ -81,6 +94,14 @@ export function samplerAt(prompt, id) {
   };
 }
 
+/**
+ * Whether a link comes from a guard, through nodes that change a model.
+ * @param {Prompt} prompt
+ * @param {unknown} link
+ * @param {string} guard
+ * @param {Set<string>} seen
+ * @returns {boolean}
+ */
 function leadsTo(prompt, link, guard, seen = new Set()) {
   if (!isLink(prompt, link) || seen.has(String(link[0]))) return false;
   const id = String(link[0]);
