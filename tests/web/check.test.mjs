@@ -1,8 +1,9 @@
-// The reduced prompt that only checks.
+// The reduced prompt that only checks, and what is said when it is queued.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { checkId, checkPrompt, guardOf } from "../../web/js/check.js";
+import { check, checkId, checkPrompt, guardOf, listenToChecks } from "../../web/js/check.js";
+import { api, app } from "./comfyui.mjs";
 import { guided, node, plain } from "./prompts.mjs";
 
 const CHECK = "memguard_check_3";
@@ -100,3 +101,38 @@ for (const guard of ["3", "12:3"]) {
     assert.equal(guardOf(guard), null);
   });
 }
+
+/** What the badge says of a check of a prompt, where the server's answer is that of `queue`. */
+async function saidOf(prompt, queue) {
+  const said = [];
+  const node = { id: 3 };
+  app.graph = { nodes: [node] };
+  node.graph = app.graph;
+  app.graphToPrompt = async () => ({ output: prompt, workflow: {} });
+  api.queuePrompt = queue;
+  await check(node, { say: (line) => said.push(line) });
+  return said;
+}
+
+test("a check says that it is queued, and how it ended", async () => {
+  listenToChecks();
+  const said = await saidOf(plain(), async () => ({ prompt_id: "p" }));
+  const failed = (id) => api.dispatchEvent(new CustomEvent("execution_error", { detail: { prompt_id: id, exception_message: "no\nroom" } }));
+  failed("of another prompt");
+  assert.deepEqual(said, ["Prompt check is queued …"]);
+  failed("p");
+  failed("p");
+  assert.deepEqual(said.slice(1), ["No check: no"]);
+});
+
+test("a refused check says which node was refused and why", async () => {
+  const errors = [{ message: "Value not in list", details: "ckpt_name" }];
+  const response = { node_errors: { 1: { class_type: "CheckpointLoaderSimple", errors } } };
+  const line = "The server refused the check: CheckpointLoaderSimple: Value not in list (ckpt_name)";
+  assert.equal((await saidOf(plain(), async () => Promise.reject(Object.assign(new Error("400"), { response })))).at(-1), line);
+  assert.equal((await saidOf(plain(), async () => response)).at(-1), line);
+});
+
+test("what cannot be checked is said in one line", async () => {
+  assert.match((await saidOf(plain({ model: ["2", 0] }), null)).join("|"), /^No sampler gets this node's model[^|]*$/);
+});
