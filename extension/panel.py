@@ -9,14 +9,13 @@ May import: gradio, the WebUI, memguard.hosts.
 from __future__ import annotations
 
 import logging
-from html import escape
 from typing import Any
 
 import gradio as gr
 from modules import shared
 
 from ..memguard.hosts.webui.settings import NAMES
-from ..memguard.hosts.webui.shown import html, warning
+from ..memguard.hosts.webui.shown import failed, html, warning
 from ..memguard.hosts.webui.shown import known as known_line
 from ..memguard.troubles import Told, in_words
 from . import api, check, host, options
@@ -89,7 +88,7 @@ def _check(asked: dict[str, Any]) -> str:
     except Exception as error:
         if not isinstance(error, Told):
             log.exception("a check failed")
-        return f'<div class="memguard-panel"><p>MemGuard: no score, because {escape(in_words(error))}</p></div>'
+        return failed(in_words(error))
 
 
 def _known(prompt: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from html import escape
 from threading import Thread
 from typing import Any
 
@@ -104,7 +103,7 @@ def _calibrate(width: float, height: float, images: float, negative: str, prompt
     while thread.is_alive() or shown < len(said):
         if shown < len(said):
             shown = len(said)
-            yield f"<p>{escape(said[shown - 1])}</p>"
+            yield listed.line(said[shown - 1])
         thread.join(TICK)
 
 

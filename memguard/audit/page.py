@@ -1,6 +1,6 @@
 """An audit as one self-contained HTML page: the verdict, the checkpoints, and a row of pictures for each caption.
 
-Room: the core. May import: memguard.audit, memguard.records, memguard.report, Pillow, numpy.
+Room: the core. May import: memguard.audit, memguard.records, memguard.pages, Pillow, numpy.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..pages.report import Section, Strip, page
 from ..records import Verdict
-from ..report import Section, Strip, page
 from .folder import Folder, pixels
 from .record import Audit, Checked, Checkpoint
 from .three_samples import ThreeSamples

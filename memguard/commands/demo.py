@@ -17,8 +17,8 @@ import numpy as np
 
 from ..bench.roc import Estimate, auc, bootstrap, tpr_at_fpr
 from ..lists import files
+from ..pages.report import Card, Section, page
 from ..records import Report
-from ..report import Card, Section, page
 from ..texts import shown
 from . import common, models
 

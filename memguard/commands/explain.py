@@ -111,7 +111,7 @@ def _table(found: Any) -> list[str]:
 
 def _page(prompt: str, found: Any) -> str:
     from ..overlay import NAMES, overlay
-    from ..report import Section, page
+    from ..pages.report import Section, page
 
     if found.status != "ok":
         return page("MemGuard: why this score", prompt, [Section("No attribution", found.status)])

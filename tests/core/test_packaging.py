@@ -13,7 +13,9 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 def test_package_data_patterns_match_the_files_that_the_code_reads():
     patterns = re.search(r"^memguard = \[(.+)\]$", PYPROJECT, re.MULTILINE)[1]
     matched = {path for pattern in re.findall(r'"([^"]+)"', patterns) for path in (ROOT / "memguard").glob(pattern)}
-    for needed in ("calibration/ordinary.txt", "testbed/assets/merges.txt.gz"):
+    templates = [p.relative_to(ROOT / "memguard") for p in (ROOT / "memguard/pages/templates").iterdir()]
+    assert "report.css" in {path.name for path in templates}
+    for needed in ("calibration/ordinary.txt", "testbed/assets/merges.txt.gz", *templates):
         assert ROOT / "memguard" / needed in matched
 
 

@@ -6,11 +6,11 @@ Part of the WebUI hosts; may import: memguard's core.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from ...calibration import Profile
 from ...memory import Facts
+from ...pages import rendered
 from .settings import files
 
 HEADINGS = ("Size", "Compared with", "Ordinary prompts", "File", "Note")
@@ -28,16 +28,13 @@ def profiles(model: str, found: Sequence[Profile], loaded: str = "", chosen: str
 
     """
     if not model:
-        return _line("No checkpoint is loaded yet.")
+        return line("No checkpoint is loaded yet.")
     if loaded and chosen and loaded != chosen:
-        return _line(f"{chosen} is chosen and not loaded yet. Once it is, press Refresh to see its profiles.")
-    of = f" {loaded}" if loaded else " this checkpoint"
+        return line(f"{chosen} is chosen and not loaded yet. Once it is, press Refresh to see its profiles.")
+    of = loaded or "this checkpoint"
     if not found:
-        return _line(f"There is no profile for{of}.")
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(each))}</tr>" for each in found)
-    head = "".join(f"<th>{each}</th>" for each in HEADINGS)
-    head = f"<caption>Profiles of{escape(of)}</caption><thead><tr>{head}</tr></thead>"
-    return f'<table class="memguard-profiles">{head}<tbody>{rows}</tbody></table>'
+        return line(f"There is no profile for {of}.")
+    return rendered("profiles.html", name=of, headings=HEADINGS, rows=map(_cells, found))
 
 
 def _cells(profile: Profile) -> tuple[str, ...]:
@@ -57,15 +54,16 @@ def neuron_sets(folder: str | Path) -> str:
     """Return the list of the neuron-set files below a folder."""
     names = files(Path(folder), ".safetensors")
     if not names:
-        return _line("There are no neuron sets.")
-    return f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
+        return line("There are no neuron sets.")
+    return rendered("lines.html", lines=(), items=names)
 
 
 def memory(facts: Facts) -> str:
     """Return how many runs are remembered, and what hinders it."""
     held = "1 run is remembered." if facts.rows == 1 else f"{facts.rows} runs are remembered."
-    return _line(held if facts.status == "ok" else f"{held} {facts.status}")
+    return line(held if facts.status == "ok" else f"{held} {facts.status}")
 
 
-def _line(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+def line(text: str) -> str:
+    """Return a line of text."""
+    return rendered("lines.html", lines=(text,), items=())

@@ -116,7 +116,7 @@ def test_the_page_holds_everything_and_obeys_nothing(tmp_path):
     assert text.count("<img ") == 2  # the training picture and the generated one; gone.png is gone
     assert "copied over the training" in text.lower() and "also comes out of the captions of other.png" in text
     assert text.index("■ copied") < text.index("▲ nearer than any held-out picture")
-    assert f"This training {found.verdict}".replace("'", "&#x27;").split("<")[0] in text
+    assert f"This training {found.verdict}".replace("'", "&#39;").split("<")[0] in text
     assert row(last)[1:6] == ("1 of 2", "0.70", "-2.12", "0.0125", "0.5000") and row(last)[6:] == ("1.500", "0.500")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from memguard import Guard
 from memguard.hosts.webui.pictures import SHOWN, draw, full
 from memguard.hosts.webui.session import Session
-from memguard.hosts.webui.shown import INK, html, known
+from memguard.hosts.webui.shown import INK, failed, html, known
 from memguard.memory import PromptWarning
 from memguard.records import Attribution, TokenSpan
 from memguard.wording import SIGNS
@@ -70,12 +70,19 @@ def test_the_panel_shows_words_with_their_ink_the_curve_and_the_pictures(session
         ("[EOS]", "0.3"),
     ]
     assert [int(ink) for ink, *_ in words] == [3, 7, 30, 10]  # the heaviest word has the strongest ink
+    assert re.findall(r"font-weight:(\d+);border-bottom:([\d.]+)px", page) == [
+        ("500", "1.3"),
+        ("500", "1.7"),
+        ("700", "4.0"),
+        ("500", "2.0"),
+    ]
+    assert '<p><b class="memguard-unknown" aria-hidden="true">?</b> no score' in page
     assert 'aria-label="noise gap over 3 model calls, RMS: starts at 0.5, highest 0.8 at call 2, ends at 0.2"' in page
     assert "&lt;i&gt;" in page and "<i>" not in page
     assert re.findall(r'alt="([^"]*)"', page) == [
         "end of prompt, last step",
         "noise gap, last step",
-        "word &quot;comet&quot;",
+        "word &#34;comet&#34;",
     ]
     (first, *_) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert Image.open(io.BytesIO(base64.b64decode(first))).size == (64, 64)
@@ -126,6 +133,10 @@ def test_the_panel_brings_the_colours_of_both_themes(session, verdict):
     light, dark = SIGNS[verdict].letters
     style = f".memguard-{verdict}{{color:{light}}}.dark .memguard-{verdict}{{color:{dark}}}"
     assert html(session).count(style) == known(WARNING).count(style) == 1
+
+
+def test_why_a_check_came_to_nothing():
+    assert failed("<it>") == '<div class="memguard-panel"><p>MemGuard: no score, because &lt;it&gt;</p></div>'
 
 
 def test_why_a_run_was_stopped_has_the_colour_of_a_memorized_one(session):
