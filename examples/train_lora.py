@@ -26,7 +26,8 @@ from peft.utils import get_peft_model_state_dict
 from PIL import ImageOps
 from torch.nn import functional
 
-from memguard.audit.folder import pixels, read_folder
+from memguard.audit.folder import Folder, pixels, read_folder
+from memguard.lists import BadInput
 from memguard.training import JsonLines, Meter, NormFilter, weighted
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -38,8 +39,7 @@ SECONDS = 10.0  # between two lines of progress
 class Pictures:
     """The pictures of a folder as a network reads them: latents [N, 4, h, w], encoded captions [N, tokens, d]."""
 
-    def __init__(self, pipe: Any, folder: Path, side: int, device: str) -> None:
-        found = read_folder(folder)
+    def __init__(self, pipe: Any, found: Folder, side: int, device: str) -> None:
         print(*found.notes, sep="\n", end="\n" if found.notes else "")
         self.names = [each.name for each in found.pictures]
         cut = [ImageOps.fit(pixels(each, 4 * side), (side, side)) for each in found.pictures]
@@ -61,11 +61,11 @@ class Pictures:
 class Training:
     """One LoRA in training."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.pipe = args, load(args.model).to(args.device)
+    def __init__(self, args: argparse.Namespace, pipe: Any, data: Folder, held: Folder) -> None:
+        self.args, self.pipe = args, pipe.to(args.device)
         self.unet, self.alphas = self.pipe.unet, self.pipe.scheduler.alphas_cumprod.to(args.device)
-        self.pictures = Pictures(self.pipe, args.data, args.size, args.device)
-        self.held = Pictures(self.pipe, args.held_out, args.size, args.device)
+        self.pictures = Pictures(self.pipe, data, args.size, args.device)
+        self.held = Pictures(self.pipe, held, args.size, args.device)
         self.unet.requires_grad_(False)
         torch.manual_seed(args.seed)
         self.unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=LAYERS))
@@ -124,14 +124,33 @@ class Training:
 
 
 def load(model: str) -> Any:
-    """Return a pipeline: of a diffusers folder, or the test bed that memguard ships."""
+    """Return a pipeline: of a diffusers folder, or the test bed that memguard ships.
+
+    Raises:
+        BadInput: for what is no such folder, and for a model that predicts something else than the noise.
+
+    """
     if model == "testbed":
         from memguard import testbed
 
         return testbed.pipeline()
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    except (OSError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{model}: cannot be loaded as a diffusers folder of Stable Diffusion 1 or 2 ({said})") from None
+    if (kind := pipe.scheduler.config.prediction_type) != "epsilon":
+        raise BadInput(f"{model}: predicts {kind}; this loop trains models that predict the noise (epsilon)")
+    return pipe
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1 on."""
+    if (found := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return found
 
 
 def arguments() -> argparse.Namespace:
@@ -141,11 +160,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of pictures with captions")
     parser.add_argument("--held-out", type=Path, required=True, help="folder of others that are not trained on")
     parser.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
-    parser.add_argument("--size", type=int, default=128, help="pixels; 512 for Stable Diffusion 1 (default 128)")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=50, help="steps between two readings of the meter")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--size", type=count, default=128, help="pixels; 512 for Stable Diffusion 1 (default 128)")
+    parser.add_argument("--steps", type=count, default=400)
+    parser.add_argument("--every", type=count, default=50, help="steps between two readings of the meter")
+    parser.add_argument("--batch", type=count, default=8)
+    parser.add_argument("--rank", type=count, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -156,11 +175,17 @@ def main() -> None:
     """Train and save."""
     args = arguments()
     try:
-        args.out.mkdir(parents=True)
-    except FileExistsError:
-        sys.exit(f"{args.out}: is there already; give another --out, or remove it")
+        if args.out.exists():
+            raise BadInput(f"{args.out}: is there already; give another --out, or remove it")
+        given = read_folder(args.data), read_folder(args.held_out)
+        pipe = load(args.model)
+        args.out.mkdir(parents=True)  # after what may be wrong, so that the next try finds no folder of this one
+    except BadInput as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{args.out}: cannot be made ({error.strerror})")
     print("encodes the pictures and measures the held-out ones, for the thresholds", flush=True)
-    training = Training(args)
+    training = Training(args, pipe, *given)
     print(f"trains {args.steps} steps on {len(training.pictures.names)} pictures", flush=True)
     said = time.monotonic()
     for step in range(args.steps):

@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 from memguard import testbed
 from memguard.hosts.diffusers import loras
 from testbed.loras import picture
+from tests.hosts import tiny
 
 EXAMPLE = Path(__file__).parents[2] / "examples/train_lora.py"
 
@@ -58,6 +59,33 @@ def test_a_folder_that_is_there_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert end.value.code == f"{tmp_path}: is there already; give another --out, or remove it"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--data {0}/none", "{0}/none: is no folder; give the folder of the training pictures"),
+        ("--held-out {0}/empty", "{0}/empty: holds no picture with a caption, as .txt beside it or in metadata.jsonl"),
+        ("--model {0}/empty", "{0}/empty: cannot be loaded as a diffusers folder of Stable Diffusion 1 or 2 ("),
+        ("--model {0}/v", "{0}/v: predicts v_prediction; this loop trains models that predict the noise (epsilon)"),
+        ("--out {0}/a.txt/b", "{0}/a.txt/b: cannot be made ("),
+        ("--every 0", "train_lora.py: error: argument --every: 0 is less than 1"),
+        ("--batch -1", "train_lora.py: error: argument --batch: -1 is less than 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(words, line, monkeypatch, tmp_path, capsys):
+    data, held, out = folder(tmp_path / "data", 0), folder(tmp_path / "held", 50), tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    if "/v" in words:
+        tiny.sd(tiny.scheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "v")
+    given = f"x --data {data} --held-out {held} --out {out} --steps 1 --device cpu {words.format(tmp_path)}"
+    monkeypatch.setattr("sys.argv", given.split())
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    said = capsys.readouterr().err.splitlines()[-1] if end.value.code == 2 else end.value.code
+    assert said.startswith(line.format(tmp_path)) and len(said.splitlines()) == 1
+    assert not out.exists()
 
 
 def test_the_docstring_s_audit_is_one_that_runs():
