@@ -21,7 +21,7 @@ from ..attributions.attention import entropy, mass
 from ..detectors.attention_entropy import default_layer
 from ..troubles import Refused
 from .log import Log
-from .network import unwrapped
+from .network import READING, unwrapped
 from .weights import Above, Filter, Threshold, per_sample
 
 
@@ -60,14 +60,18 @@ class EntropyFilter(Filter):
 
         Raises:
             Refused: if it has no layer of that name.
-            Told: where the network has no cross-attention that MemGuard knows, or is compiled.
+            Told: where the network has no cross-attention that MemGuard knows, is compiled, or was not called.
 
         """
         from .. import training_host
 
         self._scores = None
         with training_host.reading(unwrapped(network)) as found:
-            yield
+            token = READING.set(True)
+            try:
+                yield
+            finally:
+                READING.reset(token)
             projected = found.take(slice(None))
         name = self.layer or default_layer(tuple(projected))
         if name not in projected:

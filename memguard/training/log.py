@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +62,9 @@ class JsonLines:
         """Write values of a step."""
         for name, value in values.items():
             known = value if math.isfinite(value) else None
-            self._file.write(json.dumps({"step": step, "name": name, "value": known}) + "\n")
+            # a loop's own values may be tensors or numpy's
+            line = json.dumps({"step": step, "name": name, "value": known}, default=methodcaller("item"))
+            self._file.write(line + "\n")
 
     def close(self) -> None:
         """Close the file."""

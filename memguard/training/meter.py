@@ -35,7 +35,7 @@ class Gap:
         timestep: of the schedule.
         trained: mean loss of training pictures.
         held: mean loss of held-out pictures.
-        error: standard error of their difference, over pictures.
+        error: standard error of their difference, over pictures; NaN where a side has one picture.
 
     """
 
@@ -63,7 +63,7 @@ class Meter:
         log: takes the gaps; None keeps no log.
 
     Raises:
-        Refused: if there are no batches on a side.
+        Refused: if there are no batches on a side, or no timesteps.
 
     """
 
@@ -78,6 +78,8 @@ class Meter:
     ) -> None:
         if not len(trained) or not len(held):
             raise Refused("the meter needs pictures that are trained on and others that are held out")
+        if not len(timesteps):
+            raise Refused("the meter needs timesteps to measure at")
         self.loss, self.trained, self.held = loss, trained, held
         self.timesteps, self.seed, self.log = tuple(timesteps), seed, log
 
@@ -102,7 +104,8 @@ class Meter:
         if self.log is not None:
             for each in found:
                 self.log.add(step, {f"memorization/gap at {each.timestep}": each.gap})
-            self.log.add(step, {"memorization/gap": math.fsum(each.gap for each in found) / len(found)})
+            # not fsum, which raises where one level is infinite and another minus infinite
+            self.log.add(step, {"memorization/gap": sum(each.gap for each in found) / len(found)})
         return tuple(found)
 
     def _losses(self, batches: Sequence[Any], timestep: int) -> Tensor:
@@ -132,4 +135,4 @@ def _means(losses: Any) -> Tensor:
 
 
 def _variance(values: Tensor) -> float:
-    return float(values.double().var()) if len(values) > 1 else 0.0
+    return float(values.double().var()) if len(values) > 1 else math.nan

@@ -8,16 +8,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+READING: ContextVar[bool] = ContextVar("memguard_reading", default=False)  # while a loop's forward is read
 
-def unwrapped(network: Any) -> Any:
-    """Return the network within DataParallel, DistributedDataParallel and peft's wrapper; a compiled one stays."""
+
+def unwrapped(network: Any, through: bool = False) -> Any:
+    """Return the network within DataParallel, DistributedDataParallel and peft's wrapper.
+
+    Args:
+        network: as the loop holds it.
+        through: what is compiled too; a compiled network stays otherwise.
+
+    """
     while isinstance(network, nn.Module):
-        if isinstance(inner := getattr(network, "module", None), nn.Module):
+        original = network._modules.get("_orig_mod")  # hands out its attributes as its own
+        if not through and (original is not None or network._compiled_call_impl is not None):
+            break
+        if original is not None:
+            network = original
+        elif isinstance(inner := getattr(network, "module", None), nn.Module):
             network = inner
         elif callable(base := getattr(network, "get_base_model", None)):
             network = base()
@@ -30,10 +44,12 @@ def called(network: Any, noisy: Tensor, timesteps: Tensor, text: Tensor, more: M
     """Return a prediction, [B, C, h, w] or as the network has it.
 
     UNets take latents, timesteps and text in this order; diffusers' transformers have the text second, so they are
-    called by name.
+    called by name. DistributedDataParallel is gone around: its forward exchanges buffers, and would wait forever for
+    ranks that have no sample to judge.
     """
-    plain = unwrapped(network)
-    plain = getattr(plain, "_orig_mod", plain)
+    while isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    plain = unwrapped(network, through=True)
     if "hidden_states" in inspect.signature(getattr(plain, "forward", plain)).parameters:
         found = network(hidden_states=noisy, timestep=timesteps, encoder_hidden_states=text, **more)
     else:

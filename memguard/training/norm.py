@@ -23,13 +23,14 @@ from torch import Tensor
 from ..aside import aside
 from ..troubles import Refused
 from .log import Log
-from .network import called, dropping, precision, replaced, rows
+from .network import READING, called, dropping, precision, replaced, rows
 from .weights import Above, Filter, Threshold, per_sample
 
 log = logging.getLogger("memguard")
 
 SHAPES = re.compile(r"shapes cannot be multiplied|must match|size mismatch|[Ee]xpected size")  # torch's words
 POOLED = ("text_embeds", "pooled_projections")  # the caption beside its tokens: SDXL's, and SD3's and Flux's
+MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")  # of its tokens: PixArt's and Sana's, Qwen-Image's
 
 
 class NormFilter(Filter):
@@ -41,8 +42,10 @@ class NormFilter(Filter):
         empty: the encoded empty caption, [1, tokens, d].
         above: what happens above the threshold, "skip" or "scale".
         instead: what else of a call carries the caption, without one, one row each: for SDXL
-            ``{"added_cond_kwargs": {"text_embeds": pooled}}``, for SD3 and Flux ``{"pooled_projections": pooled}``.
-        least: timestep below which samples are not judged and cost nothing; the gap tells most at high noise.
+            ``{"added_cond_kwargs": {"text_embeds": pooled}}``, for SD3 and Flux ``{"pooled_projections": pooled}``, for
+            PixArt ``{"encoder_attention_mask": mask}``.
+        least: timestep below which samples are not judged and cost nothing, in the units of the loop's timesteps; the
+            gap tells most at high noise.
         log: takes scores step by step.
 
     """
@@ -54,7 +57,7 @@ class NormFilter(Filter):
         threshold: Threshold,
         empty: Tensor,
         above: Above = "skip",
-        least: int = 0,
+        least: float = 0,
         log: Log | None = None,
         instead: Mapping[str, Any] | None = None,
     ) -> None:
@@ -63,6 +66,7 @@ class NormFilter(Filter):
             raise Refused(f"empty is of shape {list(empty.shape)}; give the encoded empty caption, [1, tokens, d]")
         self.empty, self.least = empty.detach(), least
         self.instead = dict(instead or {})
+        _check_rows(self.instead)
         self.rows = 0  # of the network that judging cost
         self._warned = False
 
@@ -82,14 +86,16 @@ class NormFilter(Filter):
                 into, so dropout of its own adds to the gap (a warning says so once).
             noisy: its input, [B, C, h, w].
             timesteps: [B], or one for all.
-            predicted: what it has predicted with the captions, [B, C, h, w]; its graph is left alone.
+            predicted: what it has returned for the captions, [B, C, h, w], before anything is computed from that; its
+                graph is left alone.
             names: of the pictures.
             more: what else the loop gives to the network, such as ``added_cond_kwargs``; tensors of B rows are cut to
                 the judged samples, also within dicts, lists and tuples.
 
         Raises:
-            Refused: if the pooled caption is among ``more`` and nothing is given ``instead``, for timesteps that are
-                no tensor, and where the network cannot take the empty caption.
+            Refused: if the pooled caption or its mask is among ``more`` and nothing is given ``instead``, for timesteps
+                that are no tensor, where the network cannot take the empty caption, for a prediction that is not the
+                network's own, and inside ``EntropyFilter.reading``.
 
         """
         self._check(network, more)
@@ -101,6 +107,10 @@ class NormFilter(Filter):
             rest = replaced(rows(more, judged, len(noisy)), self.instead, len(judged), noisy)
             with torch.no_grad(), aside(network, noisy), precision(noisy, predicted):
                 without = self._without(network, noisy[judged], steps[judged], text, rest)
+            returned = [len(noisy), *without.shape[1:]]
+            if list(predicted.shape) != returned:
+                said = f"predicted is of shape {list(predicted.shape)}, and the network returns {returned}"
+                raise Refused(f"{said}; give what the network returned")
             gap = predicted.detach()[judged].float() - without.float()
             scores[judged] = gap.flatten(1).pow(2).mean(1).sqrt()
             self.rows += len(judged)
@@ -116,10 +126,13 @@ class NormFilter(Filter):
             raise Refused(f"{said}; encode the empty caption as the captions are ({error})") from error
 
     def _check(self, network: Any, more: Mapping[str, Any]) -> None:
+        if READING.get():  # the last forward counts there, and ours would be it
+            raise Refused("the entropy filter is reading; call the norm filter after its block")
         missing = set(_pooled(more)) - set(_pooled(self.instead))
         if missing:
             name = sorted(missing)[0]
-            raise Refused(f"{name} carries the caption too; give the empty caption's as instead={{...}} to the filter")
+            what = "masks the caption's tokens" if name in MASKS else "carries the caption too"
+            raise Refused(f"{name} {what}; give the empty caption's as instead={{...}} to the filter")
         if not self._warned and dropping(network):
             self._warned = True
             log.warning("the network drops values at random, which adds to every noise gap; set dropout to 0")
@@ -129,5 +142,14 @@ def _pooled(given: Mapping[str, Any]) -> Iterator[str]:
     for name, value in given.items():
         if isinstance(value, Mapping):
             yield from _pooled(value)
-        elif name in POOLED and value is not None:
+        elif name in POOLED + MASKS and value is not None:
             yield name
+
+
+def _check_rows(instead: Mapping[str, Any]) -> None:
+    for name, value in instead.items():
+        if isinstance(value, Mapping):
+            _check_rows(value)
+        elif isinstance(value, Tensor) and value.ndim and len(value) != 1:
+            said = f"{name} in instead is of shape {list(value.shape)}; give one row, that of the empty caption"
+            raise Refused(said)

@@ -19,9 +19,10 @@ from ..troubles import Refused
 from .log import Log
 
 Above = Literal["skip", "scale"]
-Threshold = float | Mapping[int, float]
+Threshold = float | Mapping[float, float]
 ABOVE = ("skip", "scale")
 IN_A_ROW = 5  # steps without a sample, after which it is said
+IDLE = 100  # steps in which nothing is judged, after which it is said; at high noise only, a few are ordinary
 
 log = logging.getLogger("memguard")
 
@@ -48,6 +49,7 @@ class Filter:
     Args:
         threshold: a score above it looks memorized; or one for each noise level, {timestep from which it holds:
             threshold}, since scores differ more by noise level than by sample; nothing is judged below the lowest.
+            Levels are in the units of the loop's timesteps, 0..1 where these are divided by 1000.
         above: what happens then: "skip" leaves the sample out of this step, "scale" gives it threshold / score.
         log: takes the mean score and the share above, step by step; None keeps no log.
 
@@ -62,24 +64,26 @@ class Filter:
     NAME = ""
 
     def __init__(self, threshold: Threshold, above: Above = "skip", log: Log | None = None) -> None:
-        levels = threshold if isinstance(threshold, Mapping) else {0: threshold}
+        levels = _levels(threshold)
         if not levels or not all(_positive(each) for each in levels.values()):
             raise Refused(f"threshold is {threshold!r}; give a number above 0, or one for each noise level")
         if above not in ABOVE:
             raise Refused(f"above is {above!r}; use one of {', '.join(ABOVE)}")
-        self.levels = {int(level): float(levels[level]) for level in sorted(levels)}
+        self.levels = {level: float(levels[level]) for level in sorted(levels)}
         self.threshold, self.above, self.log = threshold, above, log
         self.seen: dict[Any, Seen] = {}
         self.steps = 0
         self._empty = 0  # steps in a row of which every sample was left out
         self._warned_empty = False
+        self._idle = 0  # steps in a row in which none was judged
+        self._warned_idle = False
 
     def weigh(self, scores: Tensor, names: Sequence[Any] | None = None, timesteps: Tensor | None = None) -> Tensor:
         """Return the weights of samples, float32 [B] in 0..1, on the scores' device.
 
         Args:
             scores: [B]; NaN for a sample that is not judged, which has weight 1.
-            names: of the pictures, to know afterwards which were left out.
+            names: of the pictures, or their numbers, to know afterwards which were left out.
             timesteps: [B]; needed where each noise level has a threshold.
 
         """
@@ -107,7 +111,9 @@ class Filter:
     def _note(self, scores: Tensor, over: Tensor, names: Sequence[Any] | None) -> None:
         values, high = scores.tolist(), over.tolist()
         known = [value for value in values if not math.isnan(value)]
-        for name, value, above in zip(names or (), values, high, strict=names is not None):
+        # a tensor's elements are no keys: two of one number are not equal as such
+        listed = getattr(names, "tolist", lambda: names or ())()
+        for name, value, above in zip(listed, values, high, strict=names is not None):
             if math.isnan(value):
                 continue
             entry = self.seen.setdefault(name, Seen())
@@ -121,7 +127,15 @@ class Filter:
         self.steps += 1
 
     def _watch(self, known: Sequence[float], every: bool) -> None:
-        """Warn once if nothing is left to learn from: the loss is 0 then, and looks like a success."""
+        """Warn once if nothing is left to learn from, as the loss is 0 then, and once if nothing is ever judged."""
+        self._idle = 0 if known else self._idle + 1
+        if self._idle == IDLE and not self._warned_idle:
+            self._warned_idle = True
+            log.warning(
+                "%s judged no sample of %d steps in a row: their timesteps are below what is judged, or their scores"
+                " are not finite; give noise levels in the units of the timesteps",
+                *(self.NAME, IDLE),
+            )
         self._empty = self._empty + 1 if known and every and self.above == "skip" else 0
         if self._empty == IN_A_ROW and not self._warned_empty:
             self._warned_empty = True
@@ -135,6 +149,17 @@ class Filter:
         """Return the pictures that scored above the threshold, those first that did so most often."""
         found = [(name, entry) for name, entry in self.seen.items() if entry.above]
         return sorted(found, key=lambda item: (-item[1].above / item[1].count, -item[1].highest))
+
+
+def _levels(threshold: Any) -> dict[float, Any]:
+    """Return the threshold from each timestep on; none where one of the levels is no number."""
+    given = threshold if isinstance(threshold, Mapping) else {0: threshold}
+    try:
+        # of words too, as JSON has them
+        found = {float(level): value for level, value in given.items()}
+    except (TypeError, ValueError):
+        return {}
+    return {} if any(map(math.isnan, found)) else found
 
 
 def _positive(given: Any) -> bool:

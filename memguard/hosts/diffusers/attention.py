@@ -45,11 +45,13 @@ class Reading:
         """Return rows of the last call, layer by layer in the order of execution, and forget the call.
 
         Raises:
-            Unscored: if a layer was not called, because something else stands in its place.
+            Unscored: if a layer was not called, because something else stands in its place, or none was.
 
         """
         if self.broken:
             raise Unscored(f"the attention cannot be read: {self.broken}")
+        if not self._q and not self._k:
+            raise Unscored("the attention cannot be read: no cross-attention layer of the model was called")
         missing = next((name for name in self.layers if name not in self._q or name not in self._k), None)
         if missing is not None:
             raise Unscored(f"the attention of {missing} cannot be read: its projections are fused or replaced")
