@@ -63,6 +63,8 @@ def test_a_filter_that_never_judges_is_said_once(caplog):
     for _ in range(99):
         norm(Network(), NOISY, low, NOISY)
     assert not caplog.messages
+    norm(Network(), NOISY, low, NOISY)
+    assert len(caplog.messages) == 1
     for _ in range(200):
         norm(Network(), NOISY, low, NOISY)
     assert caplog.messages == [
