@@ -12,7 +12,7 @@ from typing import Any
 
 from .findings import Attempt, Attribution, Finding, Judged, Prescan, TokenSpan
 from .texts import writable
-from .wording import message, odds, place
+from .wording import message, odds, place, told
 
 SCHEMA = 1  # of a report's plain values
 
@@ -23,7 +23,12 @@ def report_dict(report: Judged) -> dict[str, Any]:
     values["findings"] = [_finding_dict(finding) for finding in report.findings]
     values["attempts"] = [asdict(attempt) for attempt in report.attempts]
     values["attribution"] = attribution_dict(report.attribution) if report.attribution else None
-    more = {"verdict": report.verdict, "verdict_after": report.verdict_after, "message": message(report)}
+    more = {
+        "verdict": report.verdict,
+        "verdict_after": report.verdict_after,
+        "message": message(report),
+        "told": told(report),
+    }
     return _plain({"schema": SCHEMA, **values, **more})
 
 

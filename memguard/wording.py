@@ -45,7 +45,7 @@ def message(report: Judged) -> str:
         return f"MemGuard: no score, because of {UNFORESEEN}"
     if not report.findings:
         return "MemGuard: no score"
-    finding = gravest(report.findings) or max(report.findings, key=lambda found: found.score is not None)
+    finding = report.findings[told(report) or 0]
     if finding.score is None:
         return f"MemGuard: no score, because {finding.status}"
     text = f"MemGuard: {SIGNS[finding.verdict].words} (score {finding.score:.3g}, {place(finding)}"
@@ -53,6 +53,12 @@ def message(report: Judged) -> str:
     if finding.carried:
         text += "; that is the verdict of an earlier pass, this one has none of its own"
     return text + mitigated(report)
+
+
+def told(report: Judged) -> int | None:
+    """Return which of ``findings`` the sentence is of, counted from 0; None where there is none."""
+    finding = gravest(report.findings) or max(report.findings, key=lambda found: found.score is not None, default=None)
+    return next((index for index, found in enumerate(report.findings) if found is finding), None)
 
 
 def mitigated(report: Judged) -> str:

@@ -44,6 +44,7 @@ MADE: dict[type, dict[str, Callable[..., Any]]] = {
         "verdict": records.Report.verdict.fget,
         "verdict_after": records.Report.verdict_after.fget,
         "message": wording.message,
+        "told": wording.told,
     },
     findings.Finding: {"place": wording.place, "odds": wording.odds},
 }

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,25 @@ def test_message_prefers_a_score_to_a_reason():
     without = finding(scores=(), verdict="unknown", status="attention was not read")
     scored = finding(verdict="unknown")
     assert "score 4" in message(Report(run="r1", findings=(without, scored)))
+
+
+@pytest.mark.parametrize(
+    ("findings", "told"),
+    [
+        ((), None),
+        ((Finding("x", status="cfg is 1"), Finding("y", status="cfg is 1")), 0),
+        ((Finding("x", status="cfg is 1"), finding(verdict="unknown")), 1),
+        ((finding(verdict="ordinary"), finding(verdict="suspicious"), finding(verdict="ordinary")), 1),
+        ((finding(threshold=0.02), finding(threshold=0.01), finding(threshold=0.03)), 1),  # the furthest from ordinary
+    ],
+)
+def test_a_report_says_which_finding_its_sentence_is_of(findings, told):
+    findings = tuple(replace(each, detector=f"detector {i}") for i, each in enumerate(findings))
+    report = Report(run="r1", findings=findings)
+    assert report.to_dict()["told"] == told
+    if told is not None:
+        shown = replace(report, findings=(findings[told],))
+        assert message(report) == message(shown)
 
 
 @given(st.floats(0, 100))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from memguard.overlay import ink, ramp
@@ -97,6 +98,7 @@ def cases() -> dict[str, Any]:
             "nothing": Report(run="r").to_dict(),
         },
         "two": scored("ordinary", 10.0, others=(grave,)),
+        "alike": scored("suspicious", threshold=1.0, others=(replace(grave, threshold=1.0),)),
         "mitigated": {
             "helped": mitigated(TRIED, HELPED),
             "failed": mitigated(TRIED),

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { attemptLines, describe } from "../../web/js/verdict.js";
 import { cases } from "./cases.mjs";
 
-const { blank, scored, known, partly, percentiles, uncalibrated, unscored, two, mitigated, passes } = cases;
+const { blank, scored, known, partly, percentiles, uncalibrated, unscored, two, alike, mitigated, passes } = cases;
 
 test("a verdict has words, a mark and a percentile", () => {
   const badge = describe(scored);
@@ -54,6 +54,14 @@ for (const [name, reason] of [["status", "cfg is 1"], ["error", "nothing was mea
 }
 
 test("the gravest finding is shown", () => assert.equal(describe(two).text, "May be memorized"));
+
+test("of two as grave, the one that the sentence is of is shown", () => {
+  assert.equal(alike.told, 1);
+  assert.ok(alike.message.includes("score 9"));
+  assert.equal(describe(alike).lines[1], "Score 9");
+  const { told, ...earlier } = alike;
+  assert.equal(describe(earlier).lines[1], "Score 5.5, mean of 2");
+});
 
 for (const [name, tone, text] of [
   ["helped", "ordinary", "Mitigated"],

@@ -75,6 +75,8 @@ export interface Report {
   verdict_after: Verdict;
   /** the one sentence that every screen shows for a report */
   message: string;
+  /** which of `findings` the sentence is of, counted from 0; null where there is none */
+  told: number | null;
 }
 
 /** What one detector says of one run */

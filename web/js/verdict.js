@@ -21,9 +21,10 @@ const FAILED = signed("memorized", "Could not be mitigated");
  * @returns {Described}
  */
 export function describe(/** @type {Report} */ report) {
-  // the report's sentence is of a finding with the gravest verdict; of several such it does not say which
   const scored = (report.findings ?? []).filter(({ scores }) => known(scores).length > 0);
-  const finding = scored.find(({ verdict }) => verdict === report.verdict) ?? scored[0];
+  // reports of earlier versions do not say which finding their sentence is of
+  const said = scored.find((finding) => finding === report.findings[report.told ?? -1]);
+  const finding = said ?? scored.find(({ verdict }) => verdict === report.verdict) ?? scored[0];
   const after = outcome(report);
   const badge = after ?? (finding ? signed(finding.verdict, capital(signOf(finding.verdict).words)) : NO_SCORE);
   const lines = finding ? scoreLines(finding) : [`Reason: ${report.findings?.[0]?.status ?? "nothing was measured"}`];
