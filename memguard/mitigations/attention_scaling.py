@@ -17,32 +17,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..setting import setting
 from .base import Mitigation, Parity, Start, Treatment, Unsuitable
 from .edit import BOS, EOS, NOWHERE, PADDING, AttentionSite, Edit, last_share, rows_of
 
 
 @dataclass(frozen=True)
 class AttentionScaling(Mitigation):
-    """Scale the logit of BOS and leave out the padding.
-
-    Args:
-        bos_scale: c1, above 0; 1 changes nothing. At a strength s it is 1 + (c1 - 1) s.
-        mask_padding: leave out the padding; at a strength s only the last share s of it.
-        mask_eos: leave out the first EOS too.
-
-    """
+    """Scale the logit of BOS and leave out the padding. At a strength s, c1 is 1 + (c1 - 1) s."""
 
     NAME = "attention_scaling"
     TITLE = "Attention scaling"
     SOURCE = "Ren et al., ECCV 2024"
 
-    bos_scale: float = 1.25
-    mask_padding: bool = True
-    mask_eos: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("bos_scale", self.bos_scale > 0, "give a number above 0, such as 1.25; 1 changes nothing")
+    bos_scale: float = setting(
+        1.25,
+        "c1: what the logit of the prompt's first token is multiplied by.",
+        above=0,
+        shown=(0.01, 10),
+        step=0.05,
+        neutral=1,
+    )
+    mask_padding: bool = setting(True, "Leave the padding out of the attention.")
+    mask_eos: bool = setting(False, "Leave the end of the prompt out too.")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         scale = 1 + (self.bos_scale - 1) * self.strength

@@ -13,15 +13,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
-from ..troubles import Refused, Told
+from ..setting import of, setting
+from ..troubles import Told
 from .edit import Edit
 
 Parity = Literal["official"] | None
@@ -232,45 +232,37 @@ class Treatment:
         return replace(self, notes=(*self.notes, text), deeds=deeds, claimed=parts)
 
 
-# of parameters, by their annotations
-KINDS: dict[str, tuple[type, str]] = {
-    "float": (Real, "a number"),
-    "int": (Integral, "a whole number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
-    "None": (type(None), "nothing"),
-}
-
-
 @dataclass(frozen=True)
 class Mitigation(ABC):
     """A way to reduce memorization, with its parameters.
 
-    Args:
-        strength: 0 changes nothing, 1 is the paper's own; between them the way there, as each mitigation says.
-        parity: "official" does what the official code does where that differs from the paper.
-
+    Its fields are settings, checked when one is made; docs/parameters.md lists them all.
     """
 
     NAME: ClassVar[str]
     TITLE: ClassVar[str]
     SOURCE: ClassVar[str]
 
-    strength: float = field(default=1.0, kw_only=True)
-    parity: Parity = field(default=None, kw_only=True)
+    _: KW_ONLY
+    strength: float = setting(
+        1.0,
+        "How much of it: 1 is the paper's own.",
+        "Between 0 and 1 it goes a part of the way.",
+        least=0,
+        most=1,
+        step=0.05,
+        neutral=0,
+    )
+    parity: Parity = setting(
+        None,
+        "Whose numbers.",
+        kind=str,
+        choices={"official": "what the official code does, where that differs from the paper"},
+    )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, kinds = getattr(self, each.name), str(each.type).split(" | ")
-            if not set(kinds) <= KINDS.keys() or (value is None and "None" in kinds):
-                continue  # a choice, or something with checks of its own
-            kind, said = KINDS[kinds[0]]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise Refused(f"{self.NAME}: {each.name} is {value!r}; give {said}")
-        if not 0 <= self.strength <= 1:
-            raise Refused(f"{self.NAME}: strength is {self.strength}; give a number from 0 (nothing) to 1 (all)")
-        if self.parity not in (None, "official"):
-            raise Refused(f"{self.NAME}: parity is {self.parity!r}; use None or 'official'")
+        for name, each in of(self).items():
+            object.__setattr__(self, name, each.read(f"{self.NAME}: {name}", getattr(self, name)))
 
     def treat(self, start: Start, before: Treatment) -> Treatment:
         """Return the treatment of a run, on top of the one before; the same object at strength 0.
@@ -290,16 +282,6 @@ class Mitigation(ABC):
         from .. import treat  # the door to the hosts; the core imports none
 
         return treat(self, pipe)
-
-    def demand(self, name: str, holds: bool, remedy: str) -> None:
-        """Refuse a parameter.
-
-        Raises:
-            Refused: unless ``holds``.
-
-        """
-        if not holds:
-            raise Refused(f"{self.NAME}: {name} is {getattr(self, name)}; {remedy}")
 
 
 def blend(a: Encoded, b: Encoded, share: float) -> Encoded:

@@ -12,43 +12,45 @@ May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..setting import setting
 from .base import Mitigation, Start, Step, Treatment
-
-TRANSITIONS = ("static", "dynamic")
 
 
 @dataclass(frozen=True)
 class GuidanceDelay(Mitigation):
-    """Guide later. At a strength s the scale before the transition goes the share s of the way from the run's own.
-
-    Args:
-        transition: "static" or "dynamic".
-        until: timestep of 1000 at which a static transition is (the paper's 500; 650 with opposite guidance). Models
-            without such a schedule compare their sigma with ``until / 1000``.
-        before: guidance scale before the transition; negative is opposite guidance.
-
-    """
+    """Guide later. At a strength s the scale before the transition goes the share s of the way from the run's own."""
 
     NAME = "guidance_delay"
     TITLE = "Guidance delay"
     SOURCE = "Jain et al., CVPR 2025"
 
-    transition: Literal["static", "dynamic"] = "static"
-    until: float = 500.0
-    before: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("transition", self.transition in TRANSITIONS, f"use one of {', '.join(TRANSITIONS)}")
-        self.demand("until", 0 <= self.until <= 1000, "give a timestep from 0 to 1000")
-        self.demand("before", math.isfinite(self.before), "give a guidance scale, such as 0 or -2")
+    transition: Literal["static", "dynamic"] = setting(
+        "static",
+        "When guidance begins.",
+        choices={"static": "at a timestep", "dynamic": "behind the first local minimum of the noise gap"},
+    )
+    until: float = setting(
+        500.0,
+        "Timestep of 1000, counting down, at which static guidance begins.",
+        "The paper's 500; 650 with opposite guidance. Models without such a schedule compare 1000 times their sigma.",
+        least=0,
+        most=1000,
+        step=10,
+        what="a timestep",
+    )
+    before: float = setting(
+        0.0,
+        "Guidance scale until then: 0 is without the prompt, below 0 away from it.",
+        shown=(-30, 30),
+        step=0.5,
+        what="a guidance scale",
+    )
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         scale = 1.0 if self.parity == "official" and self.transition == "dynamic" else self.before

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..setting import setting
 from .base import Guidance, Mitigation, Start, Step, Treatment
 
 QUARTER = 0.25
@@ -25,28 +26,17 @@ QUARTER = 0.25
 
 @dataclass(frozen=True)
 class LocalGuidance(Mitigation):
-    """Limit guidance in memorized places. At a strength s the gap goes the share s of the way.
-
-    Args:
-        level: factor of the limit; higher limits less.
-        power: how sharply guidance falls above the limit.
-        decay: share of the map so far that the next call keeps.
-
-    """
+    """Limit guidance in memorized places. At a strength s the gap goes the share s of the way."""
 
     NAME = "local_guidance"
     TITLE = "Local guidance"
     SOURCE = "MemGuard"
 
-    level: float = 1.0
-    power: float = 4.0
-    decay: float = 0.7
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("level", self.level > 0, "give a factor above 0")
-        self.demand("power", self.power > 0, "give a power above 0")
-        self.demand("decay", 0 <= self.decay < 1, "give a share from 0 to below 1")
+    level: float = setting(1.0, "Factor of the limit; higher limits less.", above=0, what="a factor")
+    power: float = setting(4.0, "How sharply guidance falls above the limit.", above=0, what="a power")
+    decay: float = setting(
+        0.7, "Share of the map so far that the next call keeps.", least=0, below=1, step=0.05, what="a share"
+    )
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         limiter = Limiter(self, start.threshold)

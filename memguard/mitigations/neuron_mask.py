@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..records import NeuronSet
+from ..setting import setting
 from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
 from .edit import NOWHERE, AttentionSite, Edit
@@ -21,23 +22,23 @@ from .edit import NOWHERE, AttentionSite, Edit
 
 @dataclass(frozen=True)
 class NeuronMask(Mitigation):
-    """Multiply value neurons.
-
-    Args:
-        neurons: which ones.
-        factor: what they are multiplied by; 1 changes nothing; None is the set's own. At a strength s it is
-            1 - (1 - factor) s.
-        force: use a set that was made for another checkpoint.
-
-    """
+    """Multiply the value neurons of a set. At a strength s, the factor is 1 - (1 - factor) s."""
 
     NAME = "neuron_mask"
     TITLE = "Neuron mask"
     SOURCE = "Hintersdorf et al., NeurIPS 2024"
 
     neurons: NeuronSet = field(default_factory=lambda: NeuronSet({}))
-    factor: float | None = None
-    force: bool = False
+    factor: float | None = setting(
+        None,
+        "What the neurons are multiplied by: 0 silences them; as the set says where none is given.",
+        kind=float,
+        shown=(0, 1),
+        step=0.05,
+        unset=-1,
+        neutral=1,
+    )
+    force: bool = setting(False, "Use a set that was made for another checkpoint, a close one.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

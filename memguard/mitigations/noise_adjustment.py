@@ -20,56 +20,70 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting import setting
 from ..troubles import NotFinite
 from .base import Mitigation, Start, Treatment
 from .guidance_delay import Static
 from .prompt_optimization import FAILED
 
-METHODS = ("batch", "sample", "sail")
 SD1 = 4 * 64 * 64  # elements of the latents that the papers' numbers are for
 
 
 @dataclass(frozen=True)
 class NoiseAdjustment(Mitigation):
-    """Start from other noise. At a strength s it goes the share s of the way, at the norm of the starting noise.
-
-    Args:
-        method: "batch" (no gradients), "sample" or "sail".
-        rho: radius of method "batch".
-        gamma: step of method "batch".
-        rounds: M of method "batch".
-        until: method "batch": timestep of 1000 down to which there is no guidance; 1000 guides from the start.
-        lr: learning rate; None is .01 for "sample" and .05 for "sail".
-        target: loss at which to stop; None is .9 for "sample", or the median ordinary prompt's if that is lower, and
-            8.2 for "sail".
-        iterations: at most; None is 1000 for "sample" and 10 for "sail".
-        alpha: of "sail".
-
-    """
+    """Start from other noise. At a strength s it goes the share s of the way, at the norm of the starting noise."""
 
     NAME = "noise_adjustment"
     TITLE = "Noise adjustment"
     SOURCE = "Han et al., NeurIPS 2025"
 
-    method: Literal["batch", "sample", "sail"] = "batch"
-    rho: float = 50.0
-    gamma: float = 0.7
-    rounds: int = 2
-    until: float = 900.0
-    lr: float | None = None
-    target: float | None = None
-    iterations: int | None = None
-    alpha: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("method", self.method in METHODS, f"use one of {', '.join(METHODS)}")
-        self.demand("rho", self.rho > 0, "give a radius above 0, such as 50")
-        self.demand("rounds", self.rounds >= 0, "give 0 or more")
-        self.demand("until", 0 <= self.until <= 1000, "give a timestep from 0 to 1000")
-        self.demand("lr", self.lr is None or self.lr > 0, "give a learning rate above 0")
-        self.demand("target", self.target is None or self.target > 0, "give a noise gap above 0")
-        self.demand("iterations", self.iterations is None or self.iterations >= 0, "give 0 or more")
+    method: Literal["batch", "sample", "sail"] = setting(
+        "batch",
+        "How the noise is found.",
+        choices={
+            "batch": "a few predictions, no gradients",
+            "sample": "gradients, until the score is low",
+            "sail": "gradients, 10 steps (Jeon et al., ICML 2025)",
+        },
+    )
+    rho: float = setting(50.0, "Of method batch: radius of the look around.", above=0, what="a radius")
+    gamma: float = setting(0.7, "Of method batch: length of a move.")
+    rounds: int = setting(2, "Of method batch: how often the noise moves.", least=0, shown=(0, 20))
+    until: float = setting(
+        900.0,
+        "Of method batch: timestep of 1000 down to which there is no guidance.",
+        least=0,
+        most=1000,
+        step=10,
+        what="a timestep",
+    )
+    lr: float | None = setting(
+        None,
+        "Of sample and sail: learning rate; the paper's .01 and .05 where none is given.",
+        kind=float,
+        above=0,
+        what="a learning rate",
+    )
+    target: float | None = setting(
+        None,
+        "Of sample and sail: loss at which to stop; the paper's .9 and 8.2 where none is given.",
+        "For sample it is that of the median ordinary prompt, where the profile knows it and it is lower.",
+        kind=float,
+        above=0,
+        shown=(0, 1000),
+        step=0.01,
+        what="a noise gap",
+        unset=0,
+    )
+    iterations: int | None = setting(
+        None,
+        "Of sample and sail, at most; the paper's 1000 and 10 where none are given.",
+        kind=int,
+        least=0,
+        shown=(0, 5000),
+        unset=0,
+    )
+    alpha: float = setting(0.05, "Of sail: weight of the norm of the noise.")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         noise = start.starting_noise(before).float()

@@ -19,35 +19,28 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..setting import setting
 from .base import Mitigation, Start, Treatment, Unsuitable, blend
 from .edit import EOS, PADDING, rows_of
 
 TOKEN = 0
-VARIANTS = ("swap", "partial")
 EMPTY = 'the negative prompt replaced by the empty one, padded with "!"'
 
 
 @dataclass(frozen=True)
 class Padding(Mitigation):
-    """Take the copies of EOS out of the padding. At a strength s the prompt goes the share s of the way there.
-
-    Args:
-        variant: "swap" or "partial".
-        share: of the padding that "partial" sets to zero.
-
-    """
+    """Take the copies of EOS out of the padding. At a strength s the prompt goes the share s of the way there."""
 
     NAME = "padding"
     TITLE = "Padding"
     SOURCE = "Kim & No, CVPR 2026"
 
-    variant: Literal["swap", "partial"] = "swap"
-    share: float = 0.7
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("variant", self.variant in VARIANTS, f"use one of {', '.join(VARIANTS)}")
-        self.demand("share", 0 <= self.share <= 1, "give a number from 0 to 1")
+    variant: Literal["swap", "partial"] = setting(
+        "swap",
+        "What is done to the padding.",
+        choices={"swap": 'it becomes token 0 ("!"), and EOS zero', "partial": "a share of it is set to zero"},
+    )
+    share: float = setting(0.7, "Of the padding that partial sets to zero.", least=0, most=1, step=0.05)
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if not start.eos_padded:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..setting import setting
 from ..troubles import Refused
 from .base import Guidance, Mitigation, Start, Step, Treatment, Unsuitable, View
 from .noise_adjustment import SD1
@@ -28,29 +29,29 @@ from .noise_adjustment import SD1
 
 @dataclass(frozen=True)
 class Paraphrase(Mitigation):
-    """Guide by a second wording. At a strength s the gap goes the share s of the way.
-
-    Args:
-        text: the second wording.
-        lower: l, its noise gap from which the step also moves away from the prompt.
-        upper: thr, its noise gap from which it does so fully.
-
-    """
+    """Guide by a second wording. At a strength s the gap goes the share s of the way."""
 
     NAME = "paraphrase"
     TITLE = "Paraphrase"
     SOURCE = "Chen et al., CVPR 2025"
 
-    text: str = ""
-    lower: float = 3.0
-    upper: float = 5.0
+    text: str = setting("", "The prompt in other words.")
+    lower: float = setting(
+        3.0,
+        "l: noise gap of that wording from which a step also moves away from the prompt.",
+        above=0,
+        what="a noise gap",
+    )
+    upper: float = setting(
+        5.0, "thr: noise gap of that wording from which it does so fully.", above=0, what="a noise gap"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.text.strip():
             raise Refused(f"{self.NAME}: text is empty; give the prompt in other words")
-        self.demand("lower", self.lower > 0, "give a noise gap above 0")
-        self.demand("upper", self.lower < self.upper, f"give a noise gap above lower ({self.lower:g})")
+        if self.lower >= self.upper:
+            raise Refused(f"{self.NAME}: upper is {self.upper:g}; give a noise gap above lower ({self.lower:g})")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if start.encode is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..setting import setting
 from ..troubles import NotFinite
 from .base import Mitigation, Start, Treatment, Unsuitable, View, blend
 from .edit import BOS, rows_of
@@ -29,34 +30,27 @@ FAILED = "the gradient holds NaN or infinity; run the model in float32"
 
 @dataclass(frozen=True)
 class PromptOptimization(Mitigation):
-    """Optimise the encoded prompt. At a strength s the prompt goes the share s of the way to the optimum.
-
-    Args:
-        lr: learning rate of AdamW.
-        iterations: at most.
-        target: L2 of the noise gap, mean over images, at which to stop (official: of the whole batch); None is
-            three quarters of the median ordinary prompt's, and no target without a profile.
-        weight_decay: of AdamW.
-        pooled: optimise the pooled vector too (SDXL, SD3, Flux), which goes past the attention.
-
-    """
+    """Optimise the encoded prompt. At a strength s the prompt goes the share s of the way to the optimum."""
 
     NAME = "prompt_optimization"
     TITLE = "Prompt optimisation"
     SOURCE = "Wen et al., ICLR 2024"
 
-    lr: float = 0.05
-    iterations: int = 10
-    target: float | None = None
-    weight_decay: float = 0.01
-    pooled: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("lr", self.lr > 0, "give a learning rate above 0, such as 0.05")
-        self.demand("iterations", self.iterations >= 0, "give 0 or more")
-        self.demand("target", self.target is None or self.target > 0, "give a noise gap above 0, or None")
-        self.demand("weight_decay", self.weight_decay >= 0, "give 0 or more")
+    lr: float = setting(0.05, "Learning rate of AdamW.", above=0, shown=(0.0001, 1), step=0.001, what="a learning rate")
+    iterations: int = setting(10, "At most; a target ends it sooner.", least=0, shown=(0, 1000))
+    target: float | None = setting(
+        None,
+        "Score at which to stop; three quarters of the median ordinary prompt's by the profile where none is given.",
+        "L2 of the noise gap, mean over images; under parity official of the whole batch.",
+        kind=float,
+        above=0,
+        shown=(0, 1000),
+        step=0.01,
+        what="a noise gap",
+        unset=0,
+    )
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", least=0)
+    pooled: bool = setting(False, "Move the pooled vector too, beside the words (SDXL, SD3, Flux).")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if start.first is not None:

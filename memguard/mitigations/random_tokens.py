@@ -13,35 +13,27 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..setting import setting
 from .base import Mitigation, Start, Treatment, Unsuitable
 
-KINDS = ("token", "number", "word")
 TOKENS, NUMBERS = 49400, 100_000
 
 
 @dataclass(frozen=True)
 class RandomTokens(Mitigation):
-    """Insert words at random places.
-
-    Args:
-        kind: "token", "number" or "word".
-        count: how many.
-        seed: of the words and places.
-
-    """
+    """Insert words at random places."""
 
     NAME = "random_tokens"
     TITLE = "Random tokens"
     SOURCE = "Somepalli et al., NeurIPS 2023"
 
-    kind: Literal["token", "number", "word"] = "token"
-    count: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("kind", self.kind in KINDS, f"use one of {', '.join(KINDS)}")
-        self.demand("count", self.count >= 0, "give 0 or more")
+    kind: Literal["token", "number", "word"] = setting(
+        "token",
+        "What is inserted.",
+        choices={"token": "tokens of CLIP", "number": "numbers", "word": "words of the prompt again"},
+    )
+    count: int = setting(4, "How many.", least=0, neutral=0)
+    seed: int = setting(0, "Of the words and places.")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         count = math.ceil(self.count * self.strength)

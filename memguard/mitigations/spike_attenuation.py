@@ -19,38 +19,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting import setting
 from ..troubles import Refused
 from .base import Mitigation, Start, Treatment, Unsuitable
 from .edit import BOS, CHUNK, NOWHERE, AttentionSite, Edit, heads_last, rows_of
 
 EARLY = ("down_blocks", "mid_block")
-RULES = ("positive", "cap")
 
 
 @dataclass(frozen=True)
 class SpikeAttenuation(Mitigation):
-    """Attenuate the logits of tokens that attention gathers on.
-
-    Args:
-        alpha: factor of a spike's logits, 0 to 1; 1 changes nothing. At a strength s it is 1 - (1 - alpha) s.
-        tau: z-score from which a token is a spike.
-        rule: "positive" multiplies positive logits only; "cap" cuts them instead, at a strength s by the share s.
-
-    """
+    """Attenuate the logits of tokens that attention gathers on. At a strength s, alpha is 1 - (1 - alpha) s."""
 
     NAME = "spike_attenuation"
     TITLE = "Spike attenuation"
     SOURCE = "Zhao et al., ICML 2026"
 
-    alpha: float = 0.3
-    tau: float = 0.01
-    rule: Literal["positive", "cap"] = "positive"
+    alpha: float = setting(0.3, "Factor of a spike's logits.", least=0, most=1, step=0.05, neutral=1)
+    tau: float = setting(0.01, "Z-score from which a token is a spike.", least=0, what="a z-score")
+    rule: Literal["positive", "cap"] = setting(
+        "positive",
+        "What is done to a spike.",
+        choices={"positive": "positive logits are multiplied", "cap": "they are cut, at a strength s by the share s"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.demand("alpha", 0 <= self.alpha <= 1, "give a number from 0 to 1; 1 changes nothing")
-        self.demand("tau", self.tau >= 0, "give a z-score of 0 or more")
-        self.demand("rule", self.rule in RULES, f"use one of {', '.join(RULES)}")
         if self.parity and self.rule != "positive":
             raise Refused(f"{self.NAME}: parity='official' multiplies every logit; leave rule at 'positive'")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..setting import setting
 from .base import Guidance, Mitigation, Start, Step, Treatment, Unsuitable, View
 from .edit import NOWHERE, Edit
 from .spike_attenuation import Attenuate
@@ -28,32 +29,19 @@ CLOSE, LARGEST = 0.9, 2.0
 
 @dataclass(frozen=True)
 class ThreeRows(Mitigation):
-    """Guide towards the attenuated and away from the plain prediction. A strength s scales r and the attenuation.
-
-    Args:
-        repulsion: r.
-        scale: s; None is the sampler's own guidance scale.
-        alpha: factor of attention spikes.
-        tau: z-score from which a token is a spike.
-        orthogonalize: take the plain direction out of the attenuated one.
-
-    """
+    """Guide towards the attenuated and away from the plain prediction. A strength s scales r and the attenuation."""
 
     NAME = "guard"
     TITLE = "GUARD: attract and repel"
     SOURCE = "Zhao et al., ICML 2026"
 
-    repulsion: float = 2.0
-    scale: float | None = None
-    alpha: float = 0.3
-    tau: float = 0.1
-    orthogonalize: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand("repulsion", self.repulsion >= 0, "give 0 or more")
-        self.demand("alpha", 0 <= self.alpha <= 1, "give a number from 0 to 1; 1 changes nothing")
-        self.demand("tau", self.tau >= 0, "give a z-score of 0 or more")
+    repulsion: float = setting(2.0, "r: how strongly it is guided away.", least=0)
+    scale: float | None = setting(
+        None, "s: of the guidance towards; the sampler's own where none is given.", kind=float, what="a guidance scale"
+    )
+    alpha: float = setting(0.3, "Factor of attention spikes.", least=0, most=1, step=0.05, neutral=1)
+    tau: float = setting(0.1, "Z-score from which a token is a spike.", least=0, what="a z-score")
+    orthogonalize: bool = setting(False, "Take the plain direction out of the attenuated one.")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
         if not start.widths:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...mitigations.base import Refused
+from ...troubles import Refused
 
 SIZES, STEP = (64, 2048), 8  # pixels
 LONGEST = 10_000  # characters of a prompt

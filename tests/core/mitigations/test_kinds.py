@@ -24,12 +24,20 @@ def test_a_value_of_the_wrong_kind_is_one_line(name, value):
 @pytest.mark.parametrize(
     ("name", "settings", "line"),
     [
-        ("attention_scaling", {"bos_scale": "word"}, "attention_scaling: bos_scale is 'word'; give a number"),
+        (
+            "attention_scaling",
+            {"bos_scale": "word"},
+            "attention_scaling: bos_scale is 'word'; give a number above 0, such as 1.25; 1 changes nothing",
+        ),
         ("attention_scaling", {"mask_padding": 1}, "attention_scaling: mask_padding is 1; give true or false"),
-        ("noise_adjustment", {"rounds": 2.5}, "noise_adjustment: rounds is 2.5; give a whole number"),
-        ("noise_adjustment", {"lr": True}, "noise_adjustment: lr is True; give a number"),
+        (
+            "noise_adjustment",
+            {"rounds": 2.5},
+            "noise_adjustment: rounds is 2.5; give a whole number of at least 0, such as 2",
+        ),
+        ("noise_adjustment", {"lr": True}, "noise_adjustment: lr is True; give a learning rate above 0"),
         ("paraphrase", {"text": 3}, "paraphrase: text is 3; give a text"),
-        ("padding", {"strength": None}, "padding: strength is None; give a number"),
+        ("padding", {"strength": None}, "padding: strength is None; give a number between 0 and 1; 0 changes nothing"),
     ],
 )
 def test_the_line_says_what_is_wrong_and_what_to_give(name, settings, line):

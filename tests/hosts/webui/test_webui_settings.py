@@ -84,7 +84,7 @@ def test_the_guard_that_settings_mean(folder):
         ),
         (
             {"policy": "mitigate", "mitigation": "padding", "parameters": "share=word"},
-            "^padding: share is 'word'; give a number$",
+            "^padding: share is 'word'; give a number between 0 and 1$",
         ),
         (
             {"policy": "mitigate", "mitigation": "padding", "parameters": "strength=0.5"},
