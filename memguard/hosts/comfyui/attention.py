@@ -95,7 +95,7 @@ class AttentionReader:
         handles: list[Any] = []
         try:
             with self._guarded():
-                self._hook(q, k, handles)
+                self._hook(executor.class_obj, q, k, handles)
             out = executor(x, *args, **kwargs)
         finally:
             for handle in handles:
@@ -142,11 +142,12 @@ class AttentionReader:
             raise Unreadable(
                 "the attention cannot be read: another node, or the model itself, changes layers or their rows"
             )
+        assert self._x is not None
         tokens = text_of(self._conds[part]).shape[1]
         found = {}
         for name in [name for name in self.layers if name in fit]:
             projected = attention.Projected(q[name], k[name], self.layers[name].heads).rows(rows)
-            found[name] = attention.fold(projected.probabilities(), tokens)
+            found[name] = attention.fold(projected.probabilities(), tokens).to(self._x.device)
         self.masses[part] = {name: attention.mass(each) for name, each in found.items()}
         if self.with_maps:
             self.tallies.setdefault(part, MapTally(size)).add(found)
@@ -154,8 +155,9 @@ class AttentionReader:
             if area is not None and len(area) == 4:
                 self.places[part] = tuple(area)
 
-    def _hook(self, q: dict[str, Tensor], k: dict[str, Tensor], handles: list[Any]) -> None:
-        for name, layer in self.layers.items():
+    def _hook(self, network: Any, q: dict[str, Tensor], k: dict[str, Tensor], handles: list[Any]) -> None:
+        # the network that makes this call: a copy of ours, in a thread of its own, where calls are split over devices
+        for name, layer in cross_layers(network).items():
             for found, projection in ((q, layer.to_q), (k, layer.to_k)):
                 handles.append(projection.register_forward_hook(partial(self._take, found, name)))
 

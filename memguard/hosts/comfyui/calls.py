@@ -23,6 +23,7 @@ TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are con
 LEADING = "memguard_leading"  # of a processed conditioning: columns before those of its prompt
 COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in place
 CACHES = ("easycache", "lazycache")  # of wrappers that answer from a cache of earlier calls
+SPLIT = "multigpu_clones"  # of the copies that calls are split over, by their devices
 Cond = dict[str, Any]
 
 
@@ -138,8 +139,12 @@ def eager(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(options: dict[str, Any]) -> dict[str, Any]:
-    """Return model_options for an evaluation of ours: as it is, and neither answered from a cache nor kept in one."""
+    """Return model_options for an evaluation of ours: as it is, on one device, and neither answered from a cache nor kept.
+
+    Where calls are split over devices the host makes them in threads of its own, which take no gradient.
+    """
     found = eager(options)
+    found.pop(SPLIT, None)
     for by_key in found["transformer_options"]["wrappers"].values():
         for key in CACHES:
             by_key.pop(key, None)

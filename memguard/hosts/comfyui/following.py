@@ -103,7 +103,8 @@ class Followed:
         # inference mode cannot be part of a gradient
         mode = torch.is_inference_mode_enabled()
         key = (edits, tuple("" if part is None else part.get("uuid") for part in parts), images, columns, device, mode)
-        if editor.planned is None or editor.planned[0] != key:
+        planned = editor.planned  # where calls are split over devices, another thread may put its own in the place
+        if planned is None or planned[0] != key:
             tables = [next(filter(None, (each.row(part, columns) for each, *_ in asked)), None) for part in parts]
             conditional = torch.tensor([part is not None for part in parts], device=device).repeat_interleave(images)
             groups = None
@@ -111,8 +112,8 @@ class Followed:
                 rest = [OTHER] * columns
                 table = torch.tensor([row or rest for row in tables], dtype=torch.int8, device=device)
                 groups = table.repeat_interleave(images, 0)
-            editor.planned = key, Plan(edits, conditional, groups)
-        plan = editor.planned[1]
+            planned = editor.planned = key, Plan(edits, conditional, groups)
+        plan = planned[1]
         plan.step, plan.sigma = step, sigma
         plan.effect = _Effects(told) if any(effect is not None for effect, _ in told) else None
         return cls(plan, editor)
