@@ -139,7 +139,7 @@ def eager(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(options: dict[str, Any]) -> dict[str, Any]:
-    """Return model_options for an evaluation of ours: as it is, on one device, and neither answered from a cache nor kept.
+    """Return model_options for an evaluation of ours: as it is, on one device, neither from a cache nor kept in one.
 
     Where calls are split over devices the host makes them in threads of its own, which take no gradient.
     """
