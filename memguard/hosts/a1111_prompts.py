@@ -32,6 +32,11 @@ def first(p: Any) -> list[str]:
     return [parts[0] for parts in prompts.spoken(prompt_parser, p)]
 
 
+def encode(p: Any, texts: list[str]) -> Any:
+    """Return other texts as the host encodes its own."""
+    return p.sd_model.get_learned_conditioning(prompt_parser.SdConditioning(texts, width=p.width, height=p.height))
+
+
 def empty(p: Any) -> Encoded | None:
     """Return the empty prompt, one row; None where the pass's own negative prompt is empty."""
     if not any(text.strip() for text in model.negatives(p)):
@@ -43,17 +48,16 @@ def empty(p: Any) -> Encoded | None:
 
 def asked(call: Call) -> Asked:
     """Return what is known of the prompts of a call, for an explanation."""
-    p, images = call.denoiser.p, len(call.parts)
-    unet = p.sd_model.model.diffusion_model
+    p, images = call.p, len(call.parts)
     uncond: list[Tensor] = []  # the mean of joined prompts is measured from it; made only where there are any
 
     def predict(prompt: Encoded) -> Tensor:
-        made = call.predict(tokens.like(call.text, prompt), call.x[: call.rows])
+        made = call.asked(tokens.like(call.text, prompt), call.rows_x[: call.rows])
         if call.alone:
             return made
         if not uncond:
             with torch.no_grad():
-                uncond.append(call.predict(call.reference, call.x[call.rows :]))
+                uncond.append(call.asked(call.reference, call.x))
         return torch.stack([combined(made, call.parts[image], uncond[0][image]) for image in range(images)])
 
     return Asked(
@@ -61,15 +65,15 @@ def asked(call: Call) -> Asked:
         grouped(prompts.spoken(prompt_parser, p), lambda image, part: call.parts[image][part][0]),
         text_engine(p.sd_model),
         predict,
-        lambda: gradients(unet),
+        lambda: gradients(p),
         following,
     )
 
 
 @contextmanager
-def gradients(unet: torch.nn.Module) -> Iterator[None]:
+def gradients(p: Any) -> Iterator[None]:
     """Let autograd through the network, for the time of the block."""
-    with lean(unet), torch.enable_grad():
+    with lean(p.sd_model.model.diffusion_model), torch.enable_grad():
         yield
 
 

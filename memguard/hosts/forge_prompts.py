@@ -6,7 +6,7 @@ May import: the WebUI's modules and backend, memguard's core.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def first(p: Any) -> list[str]:
     return [parts[0] for parts in prompts.spoken(prompt_parser, p)]
 
 
+def encode(p: Any, texts: list[str]) -> Any:
+    """Return other texts as the host encodes its own."""
+    return p.sd_model.get_learned_conditioning(prompt_parser.SdConditioning(texts, width=p.width, height=p.height))
+
+
 def empty(p: Any) -> Encoded | None:
     """Return the empty prompt, one row; None where the pass compares with one anyway.
 
@@ -51,7 +56,7 @@ def empty(p: Any) -> Encoded | None:
 
 def asked(call: Call) -> Asked:
     """Return what is known of the prompts of a call, for an explanation; rows are sub-prompt by sub-prompt."""
-    p, images, network = call.p, len(call.x), call.model
+    p, images = call.p, len(call.x)
     given = [text([cond]) for cond in call.cond]
     pooled = [each.pooled for each in given if each.pooled is not None]
     prompt = Encoded(torch.cat([each.text for each in given]), torch.cat(pooled) if pooled else None)
@@ -61,16 +66,21 @@ def asked(call: Call) -> Asked:
             exchanged(cond, prompt.rows(slice(number * images, (number + 1) * images)))
             for number, cond in enumerate(call.cond)
         ]
-        return call.predict(own, call.x)
+        return call.asked(own, call.x)
 
     return Asked(
         prompt,
         grouped(prompts.spoken(prompt_parser, p), lambda image, part: part * images + image),
         text_engine(p.sd_model),
         predict,
-        lambda: differentiable(network),
+        lambda: gradients(p),
         lambda: following(p),
     )
+
+
+def gradients(p: Any) -> AbstractContextManager[Any]:
+    """Let autograd through the network, for the time of the block."""
+    return differentiable(p.sd_model.forge_objects.unet.model)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extra
 WEBUI = {"modules", "modules_forge", "backend"}
 SCREENS = {"gradio", "server", "nodes", "extension", "scripts", "app", "testbed", "tests"}
 # a host's file may import the modules of that host
-HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge": WEBUI}
+HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge": WEBUI, "webui": WEBUI}
 DOORS = ("__init__.py", "cli.py", "commands/", "hosts/")
 
 

@@ -3,13 +3,13 @@
 Any attention optimisation may work with them; nothing is replaced. Hooks stand in the network for one sampling, and
 take something only between ``arm`` and ``disarm``, so that calls of our own are not read.
 
-Part of the WebUI hosts; may import: memguard.attributions, torch.
+Part of the WebUI hosts; may import: memguard.attributions, memguard.mitigations, torch.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ...attributions import attention
 from ...attributions.maps import MapTally
+from ...attributions.moment import Encoded
+from ...mitigations.base import Treatment
 from ...troubles import careful, in_words
 from .edits import Marks
 from .layers import cross_layers
@@ -26,6 +28,7 @@ from .layers import cross_layers
 log = logging.getLogger("memguard")
 
 NO_LAYERS = "this model has no cross-attention of its own: prompt and picture share their attention"
+EDITED = "attention cannot be read where a mitigation edits it"
 SEVERAL = "the prompt is joined of several by AND, and their attention is not one"
 
 
@@ -109,6 +112,23 @@ class Reader:
         finally:
             self._marks = before
             self.disarm()
+
+    def treated(
+        self, treatment: Treatment, prompt: Encoded, predict: Callable[[], Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return a prediction under a treatment, and the attention of that very call as fields of StepEvidence.
+
+        Args:
+            treatment: of the call.
+            prompt: that the call is made with.
+            predict: asks the network for the prompt's rows.
+
+        """
+        if treatment.edits:  # they change what becomes of queries and keys, and those alone are read
+            return predict(), {"unread": EDITED}
+        with self.own(*prompt.text.shape[:2]):
+            found = predict()
+        return found, self.evidence(None)
 
     def disarm(self) -> None:
         """End the model call that is read."""

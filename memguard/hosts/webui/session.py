@@ -29,7 +29,6 @@ from .sampling import Pass
 
 log = logging.getLogger("memguard")
 SKIPPED = "the WebUI skipped the prediction without the prompt (skip early CFG, or negative guidance minimum sigma)"
-SAME = "the prompt and what it is compared with are the same, so there is nothing to score"
 NEVER = "a pass that never began"
 
 

@@ -1,6 +1,6 @@
 """What both WebUIs' watches do around a sampler: read attention, hold a treatment, start the sampler once more.
 
-Part of the WebUI hosts; may import: memguard's core, torch.
+Part of the WebUI hosts; may import: memguard's core, torch, and the WebUI's modules where the user's button is asked.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from ...run import ENDED
 from ...troubles import careful, in_words
 from . import model
 from .edits import Editor
-from .first import Again
 from .places import Place
 from .reading import Reader
 from .sampling import Pass
 from .session import Session
 
 log = logging.getLogger("memguard")
+
+
+class Again(BaseException):
+    """Ends a sampler at its first model call, to be started with other noise. No error: nothing may swallow it."""
 
 
 class Treated:
@@ -114,16 +117,16 @@ class Treated:
         """Return the block around every evaluation of ours; hosts add generators that are their own."""
         return aside(network)
 
-    def carry(self, now: Pass, work: Callable[[], None]) -> None:
-        """Treat a call. An error of ours costs the mitigation, not the picture."""
+    def carry(self, now: Pass, work: Callable[[], None], undo: Callable[[], None]) -> None:
+        """Treat a call. An error of ours costs the mitigation, not the picture: ``undo`` takes back what was done."""
         if now.run.to_mitigate and not now.run.evidence:  # its verdict is that of an earlier pass
             self.alone(now, now.run.reason or ENDED)
         elif now.run.to_mitigate or (self.treatment is not None and self.treatment.guidance):
-            with self.treating(now), self.session.aside():
+            with self.treating(now, undo), self.session.aside():
                 work()
 
     @contextmanager
-    def treating(self, now: Pass) -> Iterator[None]:
+    def treating(self, now: Pass, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
         """The guard around what a treatment does to the host's own calls: after an error it is over."""
 
         def failed(error: Exception) -> None:
@@ -132,6 +135,7 @@ class Treated:
                 over = f"the mitigation ended at model call {now.calls}, because of this: {in_words(error)}"
                 now.run.learn(notes=(*now.run.report.notes, over))
             self.drop()
+            undo()
 
         with careful(failed):
             yield
@@ -256,5 +260,9 @@ class Treated:
         self.interrupt()
 
     def interrupt(self) -> None:
-        """End the sampling at once, where the host was told to stop."""
-        raise NotImplementedError
+        """End the sampling at once, where the host was told to stop, as its own button does."""
+        from modules import shared
+        from modules.sd_samplers_common import InterruptedException
+
+        if shared.state.interrupted or shared.state.skipped:
+            raise InterruptedException

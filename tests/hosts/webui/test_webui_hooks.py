@@ -41,8 +41,8 @@ LATER = [
     "extension.api.keep",
 ]
 OF_MITIGATE = [
-    f"{HOST}treat_first",
-    f"{HOST}guided",
+    "memguard.sampling.Sampling.first",
+    "memguard.sampling.Sampling.guided",
     f"{HOST}Watch._mitigate",
     f"{WEBUI}edits.Editor._plan",
     f"{WEBUI}edits.Editor._edited",

@@ -10,9 +10,8 @@ from torch import nn
 from memguard.attributions.moment import Encoded
 from memguard.hosts.webui import prompts, tokens
 from memguard.hosts.webui.explanation import ENCODED, NO_TEXT, Asked, Explanation, grouped
-from memguard.hosts.webui.first import EDITED, read_again
 from memguard.hosts.webui.layers import cross_layers
-from memguard.hosts.webui.reading import NO_LAYERS, Reader
+from memguard.hosts.webui.reading import EDITED, NO_LAYERS, Reader
 from memguard.mitigations.base import Treatment
 from memguard.mitigations.edit import Edit
 from memguard.records import StepEvidence
@@ -96,9 +95,9 @@ def test_a_call_that_is_made_again_carries_its_own_attention(network, inputs):  
         reading.disarm()
         before = dict(reading.masses)
         other = context[[1, 3]].flip(1)
-        _, fields = read_again(reading, Treatment(), 2, TOKENS, lambda: network(x[[1, 3]], context=other))
+        _, fields = reading.treated(Treatment(), Encoded(other), lambda: network(x[[1, 3]], context=other))
         edited = Treatment(edits=(Edit(),))
-        _, unread = read_again(reading, edited, 2, TOKENS, lambda: network(x[[1, 3]], context=other))
+        _, unread = reading.treated(edited, Encoded(other), lambda: network(x[[1, 3]], context=other))
     expected = written_out(network, x[[1, 3]], other)
     for name, mass in fields["attention"].items():
         torch.testing.assert_close(mass, expected[name])

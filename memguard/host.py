@@ -1,0 +1,131 @@
+"""What a host is to the core: a model call that can be made again, a network whose attention follows edits, texts.
+
+A new host fills in these three; ``memguard.sampling`` does with them what policy ``mitigate`` asks for. All tensors are
+per image, never per row of the network, and predictions are in units of epsilon (velocity for flow models).
+
+May import: memguard.attributions.moment, memguard.mitigations, memguard.records, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from .attributions.moment import Encoded
+from .mitigations.edit import Edit
+from .mitigations.effect import Effect
+from .records import Parameterization
+
+Role = Literal["prompt", "negative"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How noisy a model call is; the fields are those of StepEvidence.
+
+    Attributes:
+        sigma: noise level of the latents, in the sampler's own units.
+        sigma_max: that of pure noise.
+        timestep: on the model's schedule, 0..1000; None where it has none.
+        parameterization: what predictions are in units of.
+        full_noise: whether the run starts from noise alone; None where that is not known.
+
+    """
+
+    sigma: float
+    sigma_max: float
+    timestep: float | None = None
+    parameterization: Parameterization = "epsilon"
+    full_noise: bool | None = None
+
+
+class Call(Protocol):
+    """One model call of a run, just made, for B images.
+
+    Attributes:
+        level: how noisy it is.
+        scale: guidance scale that its predictions are joined with.
+        x: noisy latents, [B, C, h, w] as the sampler has them.
+        noise: of unit variance, what the run started from, float32 as ``x``; None where it cannot start from another.
+        given: what the network was conditioned on, B rows each; under a treatment that of the treatment. A prompt that
+            cannot be exchanged (joined of several) is missing, and so is a negative prompt without guidance.
+        predicted: float32 [B, C, h, w]; what the host left out is missing.
+        why: in words for a person, why something is missing in ``predicted``; "" where nothing is.
+        coverage: where both predictions act, bool [B or 1, 1, h, w]; None is everywhere.
+
+    """
+
+    level: Level
+    scale: float
+    x: Tensor
+    noise: Tensor | None
+    given: Mapping[Role, Encoded]
+    predicted: Mapping[Role, Tensor]
+    why: str
+    coverage: Tensor | None
+
+    def latents(self, noise: Tensor, images: Tensor | None = None) -> Tensor:
+        """Return the noisy latents of a run that starts from other noise of unit variance.
+
+        Args:
+            noise: [B, C, h, w].
+            images: numbers of those that do; the others keep ``x`` bit for bit. None is all.
+
+        """
+
+    def predict(self, role: Role, prompt: Encoded, x: Tensor) -> Tensor:
+        """Return the prediction of latents with a prompt in the place of a role's; follows torch's gradient mode."""
+
+    def exchange(self, given: Mapping[Role, Encoded]) -> None:
+        """Take what a treatment conditions the network on from this call on."""
+
+    def put(self, predicted: Mapping[Role, Tensor], images: Tensor | None = None) -> None:
+        """Let the sampler go on with other predictions, of these images or of all; others stay bit for bit."""
+
+    def undo(self) -> None:
+        """Let the sampler go on as if nothing had been put."""
+
+
+class Network(Protocol):
+    """The network of a run.
+
+    Attributes:
+        widths: layer -> number of value neurons of its cross-attention; empty without such layers.
+
+    """
+
+    @property
+    def widths(self) -> dict[str, int]: ...  # noqa: D102 it stands above
+
+    def following(self, edits: tuple[Edit, ...], effect: Effect | None = None) -> AbstractContextManager[Any]:
+        """Let cross-attention follow edits in calls of ours, which hold the prompt's rows alone."""
+
+    def gradients(self) -> AbstractContextManager[Any]:
+        """Let autograd through, for the time of the block."""
+
+
+class Texts(Protocol):
+    """The prompts of a run.
+
+    Attributes:
+        known: one text per image, or one for all; empty where they are not known.
+
+    """
+
+    known: tuple[str, ...]
+
+    def eos_padded(self, width: int) -> int:
+        """Return how many of a text's features, from the first on, an encoder makes that fills prompts up with EOS."""
+
+    def table(self, columns: int) -> Tensor | None:
+        """Return what stands in each column of the prompts, int8 [B or 1, columns]; None where that is not known."""
+
+    def encode(self, texts: Sequence[str], padding: int | None = None) -> Encoded:
+        """Encode other texts as the host encodes its own, one row each; see memguard.mitigations.base.Encode."""
+
+    def word(self, number: int) -> str | None:
+        """Return the text of a token of CLIP's vocabulary; None where there is no such tokenizer."""
