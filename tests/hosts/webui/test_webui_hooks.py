@@ -15,7 +15,7 @@ WEBUI = "memguard.hosts.webui."
 BEFORE_THE_SCORE = [
     "extension.host.adapter",
     f"{HOST}Watch.before_pass",
-    f"{HOST}Watch._evidence",
+    f"{WEBUI}watch.Watch._evidence",
     f"{HOST}Call.__init__",
     f"{WEBUI}model.name_of",
     f"{WEBUI}model.facts",
@@ -43,7 +43,7 @@ LATER = [
 OF_MITIGATE = [
     "memguard.sampling.Sampling.first",
     "memguard.sampling.Sampling.guided",
-    f"{HOST}Watch._mitigate",
+    f"{WEBUI}watch.Watch._mitigate",
     f"{WEBUI}edits.Editor._plan",
     f"{WEBUI}edits.Editor._edited",
     f"{WEBUI}treated.Treated.adopt",
