@@ -10,10 +10,10 @@ from torch import nn
 
 from memguard import Guard
 from memguard.hosts.webui.edits import Editor
-from memguard.hosts.webui.treated import Again, Treated
 from memguard.hosts.webui.layers import cross_layers
 from memguard.hosts.webui.sampling import UNSEEN
 from memguard.hosts.webui.session import Session
+from memguard.hosts.webui.treated import Again, Treated
 from memguard.mitigations.attention_scaling import ScaleAndMask
 from memguard.mitigations.base import Treatment
 from memguard.mitigations.edit import BOS, EOS, PADDING, WORD, Edit
