@@ -8,7 +8,7 @@ import torch
 
 from memguard import Guard
 from memguard.attributions.moment import Encoded
-from memguard.mitigations.base import Mitigation, Treatment
+from memguard.mitigations.base import Mitigation, Treatment, View
 from memguard.mitigations.edit import Edit
 from memguard.mitigations.effect import Effect
 from memguard.sampling import SAME, Sampling, same, treated, unscored
@@ -46,6 +46,16 @@ class Less(Mitigation):
 
     def _treat(self, start, before):
         return replace(before, edits=(Fewer(0.001),)).note("edited")
+
+
+@dataclass(frozen=True)
+class Elsewhere(Mitigation):
+    """Starts from twice the noise, which moves no gap of the toy's."""
+
+    NAME, TITLE, SOURCE = "elsewhere", "Elsewhere", "test"
+
+    def _treat(self, start, before):
+        return replace(before, noise=2 * start.noise).note("other noise")
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,11 @@ def test_texts_of_another_length_or_vector_are_not_the_same():
 @pytest.mark.parametrize(("empty", "rows"), [(False, 0), (True, 2)])
 def test_the_evidence_is_of_the_call_and_rows_of_ours_are_counted(empty, rows):
     made, driver = call(PLAIN, FAMOUS)
+    made.coverage, driver.run.count = torch.ones(1, 1, 8, 8, dtype=torch.bool), 7  # by the host's own counter
     driver.empty = driver.texts.encode([""]) if empty else None
     evidence = driver.evidence(made, 2, (0, 1), unread="not asked")
-    assert (evidence.step, evidence.num_steps, evidence.sigma, evidence.timestep) == (2, 4, SIGMA, 999.0)
+    assert (evidence.step, evidence.num_steps, evidence.sigma, evidence.timestep) == (2, 7, SIGMA, 999.0)
+    assert evidence.coverage is made.coverage
     assert evidence.full_noise and evidence.prompts == (0, 1) and evidence.unread == "not asked"
     gap = evidence.noise_cond - evidence.noise_uncond
     torch.testing.assert_close(
@@ -120,7 +132,10 @@ def test_a_start_is_what_the_call_was_given():
     assert start.widths == Toy.widths and start.sigma == SIGMA and torch.equal(start.noise, made.x / SIGMA)
     gap = start.gap(Treatment(noise=2 * start.noise))
     torch.testing.assert_close(gap, made.predicted["prompt"] - made.predicted["negative"])
-    assert driver.run.extra_rows == 4
+    again = start.predict(View(start.prompt, 2 * start.noise))
+    torch.testing.assert_close(again, made.predicted["prompt"] + 0.1 * made.x / SIGMA)
+    assert start.cancelled is driver.cancelled
+    assert driver.run.extra_rows == 6
     torch.testing.assert_close(start.gap(Treatment(edits=(Fewer(0.5),))), 0.5 * gap)  # the reference is not edited
 
 
@@ -209,3 +224,26 @@ def test_every_attempt_is_compared_with_the_empty_prompt_where_that_was_asked(pr
     assert (
         report.extra_rows == 1 + 3
     )  # the score; the call made again, the call made again, and what that is compared with
+
+
+def test_what_a_call_from_other_noise_is_compared_with_starts_from_that_noise_too(profile):
+    made, driver = call(FAMOUS)
+    guard = flagged(lambda **more: profile(reference="empty", **more), Elsewhere(), reference="empty")
+    driver.run = guard.begin(model="00000000cafe0001", family="sd15", steps=4, sampler="euler", cfg=7.5)
+    driver.empty = driver.texts.encode([""])
+    driver.run.observe(driver.evidence(made, 0, ()))
+    driver.first(made)
+    (attempt,) = driver.run.report.attempts
+    assert attempt.scores == pytest.approx(driver.run.report.scores_before) and not attempt.kept
+
+
+def test_a_run_that_took_over_a_verdict_repeats_what_the_first_one_went_on_with(monkeypatch):
+    made, driver = call(FAMOUS)
+    kept = Treatment(edits=(Fewer(0.5),))
+    monkeypatch.setattr("memguard.sampling.takes_over", lambda run: True)
+    monkeypatch.setattr("memguard.sampling.repeat", lambda run, start, redo: redo(kept) and kept)
+    driver.run.evidence.append(driver.evidence(made, 0, ()))
+    treatment, found = driver.first(made)
+    assert treatment is kept
+    ramp = torch.linspace(0, 1, 64).reshape(8, 8)
+    torch.testing.assert_close(found.predicted["prompt"] - found.predicted["negative"], (3 * ramp).expand(1, 4, 8, 8))
