@@ -97,6 +97,11 @@ class Call(Conditionings):
         return bool(self.model.predictor.prediction_type == FLOW)
 
     @property
+    def columns(self) -> int:
+        """The number of the prompt's columns."""
+        return columns(self.cond)
+
+    @property
     def noise(self) -> Tensor | None:
         """Noise of unit variance that the run starts from; None where it cannot start from other noise."""
         pure = not model.from_picture(self.p) and self.restarts and self.level.timestep is not None
