@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import scripts
 
-from ..memguard.hosts.webui.settings import CHOICES
+from ..memguard.hosts.webui.settings import KNOWN
 from .controls import CHANGED
 
 PREFIX = "[MemGuard] "
@@ -18,11 +18,17 @@ def add() -> None:
     if plot is None or any(option.label.startswith(PREFIX) for option in plot.axis_options):
         return
     plot.axis_options += [
-        plot.AxisOption(f"{PREFIX}policy", str, _change("policy"), choices=lambda: list(CHOICES["policy"])),
+        plot.AxisOption(f"{PREFIX}policy", str, _change("policy"), choices=_choices("policy")),
         plot.AxisOption(f"{PREFIX}sensitivity", float, _change("sensitivity")),
-        plot.AxisOption(f"{PREFIX}mitigation", str, _change("mitigation"), choices=lambda: list(CHOICES["mitigation"])),
+        plot.AxisOption(
+            f"{PREFIX}mitigation", str, _change("mitigation"), choices=lambda: list(KNOWN["mitigation"].choices)
+        ),
         plot.AxisOption(f"{PREFIX}strength", float, _change("strength")),
     ]
+
+
+def _choices(name: str) -> Any:
+    return lambda: list(KNOWN[name].choices)
 
 
 def _change(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
 from modules import processing, scripts, sd_samplers, sd_schedulers, shared
@@ -11,25 +12,20 @@ from modules.call_queue import queue_lock
 
 from ..memguard.hosts.webui import fields
 from ..memguard.hosts.webui.settings import DEFAULTS, FIELDS, Settings
+from ..memguard.setting import Setting
 from . import controls, host
 
-SETTINGS: dict[str, Any] = {  # of a check, and what they are by default
-    "prompt": "",
-    "negative_prompt": "",
-    "steps": 20,
-    "width": 512,
-    "height": 512,
-    "cfg_scale": 7.0,
-    "sampler_name": "Euler",
-    "scheduler": "Automatic",
-    "seed": -1,
-    "batch_size": 1,
-    "sensitivity": DEFAULTS["sensitivity"],
-    "scored_steps": DEFAULTS["steps"],
-    "detector": DEFAULTS["detector"],
-    "reference": DEFAULTS["reference"],
-    "explain": DEFAULTS["explain"],
-    "profile": DEFAULTS["profile"],
+SETTINGS: dict[str, Setting] = {  # of a check's sampling
+    "prompt": Setting(""),
+    "negative_prompt": Setting(""),
+    "steps": Setting(20, least=fields.STEPS[0], most=fields.STEPS[1]),
+    "width": fields.PIXELS,
+    "height": fields.PIXELS,
+    "cfg_scale": Setting(7.0, least=0, most=100),
+    "sampler_name": Setting("Euler"),
+    "scheduler": Setting("Automatic"),
+    "seed": Setting(-1, least=-1, most=2**53),
+    "batch_size": Setting(1, least=1, most=8),
 }
 OF_GUARD = ("sensitivity", "detector", "reference", "explain", "profile")
 
@@ -65,20 +61,17 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
 
     """
     known: dict[str, fields.Field] = {
+        **SETTINGS,
         "prompt": fields.Text(needed=True),
         "negative_prompt": fields.Text(),
-        "steps": fields.Number(*fields.STEPS),
-        "width": fields.PIXELS,
-        "height": fields.PIXELS,
-        "cfg_scale": fields.Number(0, 100, whole=False),
-        "sampler_name": fields.Choice(tuple(sd_samplers.all_samplers_map)),  # the host would take another in silence
-        "scheduler": fields.Choice(tuple(sd_schedulers.schedulers_map)),
-        "seed": fields.Number(-1, 2**53),
-        "batch_size": fields.Number(1, 8),
+        # the host would take another in silence
+        "sampler_name": replace(SETTINGS["sampler_name"], choices=dict.fromkeys(sd_samplers.all_samplers_map, "")),
+        "scheduler": replace(SETTINGS["scheduler"], choices=dict.fromkeys(sd_schedulers.schedulers_map, "")),
         "scored_steps": FIELDS["steps"],
+        **{name: FIELDS[name] for name in OF_GUARD},
     }
-    known |= {name: FIELDS[name] for name in OF_GUARD}
-    given = {**SETTINGS, **given} if isinstance(given, Mapping) else given
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    given = {**defaults, "scored_steps": DEFAULTS["steps"], **given} if isinstance(given, Mapping) else given
     return fields.read(known, given, "of a check")
 
 
@@ -86,14 +79,14 @@ def check(given: Mapping[str, Any]) -> Any:
     """Return the session of a check.
 
     Args:
-        given: settings by name; what is missing is as in SETTINGS.
+        given: settings by name; what is missing is as in SETTINGS, and as in the accordion's.
 
     Raises:
         Told: for a setting that there is not, or out of range.
 
     """
     asked = asked_for(given)
-    settings = {name: asked.pop(name) for name in OF_GUARD}
+    settings = {name: asked.pop(name) for name in OF_GUARD if name in asked}
     settings |= {"policy": "observe", "steps": asked.pop("scored_steps")}
     watch = host.watch(Settings.of([settings]), enough)
     alone(_sample, asked, watch)

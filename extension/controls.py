@@ -9,14 +9,13 @@ import gradio as gr
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..memguard.hosts.webui.settings import AUTOMATIC, CHOICES, DEFAULTS, ENABLED, NAMES, NONE, files, restored
+from ..memguard.hosts.webui.settings import ENABLED, KNOWN, NAMES, files, restored
 from . import host
 
 TITLE = "MemGuard"
 HELD = "_memguard"  # attribute of a StableDiffusionProcessing: the host's Watch of its session
 CHANGED = "_memguard_changed"  # attribute: settings of an XYZ axis, by name
 
-SLIDERS = {"sensitivity": (50.0, 99.99, 0.01), "steps": (1, 10, 1), "strength": (0.0, 1.0, 0.05)}
 TITLES = {
     "policy": "Policy",
     "sensitivity": "Sensitivity",
@@ -31,29 +30,13 @@ TITLES = {
     "wording": "Second wording",
     "parameters": "Parameters of the mitigation",
 }
-SAY = {
-    "policy": "observe: score and report. warn: show a warning, too. stop: end a run that looks memorized. mitigate: "
-    "make it anew, so that it is no copy.",
-    "sensitivity": "percentile of ordinary prompts above which a prompt is suspicious",
-    "steps": "1 is enough",
-    "detector": "text_noise_norm: the strongest. attention_entropy: weaker, SD1, SD2, SDXL.",
-    "reference": "negative: your negative prompt, free. empty: the empty prompt, one row more."
-    " In Forge: a score at CFG 1.",
-    "explain": "words and map; a pass forward and back at the first step",
-    "profile": "what ordinary prompts score; automatic: the one that fits",
-    "mitigation": "of policy mitigate; auto: the cheapest that helps",
-    "strength": "not of auto",
-    "neurons": "of neuron_mask",
-    "wording": "of paraphrase: the prompt in other words",
-    "parameters": "name=value, separated by commas, for example bos_scale=1.5",
-}
 ROWS = (
     ("policy", "sensitivity", "steps"),
     ("detector", "reference", "explain", "profile"),
     ("mitigation", "strength", "neurons"),
     ("wording", "parameters"),
 )
-FILES = {"profile": (AUTOMATIC, ".json"), "neurons": (NONE, ".safetensors")}  # first choice, and the others' ending
+FILES = {"profile": ".json", "neurons": ".safetensors"}  # what they end in
 
 
 def build(is_img2img: bool) -> tuple[list[Any], list[tuple[Any, Any]]]:
@@ -71,18 +54,18 @@ def build(is_img2img: bool) -> tuple[list[Any], list[tuple[Any, Any]]]:
 
 
 def _control(name: str, elem_id: str) -> Any:
-    named = {"label": TITLES[name], "info": SAY[name], "elem_id": elem_id, "value": DEFAULTS[name]}
-    if name in SLIDERS:
-        low, high, step = SLIDERS[name]
-        return gr.Slider(low, high, step=step, **named)
-    if name in CHOICES:
-        return gr.Dropdown(list(CHOICES[name]), **named)
+    known = KNOWN[name]
+    named = {"label": TITLES[name], "info": known.text, "elem_id": elem_id, "value": known.default}
+    if known.choices:
+        return gr.Dropdown(list(known.choices), **named)
+    if known.kind in (int, float):
+        low, high = known.span
+        return gr.Slider(low, high, step=known.step or 1, **named)
     if name not in FILES:
         return gr.Textbox(lines=1, **named)
-    first, ending = FILES[name]
 
     def choices() -> dict[str, Any]:
-        return {"choices": [first, *files(host.folder(), ending)]}
+        return {"choices": [known.default, *files(host.folder(), FILES[name])]}
 
     with gr.Row():
         dropdown = gr.Dropdown(**choices(), **named)

@@ -12,6 +12,7 @@ import gradio as gr
 from ..memguard.calibration import store
 from ..memguard.hosts.webui import listed
 from ..memguard.hosts.webui.calibrating import TOGETHER
+from ..memguard.hosts.webui.fields import PIXELS
 from ..memguard.troubles import Told, in_words
 from . import calibrate, host
 
@@ -42,8 +43,9 @@ def _calibration() -> Any:
         "A profile of batch size 4 judges 4 images and more of one prompt.</p>"
     )
     with gr.Row():
-        width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="memguard_tab_width")
-        height = gr.Slider(64, 2048, value=512, step=8, label="Height", elem_id="memguard_tab_height")
+        sides = {"minimum": PIXELS.least, "maximum": PIXELS.most, "value": PIXELS.default, "step": PIXELS.multiple}
+        width = gr.Slider(**sides, label="Width", elem_id="memguard_tab_width")
+        height = gr.Slider(**sides, label="Height", elem_id="memguard_tab_height")
         images = gr.Slider(1, TOGETHER, value=1, step=1, label="Batch size", elem_id="memguard_tab_batch_size")
     negative = gr.Textbox("", label="Negative prompt", lines=1, elem_id="memguard_tab_negative")
     prompts = gr.Textbox(

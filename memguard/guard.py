@@ -3,7 +3,8 @@
 A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.wants(step)`` and, if so,
 ``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
 
-May import: memguard.records, memguard.run, memguard.detectors, memguard.calibration, memguard.mitigations.
+May import: memguard.records, memguard.run, memguard.table, memguard.detectors, memguard.calibration,
+memguard.mitigations.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from .calibration import Profile, Sensitivity
 from .detectors import get as get_detector
-from .records import POLICIES, REFERENCES, Policy, Reference, Report
+from .records import Policy, Reference, Report
 from .run import MemorizationStop, Run
+from .table import GUARD
 
 __all__ = ["Guard", "MemorizationStop", "Run"]
 
@@ -53,14 +55,10 @@ class Guard:
         reference: Reference = "negative",
         sink: Sink | None = None,
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"policy is {policy!r}; use one of {', '.join(POLICIES)}")
+        for name, value in (("policy", policy), ("reference", reference), ("steps", steps)):
+            GUARD[name].read(name, value)
         if policy != "mitigate" and mitigation is not None:
             raise ValueError(f"a mitigation was given and policy is {policy!r}; use policy mitigate to apply it")
-        if reference not in REFERENCES:
-            raise ValueError(f"reference is {reference!r}; use one of {', '.join(REFERENCES)}")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; score at least 1 step")
         if not detectors:
             raise ValueError("detectors is empty; name at least one, for example text_noise_norm")
         self.detectors = (detectors,) if isinstance(detectors, str) else tuple(detectors)

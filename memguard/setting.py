@@ -38,13 +38,14 @@ class Setting:
         shown: from where to where a widget goes, if not from ``least`` to ``most``.
         unset: number of a widget that stands for None.
         neutral: the number that changes nothing.
+        spelled: whether a text that spells a number is one.
 
     """
 
     default: Any
     says: str = ""
     more: str = ""
-    kind: type | None = None
+    kind: Any = None
     choices: Mapping[str, str] = field(default_factory=dict)
     least: float = -math.inf
     most: float = math.inf
@@ -57,6 +58,7 @@ class Setting:
     shown: tuple[float, float] | None = None
     unset: float | None = None
     neutral: float | None = None
+    spelled: bool = False
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -93,21 +95,19 @@ class Setting:
         """What is to be given in place of a value that cannot be used."""
         if self.choices:
             return f"use one of {', '.join([*self.choices, *(['None'] if self.default is None else [])])}"
-        assert self.kind is not None
         what = f"a multiple of {self.multiple}" if self.multiple else self.what or KINDS[self.kind]
         out = f"give {what} {self.range}".strip()
         closed = math.isfinite(max(self.least, self.above)) and math.isfinite(min(self.most, self.below))
-        if self.kind in (int, float) and not closed and self.default not in (None, self.neutral):
+        if self.kind in (int, float) and not closed and self.default not in (None, self.neutral, self.least):
             out += f", such as {self.default:g}"
         return out if self.neutral is None else f"{out}; {self.neutral:g} changes nothing"
 
-    def read(self, name: str, value: Any, spelled: bool = False) -> Any:
+    def read(self, name: str, value: Any) -> Any:
         """Return a value as its kind.
 
         Args:
             name: of the setting, for the line.
             value: that was given.
-            spelled: whether a text that spells a number is one.
 
         Raises:
             Refused: in one line, with the value and what to give.
@@ -116,22 +116,22 @@ class Setting:
         if value is None and self.default is None:
             return None
         try:
-            return self._read(value, spelled)
+            return self._read(value)
         except (ValueError, OverflowError):
             raise Refused(f"{name} is {said(value)}; {self.give}") from None
 
-    def _read(self, value: Any, spelled: bool) -> Any:
+    def _read(self, value: Any) -> Any:
         if self.kind in (bool, str):
             if not isinstance(value, self.kind) or (self.choices and value not in self.choices):
                 raise ValueError
             return value
-        if isinstance(value, bool) or not isinstance(value, Real | str if spelled else Real):
+        if isinstance(value, bool) or not isinstance(value, Real | str if self.spelled else Real):
             raise ValueError
         number = int(value) if isinstance(value, Integral) else float(value)
         inside = math.isfinite(number) and self.above < number < self.below and self.least <= number <= self.most
         if not inside or (self.kind is int and number % 1) or (self.multiple and number % self.multiple):
             raise ValueError
-        return self.kind(number) if self.kind is not None else number
+        return self.kind(number)
 
 
 def setting(*args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.preparing import adjusted
 from ..memguard.mitigations.noise_adjustment import NoiseAdjustment
-from .types import CATEGORY, SEED_MAX, MitigationType, strength_input
+from ..memguard.setting import of
+from .types import CATEGORY, MitigationType, before_input, input_of, inputs_of, seed_input
 
 
 class MemGuardAdjustNoise(io.ComfyNode):
@@ -17,52 +18,21 @@ class MemGuardAdjustNoise(io.ComfyNode):
             description="Moves the starting noise out of the place that leads to the copy (Han et al., NeurIPS 2025). "
             "The noise is for SamplerCustomAdvanced; the seed stays, the picture becomes another one.",
             inputs=[
-                io.Int.Input(
-                    "noise_seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise that is adjusted.",
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=["batch", "sample", "sail"],
-                    default="batch",
-                    tooltip="batch: a few predictions, no gradients. sample: gradients, until the score is low. sail: "
-                    "gradients, 10 steps (Jeon et al., ICML 2025).",
-                ),
-                io.Int.Input("rounds", default=2, min=0, max=20, tooltip="Of method batch: how often the noise moves."),
-                io.Int.Input(
-                    "iterations", default=0, min=0, max=5000, tooltip="Of sample and sail, at most. 0: the paper's."
-                ),
-                io.Float.Input(
-                    "target",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Of sample and sail: loss at which to stop. 0: the paper's.",
-                ),
-                io.Float.Input(
+                seed_input("noise_seed", "Seed of the noise that is adjusted."),
+                *inputs_of(NoiseAdjustment, "method", "rounds"),
+                input_of("iterations", of(NoiseAdjustment)["iterations"], "0: none are given."),
+                input_of("target", of(NoiseAdjustment)["target"], "0: none is given."),
+                input_of(
                     "until",
-                    default=900.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=10.0,
-                    tooltip="Of method batch at MemGuard: timestep of 1000 down to which there is no guidance. The "
-                    "noise output cannot carry this; add MemGuard Guidance Delay.",
+                    of(NoiseAdjustment)["until"],
+                    "At MemGuard only: the noise output cannot carry this; add MemGuard Guidance Delay.",
                 ),
-                strength_input(),
+                *inputs_of(NoiseAdjustment, "strength"),
                 io.Model.Input("model", optional=True, tooltip="The sampler's. Not connected: only for MemGuard."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The sampler's prompt."),
                 io.Conditioning.Input("negative", optional=True, tooltip="The sampler's negative prompt."),
                 io.Latent.Input("latent", optional=True, tooltip="The sampler's latent, an empty one."),
-                MitigationType.Input(
-                    "mitigation",
-                    optional=True,
-                    tooltip="Another mitigation, which MemGuard tries before this one; up to three in a row.",
-                ),
+                before_input(),
             ],
             outputs=[
                 io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced. Empty without a model."),
@@ -76,20 +46,16 @@ class MemGuardAdjustNoise(io.ComfyNode):
     def execute(
         cls,
         noise_seed,
-        method,
-        rounds,
         iterations,
         target,
-        until,
-        strength,
         model=None,
         positive=None,
         negative=None,
         latent=None,
         mitigation=(),
+        **settings,
     ):
-        settings = {"rounds": rounds, "iterations": iterations or None, "target": target or None, "until": until}
-        own = NoiseAdjustment(method, **settings, strength=strength)
+        own = NoiseAdjustment(iterations=iterations or None, target=target or None, **settings)
         if model is None:
             return io.NodeOutput(None, (*mitigation, own))
         for name, given in (("positive", positive), ("negative", negative), ("latent", latent)):

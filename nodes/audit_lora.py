@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..memguard.audit.likeness import FLOOR
 from ..memguard.audit.making import Making
 from ..memguard.hosts.comfyui import auditing, finding, loras
-from .types import CATEGORY
+from ..memguard.table import AUDIT, RUN
+from .types import CATEGORY, input_of
 
 LARGEST_SEED = 2**32  # those of the pictures follow it
 
@@ -47,16 +47,10 @@ class MemGuardAuditLora(io.ComfyNode):
                     tooltip=f"Of captioned pictures of the same source that were kept out of the training: {folder} "
                     "Empty: there is no p-value.",
                 ),
-                io.Int.Input("seeds", default=4, min=1, max=64, tooltip="How many pictures of each caption."),
-                io.Int.Input("steps", default=25, min=1, max=200, tooltip="Of the sampler."),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale."),
-                io.Int.Input(
-                    "limit",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Audit a random number of the training pictures, 2 or more. 0: all.",
-                ),
+                input_of("seeds", AUDIT["num_images"]),
+                input_of("steps", AUDIT["num_inference_steps"]),
+                input_of("cfg", RUN["guidance_scale"]),
+                input_of("limit", AUDIT["limit"], "2 or more; 0 is all."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -67,14 +61,7 @@ class MemGuardAuditLora(io.ComfyNode):
                 ),
                 io.Combo.Input("sampler_name", options=auditing.SAMPLERS, default="euler", tooltip="As KSampler's."),
                 io.Combo.Input("scheduler", options=auditing.SCHEDULERS, default="normal", tooltip="As KSampler's."),
-                io.Float.Input(
-                    "threshold",
-                    default=FLOOR,
-                    min=0.01,
-                    max=0.99,
-                    step=0.01,
-                    tooltip="Similarity from which a picture counts as a copy; held-out pictures can raise it.",
-                ),
+                input_of("threshold", AUDIT["threshold"]),
                 LoraModel.Input("lora", optional=True, tooltip="The LoRA of Train LoRA, in place of a file."),
             ],
             outputs=[

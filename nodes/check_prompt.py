@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..memguard import Guard
 from ..memguard.hosts.comfyui.preflight import check
-from .types import CATEGORY, SEED_MAX, output_of, policy_input, profile_input, report_outputs, sensitivity_input
+from ..memguard.table import GUARD
+from .types import CATEGORY, SEED_MAX, input_of, output_of, policy_input, profile_input, report_outputs, seed_input
 
 
 class MemGuardCheckPrompt(io.ComfyNode):
@@ -21,19 +22,12 @@ class MemGuardCheckPrompt(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt to check."),
                 io.Conditioning.Input("negative", tooltip="What it is compared with: the sampler's negative prompt."),
                 io.Latent.Input("latent", tooltip="The latent that the sampler gets; it passes through unchanged."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="The sampler's seed. Further seeds follow it.",
-                ),
+                seed_input("seed", "The sampler's seed. Further seeds follow it."),
                 io.Int.Input(
                     "seeds", default=1, min=1, max=64, tooltip="How many seeds to score; the score is their mean."
                 ),
                 policy_input(),
-                sensitivity_input(),
+                input_of("sensitivity", GUARD["sensitivity"]),
                 profile_input(),
                 io.Sigmas.Input(
                     "sigmas",

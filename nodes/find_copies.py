@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..memguard.copies import THRESHOLD
 from ..memguard.hosts.comfyui import finding
-from .types import CATEGORY
+from ..memguard.table import COPIES
+from .types import CATEGORY, input_of
 
 
 class MemGuardFindCopies(io.ComfyNode):
@@ -23,14 +23,7 @@ class MemGuardFindCopies(io.ComfyNode):
                     default="",
                     tooltip="Of the pictures to compare with: a whole path, or a folder below ComfyUI's input folder.",
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Similarity from which a picture counts as a copy.",
-                ),
+                input_of("threshold", COPIES["threshold"]),
             ],
             outputs=[
                 io.Image.Output(display_name="nearest", tooltip="The nearest picture to the most similar of image."),

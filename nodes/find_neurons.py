@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.neurons import find
-from ..memguard.neurons.selection import THRESHOLD
-from .types import CATEGORY, SEED_MAX, NeuronsType
+from ..memguard.table import NEURONS
+from .types import CATEGORY, SEED_MAX, NeuronsType, input_of
 
 
 class MemGuardFindNeurons(io.ComfyNode):
@@ -23,28 +23,15 @@ class MemGuardFindNeurons(io.ComfyNode):
                 io.String.Input("text", multiline=True, tooltip="The memorized prompt."),
                 io.Int.Input(
                     "seed",
-                    default=1,
+                    default=NEURONS["seed"].default,
                     min=0,
                     max=SEED_MAX,
                     control_after_generate=False,  # the page would search anew after each run
                     tooltip="Of the starting noise.",
                 ),
-                io.Int.Input("images", default=10, min=2, max=64, tooltip="How many seeds are compared."),
-                io.Float.Input(
-                    "threshold",
-                    default=THRESHOLD,
-                    min=0.01,
-                    max=0.99,
-                    step=0.001,
-                    tooltip="Likeness (MS-SSIM) of two seeds from which a prompt counts as memorized; the paper's for "
-                    "SD1.4.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["fast", "official"],
-                    default="fast",
-                    tooltip="fast: about a tenth of the evaluations. official: the paper's own procedure.",
-                ),
+                input_of("images", NEURONS["num_images"]),
+                input_of("threshold", NEURONS["threshold"]),
+                input_of("mode", NEURONS["mode"]),
                 io.Boolean.Input(
                     "all_layers", default=False, tooltip="Search all cross-attention, not its early layers only."
                 ),

@@ -5,7 +5,8 @@ from comfy_api.latest import io
 from ..memguard import Guard
 from ..memguard.detectors import available
 from ..memguard.hosts.comfyui.watcher import Watcher
-from .types import CATEGORY, Handle, MitigationType, policy_input, profile_input, sensitivity_input
+from ..memguard.table import GUARD
+from .types import CATEGORY, Handle, MitigationType, input_of, policy_input, profile_input
 
 
 class MemGuard(io.ComfyNode):
@@ -20,31 +21,9 @@ class MemGuard(io.ComfyNode):
             "memorized becomes a new picture of the same prompt.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch, after LoRA and other model nodes or before them."),
-                io.Combo.Input(
-                    "detectors",
-                    options=sorted(available()),
-                    default="text_noise_norm",
-                    tooltip="What to measure. text_noise_norm: how strongly the prompt bends the first prediction. "
-                    "attention_entropy: how widely cross-attention is spread there (UNets; weaker). "
-                    "attention_entropy_late: the same in the last fifth of the steps (needs clip).",
-                ),
+                input_of("detectors", GUARD["detector"], "It needs clip.", options=sorted(available())),
                 policy_input(mitigate=True),
-                sensitivity_input(),
-                io.Int.Input(
-                    "steps",
-                    default=1,
-                    min=1,
-                    max=50,
-                    tooltip="Number of model calls to score, from the first on; the score is their mean. "
-                    "Profiles of MemGuard Calibrate are for 1.",
-                ),
-                io.Combo.Input(
-                    "reference",
-                    options=["negative", "empty"],
-                    default="negative",
-                    tooltip="What the prompt is compared with. negative: the sampler's own negative prompt, free. "
-                    "empty: the empty prompt, one more evaluation per image; the way to a score at cfg 1.",
-                ),
+                *(input_of(name, GUARD[name]) for name in ("sensitivity", "steps", "reference")),
                 io.Conditioning.Input(
                     "empty",
                     optional=True,
@@ -59,19 +38,11 @@ class MemGuard(io.ComfyNode):
                     "where they act in the picture; mitigations tell words from padding with it. Not connected: no "
                     "words.",
                 ),
-                io.Combo.Input(
-                    "explain",
-                    options=["flagged", "always", "never"],
-                    default="flagged",
-                    optional=True,
-                    tooltip="Which runs to explain; needs clip. The words cost one pass forward and back at the first "
-                    "step, the maps the time to read attention at every step. No pixel changes.",
-                ),
+                input_of("explain", GUARD["explain"], "Needs clip.", optional=True),
                 MitigationType.Input(
                     "mitigation",
                     optional=True,
-                    tooltip="What policy mitigate applies to a run that looks memorized. Not connected: auto, the "
-                    "cheapest first, at most three attempts. Other policies leave it alone.",
+                    tooltip=f"{GUARD['mitigation'].says} Not connected: auto. Other policies leave it alone.",
                 ),
             ],
             outputs=[

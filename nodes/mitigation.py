@@ -3,10 +3,12 @@
 from comfy_api.latest import io
 
 from ..memguard.mitigations import get
-from .types import CATEGORY, mitigated, mitigation_inputs, mitigation_outputs
+from ..memguard.mitigations.paraphrase import Paraphrase
+from ..memguard.setting import of
+from .types import CATEGORY, input_of, mitigated, mitigation_inputs, mitigation_outputs
 
 AUTO = "auto"
-TEXT = "paraphrase"
+TEXT = Paraphrase.NAME
 
 
 class MemGuardMitigation(io.ComfyNode):
@@ -28,9 +30,7 @@ class MemGuardMitigation(io.ComfyNode):
                     "(a baseline; needs clip). paraphrase: guided by a second wording (needs clip). auto: what "
                     "MemGuard tries by itself; for its mitigation input only.",
                 ),
-                io.String.Input(
-                    "text", default="", multiline=True, tooltip="Of paraphrase: the prompt in other words."
-                ),
+                input_of("text", of(Paraphrase)["text"], multiline=True),
                 *mitigation_inputs(),
             ],
             outputs=mitigation_outputs(),

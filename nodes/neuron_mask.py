@@ -2,10 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..memguard.mitigations import get
-from .types import CATEGORY, NeuronsType, mitigated, mitigation_inputs, mitigation_outputs
-
-OWN = -1.0
+from ..memguard.mitigations.neuron_mask import NeuronMask
+from ..memguard.setting import of
+from .types import CATEGORY, NeuronsType, input_of, inputs_of, mitigated, mitigation_inputs, mitigation_outputs
 
 
 class MemGuardNeuronMask(io.ComfyNode):
@@ -19,17 +18,8 @@ class MemGuardNeuronMask(io.ComfyNode):
             "2024). It conceals the memory and does not erase it.",
             inputs=[
                 NeuronsType.Input("neurons", tooltip="From MemGuard Load Neurons or Find Neurons."),
-                io.Float.Input(
-                    "factor",
-                    default=OWN,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="What the neurons are multiplied by: 0 silences, 1 changes nothing. -1: as the set says.",
-                ),
-                io.Boolean.Input(
-                    "force", default=False, tooltip="Use a set that was made for another checkpoint, a close one."
-                ),
+                input_of("factor", of(NeuronMask)["factor"], "-1: as the set says."),
+                *inputs_of(NeuronMask, "force"),
                 *mitigation_inputs(clip=False),
             ],
             outputs=mitigation_outputs(),
@@ -38,7 +28,7 @@ class MemGuardNeuronMask(io.ComfyNode):
     @classmethod
     def execute(cls, neurons, factor, force, strength, model=None, mitigation=()):
         own = None if factor < 0 else factor
-        made = get("neuron_mask", neurons=neurons, factor=own, force=force, strength=strength)
+        made = NeuronMask(neurons=neurons, factor=own, force=force, strength=strength)
         return mitigated(made, model, None, mitigation)
 
 

@@ -4,9 +4,8 @@ from comfy_api.latest import io
 
 from ..memguard.hosts.comfyui.preparing import optimized
 from ..memguard.mitigations.prompt_optimization import PromptOptimization
-from .types import CATEGORY, SEED_MAX, MitigationType, strength_input
-
-NO_TARGET = 0.0
+from ..memguard.setting import of
+from .types import CATEGORY, MitigationType, before_input, input_of, inputs_of, seed_input
 
 
 class MemGuardOptimizePrompt(io.ComfyNode):
@@ -19,29 +18,10 @@ class MemGuardOptimizePrompt(io.ComfyNode):
             description="Moves the encoded prompt, step by step, until it no longer pulls the first prediction as a "
             "memorized prompt does (Wen et al., ICLR 2024). Before any sampling; sample with the same seed.",
             inputs=[
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="The sampler's seed: the prompt is optimised for the noise that it starts from.",
-                ),
-                io.Float.Input("lr", default=0.05, min=0.0001, max=1.0, step=0.001, tooltip="Learning rate of AdamW."),
-                io.Int.Input("iterations", default=10, min=0, max=1000, tooltip="At most; a target ends it sooner."),
-                io.Float.Input(
-                    "target",
-                    default=NO_TARGET,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Score at which to stop, as MemGuard shows it. 0: none; for MemGuard, what ordinary "
-                    "prompts score by its profile.",
-                ),
-                io.Boolean.Input(
-                    "pooled", default=False, tooltip="Move the pooled vector too, beside the words (SDXL, SD3, Flux)."
-                ),
-                strength_input(),
+                seed_input("seed", "The sampler's seed: the prompt is optimised for the noise that it starts from."),
+                *inputs_of(PromptOptimization, "lr", "iterations"),
+                input_of("target", of(PromptOptimization)["target"], "0: none; without a profile there is none."),
+                *inputs_of(PromptOptimization, "pooled", "strength"),
                 io.Model.Input("model", optional=True, tooltip="The sampler's. Not connected: only for MemGuard."),
                 io.Conditioning.Input("positive", optional=True, tooltip="The prompt, of one part."),
                 io.Conditioning.Input("negative", optional=True, tooltip="The sampler's negative prompt."),
@@ -49,11 +29,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="The sampler's, where it does not start at the largest noise."
                 ),
-                MitigationType.Input(
-                    "mitigation",
-                    optional=True,
-                    tooltip="Another mitigation, which MemGuard tries before this one; up to three in a row.",
-                ),
+                before_input(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -71,19 +47,16 @@ class MemGuardOptimizePrompt(io.ComfyNode):
     def execute(
         cls,
         seed,
-        lr,
-        iterations,
         target,
-        pooled,
-        strength,
         model=None,
         positive=None,
         negative=None,
         latent=None,
         sigmas=None,
         mitigation=(),
+        **settings,
     ):
-        own = PromptOptimization(lr, iterations, target or None, pooled=pooled, strength=strength)
+        own = PromptOptimization(target=target or None, **settings)
         if model is None:
             return io.NodeOutput(None, (*mitigation, own), -1.0)
         for name, given in (("positive", positive), ("negative", negative), ("latent", latent)):

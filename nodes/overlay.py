@@ -8,7 +8,8 @@ from ..memguard.attributions.maps import normalize, smooth
 from ..memguard.hosts.comfyui.latents import NOT_WATCHED
 from ..memguard.hosts.comfyui.maps import chosen
 from ..memguard.overlay import overlay
-from .types import CATEGORY, Handle
+from ..memguard.table import EXPLAIN
+from .types import CATEGORY, Handle, input_of
 
 WINDOW = 64  # latent pixels that a smoothing of 13 is meant for
 
@@ -36,14 +37,11 @@ class MemGuardOverlay(io.ComfyNode):
                 io.Boolean.Input(
                     "smooth", default=True, tooltip="Average over a neighbourhood; single pixels are noise."
                 ),
-                io.Combo.Input(
+                input_of(
                     "show",
-                    options=["noise_gap", "bright_ending", "word"],
-                    default="noise_gap",
+                    EXPLAIN["maps"],
+                    "The last two need clip at MemGuard, and a run that was explained.",
                     optional=True,
-                    tooltip="noise_gap: where the prompt changes the last step, free. bright_ending: where the end of "
-                    "the prompt is attended at the last step, which finds copied regions best. word: where one word "
-                    "acts. The last two need clip at MemGuard, and a run that was explained.",
                 ),
                 io.String.Input("word", default="", optional=True, tooltip="Of show word; empty: the heaviest."),
             ],

@@ -9,7 +9,8 @@ from ..memguard.hosts.comfyui.explaining import explain
 from ..memguard.overlay import NAMES, coloured_prompt
 from ..memguard.plain import attribution_dict
 from ..memguard.records import Attribution
-from .types import CATEGORY, SEED_MAX
+from ..memguard.table import EXPLAIN
+from .types import CATEGORY, input_of, seed_input
 
 
 class MemGuardTokenAttribution(io.ComfyNode):
@@ -29,24 +30,9 @@ class MemGuardTokenAttribution(io.ComfyNode):
                     "latent", tooltip="The latent that the sampler gets; weights are the mean of its images."
                 ),
                 io.String.Input("text", multiline=True, tooltip="The prompt, with its weights and embeddings."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="The sampler's seed."
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=["gradient", "ablation", "attention"],
-                    default="gradient",
-                    tooltip="gradient: how steeply the score rises with a word's embedding; one pass forward and back. "
-                    "ablation: how far the score falls without the word; one evaluation per word, any weights. "
-                    "attention: what cross-attention gives to the word (UNets); seldom the word that drives the score.",
-                ),
-                io.Combo.Input(
-                    "respect_to",
-                    options=["input", "encoded"],
-                    default="input",
-                    tooltip="Of method gradient. input: which word do I change? encoded: which column does the model "
-                    "look at? The text encoder writes each word into all later columns too.",
-                ),
+                seed_input("seed", "The sampler's seed."),
+                input_of("method", EXPLAIN["method"]),
+                input_of("respect_to", EXPLAIN["respect_to"]),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,

@@ -1,5 +1,7 @@
 """What the MemGuard nodes share: their socket types, their common inputs, and how a report becomes outputs."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..memguard.calibration import Profile
@@ -7,6 +9,8 @@ from ..memguard.hosts.comfyui.treating import Treater
 from ..memguard.hosts.comfyui.watcher import Watcher
 from ..memguard.mitigations import Mitigation
 from ..memguard.records import NeuronSet, Report
+from ..memguard.setting import Setting, of
+from ..memguard.table import GUARD
 from ..memguard.wording import message
 
 CATEGORY = "memguard"
@@ -34,28 +38,53 @@ class NeuronsType(io.ComfyTypeIO):
     Type = NeuronSet
 
 
+def input_of(name: str, setting: Setting, *also: str, **more) -> io.Input:
+    """Return the widget of a setting.
+
+    Args:
+        name: of the input, which saved workflows know.
+        setting: its range and sentence; ``unset`` stands for None.
+        also: further sentences.
+        more: of the input.
+
+    """
+    default = setting.unset if setting.default is None else setting.default
+    known = {"default": default, "tooltip": " ".join([setting.whole_text, *also]), **more}
+    if setting.choices or "options" in more:
+        return io.Combo.Input(name, **{"options": list(setting.choices), **known})
+    if setting.kind in (float, int):
+        numbers = {
+            "default": default,
+            **dict(zip(("min", "max"), setting.span, strict=True)),
+            "step": setting.step or 1,
+        }
+        known |= {name: setting.kind(number) for name, number in numbers.items()}
+    kinds = {float: io.Float, int: io.Int, bool: io.Boolean, str: io.String}
+    return kinds[setting.kind].Input(name, **known)
+
+
+def inputs_of(mitigation: type, *names: str) -> list[io.Input]:
+    """Return the widgets of some of a mitigation's settings, in the order of saved workflows."""
+    known = of(mitigation)
+    return [input_of(name, known[name]) for name in names]
+
+
+def seed_input(name: str, tooltip: str) -> io.Input:
+    """Return a sampler's seed, which the page changes after each run."""
+    return io.Int.Input(name, default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip=tooltip)
+
+
 def policy_input(mitigate: bool = False) -> io.Input:
-    more = (
-        " mitigate: redo the first step of a run that looks memorized under a mitigation, and sample on from there; "
-        "ordinary prompts stay as they are, bit for bit."
-    )
-    return io.Combo.Input(
-        "policy",
-        options=["observe", "warn", "stop", *(["mitigate"] if mitigate else [])],
-        default="observe",
-        tooltip="observe: score and report, never touch the picture. warn: also show a warning. "
-        "stop: end the run after the scored steps if the prompt looks memorized." + (more if mitigate else ""),
-    )
+    policy = GUARD["policy"]
+    choices = {name: does for name, does in policy.choices.items() if mitigate or name != "mitigate"}
+    return input_of("policy", replace(policy, choices=choices))
 
 
-def strength_input() -> io.Input:
-    return io.Float.Input(
-        "strength",
-        default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        tooltip="0 changes nothing and installs nothing, 1 is the paper's own.",
+def before_input() -> io.Input:
+    return MitigationType.Input(
+        "mitigation",
+        optional=True,
+        tooltip="Another mitigation, which MemGuard tries before this one; up to three in a row.",
     )
 
 
@@ -67,18 +96,14 @@ def mitigation_inputs(clip: bool = True) -> list[io.Input]:
         tooltip="The text encoder that the prompt goes through: tells BOS, words and padding apart. Used with model.",
     )
     return [
-        strength_input(),
+        *inputs_of(Mitigation, "strength"),
         io.Model.Input(
             "model",
             optional=True,
             tooltip="A model to treat in every run, memorized or not. Not connected: only for MemGuard's mitigation.",
         ),
         *([encoder] if clip else []),
-        MitigationType.Input(
-            "mitigation",
-            optional=True,
-            tooltip="Another mitigation, which MemGuard tries before this one; up to three in a row.",
-        ),
+        before_input(),
     ]
 
 
@@ -95,25 +120,12 @@ def mitigated(own: Mitigation, model=None, clip=None, before: tuple = ()) -> io.
     return io.NodeOutput(treated, (*before, own))
 
 
-def sensitivity_input() -> io.Input:
-    return io.Float.Input(
-        "sensitivity",
-        default=99.0,
-        min=50.0,
-        max=99.99,
-        step=0.01,
-        tooltip="Percentile of ordinary prompts above which a prompt is flagged: at 99, about 1 ordinary prompt in 100 "
-        "is. 99 takes a profile of at least 99 prompts, 99.9 one of 999. Needs a profile of the checkpoint (MemGuard "
-        "Calibrate).",
-    )
-
-
 def profile_input() -> io.Input:
     return ProfileType.Input(
         "profile",
         optional=True,
-        tooltip="What ordinary prompts score on this checkpoint. Not connected: found by the checkpoint's fingerprint "
-        "among the files in models/memguard.",
+        tooltip=f"{GUARD['profile'].says} Not connected: by the checkpoint's fingerprint among the files in "
+        "models/memguard.",
     )
 
 

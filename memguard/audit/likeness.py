@@ -16,11 +16,12 @@ from ..copies.alignment import align, coarse, views
 from ..copies.matching import compare
 from ..copies.reading import tensor
 from ..copies.signatures import CANDIDATES, Signatures, Thumbnails
+from ..table import AUDIT
 
 # A generated copy is blurred and its colours drift, so it is less like its picture than a file that was saved again
 # (memguard.copies.THRESHOLD), and it is compared with its own picture first, not with a hundred thousand. Chosen on
 # the pictures of one half of the captions of docs/evidence/audits/lora.md, and measured there on the other.
-FLOOR = 0.5
+FLOOR: float = AUDIT["threshold"].default
 CLOSE = 128  # real pictures that are all compared closely; of more only those that are most alike, roughly
 
 

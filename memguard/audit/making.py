@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..table import AUDIT, RUN
+
 
 @dataclass(frozen=True)
 class Making:
@@ -29,12 +31,12 @@ class Making:
 
     """
 
-    images: int = 4
-    steps: int = 25
-    guidance: float = 7.5
+    images: int = AUDIT["num_images"].default
+    steps: int = AUDIT["num_inference_steps"].default
+    guidance: float = RUN["guidance_scale"].default
     height: int | None = None
     width: int | None = None
-    seed: int = 0
+    seed: int = RUN["seed"].default
 
 
 class Model(Protocol):

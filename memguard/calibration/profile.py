@@ -1,6 +1,6 @@
 """A Profile: what ordinary prompts score by a detector, and the conditions that this holds for.
 
-May import: memguard.troubles, memguard.calibration.conditions, memguard.calibration.rates and the standard library.
+May import: memguard.table, memguard.troubles, memguard.calibration and the standard library.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
+from ..table import GUARD
 from ..troubles import Told
 from .conditions import Conditions, Have
 
@@ -42,8 +43,7 @@ class Sensitivity:
     percentile: float = 99.0
 
     def __post_init__(self) -> None:
-        if not 50 <= self.percentile <= 99.99:
-            raise ValueError(f"sensitivity is {self.percentile}; give a percentile between 50 and 99.99")
+        GUARD["sensitivity"].read("sensitivity", self.percentile)
 
     @property
     def suspicious(self) -> float:

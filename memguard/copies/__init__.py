@@ -3,11 +3,13 @@
 ``similarity(a, b)`` compares two stacks of pictures and needs nothing but torch; the rest keeps an index of a folder
 and searches it. Nothing is fetched, and no host is known here.
 
-Room: the core. May import: memguard.copies, torch.
+Room: the core. May import: memguard.copies, memguard.table, torch.
 """
 
+from ..table import COPIES
 from .matching import similarity
 
-THRESHOLD = 0.85  # similarity from which a picture counts as a copy; docs/evidence/audits/copies.md
+# similarity from which a picture counts as a copy; docs/evidence/audits/copies.md
+THRESHOLD: float = COPIES["threshold"].default
 
 __all__ = ["THRESHOLD", "similarity"]

@@ -246,7 +246,7 @@ class Mitigation(ABC):
     _: KW_ONLY
     strength: float = setting(
         1.0,
-        "How much of it: 1 is the paper's own.",
+        "How much of a mitigation: 1 is the paper's own. auto has its own.",
         "Between 0 and 1 it goes a part of the way.",
         least=0,
         most=1,

@@ -35,7 +35,7 @@ class Paraphrase(Mitigation):
     TITLE = "Paraphrase"
     SOURCE = "Chen et al., CVPR 2025"
 
-    text: str = setting("", "The prompt in other words.")
+    text: str = setting("", "Of paraphrase: the prompt in other words.")
     lower: float = setting(
         3.0,
         "l: noise gap of that wording from which a step also moves away from the prompt.",

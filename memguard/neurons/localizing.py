@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..records import NeuronSet
+from ..table import NEURONS
 from ..troubles import Refused
 from ..version import VERSION
 from . import fast, official
@@ -56,8 +57,7 @@ def search(
         ValueError: for a threshold outside 0..1, or statistics that are not of this model.
 
     """
-    if not 0 < threshold < 1:
-        raise Refused(f"threshold is {threshold}; an MS-SSIM between 0 and 1 is needed (NeMo: {THRESHOLD})")
+    NEURONS["threshold"].read("threshold", threshold)
     probe, parity = trials.probe, trials.parity
     statistics.check(probe.layers, probe.model)
     alike = similarity_of_seeds(trials.unblocked, parity)

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..table import NEURONS
 from ..troubles import Refused
 from .activations import ActivationStatistics
 
 THETA, SMALLEST_THETA, STEP = 5.0, 1.0, 0.25
-THRESHOLD = 0.428  # mean + 1 standard deviation of ordinary prompts on SD1.4 (NeMo, section 4)
+THRESHOLD: float = NEURONS["threshold"].default  # mean + 1 std of ordinary prompts on SD1.4 (NeMo, section 4)
 
 Lists = dict[str, list[int]]  # layer -> indices, in the order in which refinement goes through them
 

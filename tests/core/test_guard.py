@@ -168,7 +168,7 @@ def test_the_map_is_that_of_the_last_scored_step(step):
         ({"policy": "mitigate", "steps": 2}, "policy mitigate decides at the first step; use steps 1"),
         ({"policy": "warn", "mitigation": "auto"}, "a mitigation was given and policy is 'warn'; use policy mitigate"),
         ({"reference": "none"}, "reference is 'none'; use one of negative, empty"),
-        ({"steps": 0}, "steps is 0; score at least 1 step"),
+        ({"steps": 0}, "steps is 0; give a whole number of at least 1"),
         ({"detectors": ("nose",)}, "no detector is called 'nose'; there are: attention_entropy, "),
         ({"detectors": ()}, "detectors is empty; name at least one"),
         ({"sensitivity": 30}, "sensitivity is 30; give a percentile between 50 and 99.99"),

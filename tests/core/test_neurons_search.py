@@ -168,7 +168,7 @@ def test_nan_is_one_line_with_the_remedy():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"threshold": 0.0}, "threshold is 0.0; an MS-SSIM between 0 and 1"),
+        ({"threshold": 0.0}, "threshold is 0.0; give an MS-SSIM above 0 and below 1"),
         ({"mode": "slow"}, "mode is 'slow'; use one of fast, official"),
         ({"parity": "exact"}, "parity is 'exact'; use one of None, official, repaired"),
     ],

@@ -8,15 +8,14 @@ Part of the WebUI hosts; may import: memguard's core.
 
 from __future__ import annotations
 
-import math
-import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ...setting import Setting, said
+from ...table import RUN
 from ...troubles import Refused
 
-SIZES, STEP = (64, 2048), 8  # pixels
 LONGEST = 10_000  # characters of a prompt
 NAME = 200  # characters of a name
 SURROGATES = range(0xD800, 0xE000)
@@ -29,42 +28,9 @@ class Field(Protocol):
         """Return the value; raises Refused for one that cannot be used."""
 
 
-@dataclass(frozen=True)
-class Number:
-    """A finite number.
-
-    Attributes:
-        low: smallest.
-        high: largest.
-        whole: whether it must be an integer.
-        step: of which it must be a multiple; 0 for any.
-        unit: said behind the numbers.
-        spelled: whether a text that spells a number is one.
-
-    """
-
-    low: float
-    high: float
-    whole: bool = True
-    step: int = 0
-    unit: str = ""
-    spelled: bool = False
-
-    def read(self, name: str, value: Any) -> Any:
-        """Return the number as int or float."""
-        try:
-            if isinstance(value, bool) or not isinstance(value, int | float | str if self.spelled else int | float):
-                raise ValueError
-            number = float(value)
-            right = math.isfinite(number) and self.low <= number <= self.high
-            right = right and not (self.whole and number % 1) and not (self.step and number % self.step)
-        except (ValueError, OverflowError):
-            right = False
-        if not right:
-            kind = f"a multiple of {self.step}" if self.step else "a whole number" if self.whole else "a number"
-            unit = f" {self.unit}" if self.unit else ""
-            raise Refused(f"{name} is {said(value)}; give {kind} between {self.low:g} and {self.high:g}{unit}")
-        return int(number) if self.whole else number
+def Number(low: int, high: int) -> Setting:  # noqa: N802 a kind, as the others
+    """Return the field of a whole number."""
+    return Setting(low, least=low, most=high)
 
 
 @dataclass(frozen=True)
@@ -90,19 +56,6 @@ class Text:
             raise Refused(f"{name} holds half a character (a lone surrogate); write it anew")
         if self.needed and not value.strip():
             raise Refused(f"{name} is empty; give a text")
-        return value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few texts."""
-
-    choices: Sequence[str]
-
-    def read(self, name: str, value: Any) -> str:
-        """Return the choice."""
-        if not isinstance(value, str) or value not in self.choices:
-            raise Refused(f"{name} is {said(value)}; use one of {', '.join(self.choices)}")
         return value
 
 
@@ -141,7 +94,7 @@ class Texts:
         return tuple(Text().read(f"{name}, number {number}", text) for number, text in enumerate(value, 1))
 
 
-PIXELS = Number(*SIZES, step=STEP, unit="pixels")  # width or height
+PIXELS = replace(RUN["width"], default=512, least=64, most=2048)  # as far as the WebUIs' own sliders go
 STEPS = (1, 150)
 
 
@@ -163,10 +116,3 @@ def read(fields: Mapping[str, Field], given: Any, of: str) -> dict[str, Any]:
     if unknown is not None:
         raise Refused(f"{said(unknown)} is no setting {of}; there are {', '.join(fields)}")
     return {name: fields[name].read(name, value) for name, value in given.items()}
-
-
-def said(value: Any) -> str:
-    """Return a value as one short line."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 60
-    return short.repr(value)

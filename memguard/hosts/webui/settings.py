@@ -8,77 +8,64 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import fields as fields_of
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...calibration import Profile
 from ...detectors import available as detectors
 from ...guard import Guard
-from ...mitigations import available, get
-from ...records import POLICIES, REFERENCES
+from ...mitigations import Mitigation, available, get
+from ...mitigations.paraphrase import Paraphrase
+from ...setting import Setting, of, said
+from ...table import GUARD
+from ...troubles import Refused
 from . import fields
-from .explanation import WHEN
-from .fields import Refused
 
 AUTO = "auto"
-MITIGATIONS = (AUTO, *available())
 AUTOMATIC = "automatic"  # the profile that fits the run
 NONE = "none"  # no neuron set
-CHOICES = {
-    "policy": POLICIES,
-    "detector": tuple(sorted(detectors())),
-    "reference": REFERENCES,
-    "explain": WHEN,
-    "mitigation": MITIGATIONS,
+KNOWN: dict[str, Setting] = {  # in the order of the script's arguments
+    "policy": replace(GUARD["policy"], default="warn"),  # of the others "observe"; who ticks the box wants to hear
+    "sensitivity": GUARD["sensitivity"],
+    "steps": GUARD["steps"],
+    "detector": replace(GUARD["detector"], choices=dict.fromkeys(sorted(detectors()), "")),
+    "reference": GUARD["reference"],
+    "explain": GUARD["explain"],
+    "profile": replace(GUARD["profile"], default=AUTOMATIC),
+    "mitigation": replace(GUARD["mitigation"], choices=dict.fromkeys((AUTO, *available()), "")),
+    "strength": of(Mitigation)["strength"],
+    "neurons": replace(GUARD["neurons"], default=NONE),
+    "wording": of(Paraphrase)["text"],
+    "parameters": Setting("", "Of the mitigation: name=value, separated by commas, for example bos_scale=1.5."),
 }
+TEXTS = {"profile": fields.NAME, "neurons": fields.NAME, "wording": fields.LONGEST, "parameters": 1000}
 FIELDS: dict[str, fields.Field] = {
-    **{name: fields.Choice(choices) for name, choices in CHOICES.items()},
-    "sensitivity": fields.Number(50, 99.99, whole=False, spelled=True),
-    "steps": fields.Number(*fields.STEPS, spelled=True),
-    "profile": fields.Text(fields.NAME),
-    "strength": fields.Number(0, 1, whole=False, spelled=True),
-    "neurons": fields.Text(fields.NAME),
-    "wording": fields.Text(),
-    "parameters": fields.Text(1000),
+    name: fields.Text(TEXTS[name]) if name in TEXTS else replace(known, spelled=True) for name, known in KNOWN.items()
 }
+DEFAULTS: dict[str, Any] = {name: known.default for name, known in KNOWN.items()}
+NAMES = tuple(KNOWN)
+LABELS = {name: f"MemGuard {name}" for name in NAMES}  # keys of the infotext
 ENABLED = "MemGuard"  # key of the infotext that ticks the box
 OF_MITIGATE = ("mitigation", "strength", "neurons", "wording", "parameters")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the controls say, in their order.
+    """What the controls say; each is a setting of ``KNOWN``."""
 
-    Attributes:
-        policy: what a run that looks memorized leads to.
-        sensitivity: percentile of ordinary prompts above which a prompt is suspicious.
-        steps: number of scored model calls.
-        detector: what is measured.
-        reference: what the prompt is compared with.
-        explain: which runs get words and maps.
-        profile: file below models/memguard, or "automatic".
-        mitigation: of policy "mitigate", as are the following.
-        strength: of the mitigation, 0 to 1; not of "auto".
-        neurons: file of a neuron set below models/memguard, for neuron_mask.
-        wording: the prompt in other words, for paraphrase.
-        parameters: of the mitigation, "name=value" separated by commas.
-
-    """
-
-    policy: str = "warn"
-    sensitivity: float = 99.0
-    steps: int = 1
-    detector: str = "text_noise_norm"
-    reference: str = "negative"
-    explain: str = "flagged"
-    profile: str = AUTOMATIC
-    mitigation: str = AUTO
-    strength: float = 1.0
-    neurons: str = NONE
-    wording: str = ""
-    parameters: str = ""
+    policy: str = DEFAULTS["policy"]
+    sensitivity: float = DEFAULTS["sensitivity"]
+    steps: int = DEFAULTS["steps"]
+    detector: str = DEFAULTS["detector"]
+    reference: str = DEFAULTS["reference"]
+    explain: str = DEFAULTS["explain"]
+    profile: str = DEFAULTS["profile"]
+    mitigation: str = DEFAULTS["mitigation"]
+    strength: float = DEFAULTS["strength"]
+    neurons: str = DEFAULTS["neurons"]
+    wording: str = DEFAULTS["wording"]
+    parameters: str = DEFAULTS["parameters"]
 
     def __post_init__(self) -> None:
         for name, field in FIELDS.items():
@@ -161,11 +148,6 @@ class Settings:
         return get(self.mitigation, strength=self.strength, **more)
 
 
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields_of(Settings)}
-NAMES = tuple(DEFAULTS)
-LABELS = {name: f"MemGuard {name}" for name in NAMES}  # keys of the infotext
-
-
 def restored(infotext: Mapping[str, Any], name: str) -> Any:
     """Return what a pasted infotext says of a setting; None, which changes nothing, where it is not MemGuard's."""
     return infotext.get(LABELS[name], DEFAULTS[name]) if ENABLED in infotext else None
@@ -188,7 +170,7 @@ def parsed(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             read = value
         if not isinstance(read, bool | int | float | str) or not math.isfinite(0 if isinstance(read, str) else read):
-            raise Refused(f"parameters has {fields.said(part)}; give a number, true, false or a word")
+            raise Refused(f"parameters has {said(part)}; give a number, true, false or a word")
         found[name] = read
     return found
 

@@ -64,8 +64,8 @@ def test_infinite_and_missing_numbers_by_json(server):
     ("given", "line"),
     [
         ({"enabled": "false"}, "enabled is 'false'; give true or false"),
-        ({"steps": 2.7}, "steps is 2.7; give a whole number between 1 and 150"),
-        ({"sensitivity": "inf"}, "sensitivity is 'inf'; give a number between 50 and 99.99"),
+        ({"steps": 2.7}, "steps is 2.7; give a whole number of at least 1"),
+        ({"sensitivity": "inf"}, "sensitivity is 'inf'; give a percentile between 50 and 99.99"),
         ({"strength": [[[[[[[[]]]]]]]]}, "strength is [[["),
         ({"profile": "x" * 5000}, "profile has 5000 characters; give at most 200"),
         ({"x" * 5000: 1}, "'xxx"),

@@ -45,8 +45,8 @@ def test_an_axis_changes_a_setting_and_ticks_the_box():
     [
         ({"policy": "destroy"}, "^policy is 'destroy'; use one of observe, warn, stop, mitigate$"),
         ({"mitigation": "x"}, "^mitigation is 'x'; use one of auto, attention_scaling, "),
-        ({"colour": 1}, "^'colour' is no setting of MemGuard; there are policy, detector, "),
-        ({"sensitivity": "high"}, "^sensitivity is 'high'; give a number between 50 and 99.99$"),
+        ({"colour": 1}, "^'colour' is no setting of MemGuard; there are policy, sensitivity, "),
+        ({"sensitivity": "high"}, "^sensitivity is 'high'; give a percentile between 50 and 99.99$"),
         ({"explain": "often"}, "^explain is 'often'; use one of flagged, always, never$"),
     ],
 )
@@ -135,13 +135,13 @@ def test_files_below_the_models_folder(folder):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"steps": 0}, "^steps is 0; give a whole number between 1 and 150$"),
+        ({"steps": 0}, "^steps is 0; give a whole number of at least 1$"),
         ({"steps": 2.7}, "^steps is 2.7; give a whole number"),
         ({"steps": True}, "^steps is True; give a whole number"),
         ({"steps": 10**400}, "^steps is 1000"),
-        ({"sensitivity": "inf"}, "^sensitivity is 'inf'; give a number"),
-        ({"sensitivity": float("nan")}, "^sensitivity is nan; give a number"),
-        ({"strength": float("inf")}, "^strength is inf; give a number between 0 and 1$"),
+        ({"sensitivity": "inf"}, "^sensitivity is 'inf'; give a percentile"),
+        ({"sensitivity": float("nan")}, "^sensitivity is nan; give a percentile"),
+        ({"strength": float("inf")}, "^strength is inf; give a number between 0 and 1; 0 changes nothing$"),
         ({"strength": -0.1}, "^strength is -0.1; give a number"),
         ({"strength": [1]}, r"^strength is \[1\]; give a number"),
         ({"enabled": "false"}, "^enabled is 'false'; give true or false$"),

@@ -152,7 +152,7 @@ def test_img2img_is_scored_and_not_judged(server):
     ("settings", "line"),
     [
         ({"policy": "destroy"}, "off, because policy is 'destroy'; use one of observe, warn, stop, mitigate"),
-        ({"steps": 0}, "off, because steps is 0; give a whole number between 1 and 150"),
+        ({"steps": 0}, "off, because steps is 0; give a whole number of at least 1"),
     ],
 )
 def test_bad_settings_are_said_and_cost_no_picture(server, settings, line):
@@ -167,7 +167,7 @@ def test_stop_fails_closed(server):
     """Settings that cannot be read make no picture where a stop was asked for."""
     stopped = server.generate({"policy": "stop", "steps": 0})
     assert stopped.coded == [] or not np.array_equal(stopped.pictures[0], server.generate().pictures[0])
-    assert "off, because steps is 0; give a whole number between 1 and 150" in stopped.info["infotexts"][0]
+    assert "off, because steps is 0; give a whole number of at least 1" in stopped.info["infotexts"][0]
     assert len(server.generate().coded) == 1
 
 
