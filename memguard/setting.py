@@ -72,8 +72,10 @@ class Setting:
 
     @property
     def text(self) -> str:
-        """The sentence, and one for each choice that has its own."""
-        return " ".join([self.says, *(f"{name}: {does}." for name, does in self.choices.items() if does)]).strip()
+        """The sentence, one for each choice that has its own, and what changes nothing."""
+        does = [f"{name}: {each}{'' if each.endswith('?') else '.'}" for name, each in self.choices.items() if each]
+        neutral = [] if self.neutral is None else [f"{self.neutral:g} changes nothing."]
+        return " ".join(filter(None, [self.says, *does, *neutral]))
 
     @property
     def whole_text(self) -> str:
@@ -84,10 +86,10 @@ class Setting:
     def range(self) -> str:
         """The numbers that there are, in words; "" for any."""
         if math.isfinite(self.least) and math.isfinite(self.most):
-            said = f"between {self.least:.15g} and {self.most:.15g}"
+            said = f"between {written(self.least)} and {written(self.most)}"
         else:
             ends = {"above": self.above, "of at least": self.least, "below": self.below, "of at most": self.most}
-            said = " and ".join(f"{end} {value:.15g}" for end, value in ends.items() if math.isfinite(value))
+            said = " and ".join(f"{end} {written(value)}" for end, value in ends.items() if math.isfinite(value))
         return f"{said} {self.unit}".strip()
 
     @property
@@ -127,11 +129,20 @@ class Setting:
             return value
         if isinstance(value, bool) or not isinstance(value, Real | str if self.spelled else Real):
             raise ValueError
-        number = int(value) if isinstance(value, Integral) else float(value)
+        number = _number(value)
         inside = math.isfinite(number) and self.above < number < self.below and self.least <= number <= self.most
         if not inside or (self.kind is int and number % 1) or (self.multiple and number % self.multiple):
             raise ValueError
         return self.kind(number)
+
+
+def _number(value: Any) -> int | float:
+    if not isinstance(value, str):
+        return int(value) if isinstance(value, Integral) else float(value)
+    try:
+        return int(value)  # a float would round a long seed
+    except ValueError:
+        return float(value)
 
 
 def setting(*args: Any, **kwargs: Any) -> Any:
@@ -143,6 +154,11 @@ def setting(*args: Any, **kwargs: Any) -> Any:
 def of(record: Any) -> dict[str, Setting]:
     """Return the settings of a dataclass, or of an object of one, by name."""
     return {each.name: each.metadata["setting"] for each in fields(record) if "setting" in each.metadata}
+
+
+def written(number: float) -> str:
+    """Return a number as it is written: whole ones with all their digits."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def said(value: Any) -> str:

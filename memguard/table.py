@@ -68,12 +68,13 @@ GUARD: dict[str, Setting] = {
     ),
     "neurons": Setting("", "The neuron set, for neuron_mask."),
 }
+SIDE = Setting(None, kind=int, least=8, most=16_384, multiple=8, unit="pixels")
 RUN: dict[str, Setting] = {
     "num_images": Setting(1, "How many pictures of each prompt.", least=1, most=4096),
     "num_inference_steps": Setting(50, "Steps of the schedule.", least=1, most=10_000),
     "guidance_scale": Setting(7.5, "Guidance scale.", shown=(0, 100), step=0.1),
-    "height": Setting(None, "By default the model's own.", kind=int, least=8, most=16_384, multiple=8, unit="pixels"),
-    "width": Setting(None, "By default the model's own.", kind=int, least=8, most=16_384, multiple=8, unit="pixels"),
+    "height": replace(SIDE, says="Height; by default the model's own."),
+    "width": replace(SIDE, says="Width; by default the model's own."),
     "seed": Setting(0, "Of the starting noise.", least=-(1 << 63), most=(1 << 63) - 1),
     "batch_size": Setting(None, "Prompts of one forward pass.", kind=int, least=1, most=4096),
 }
@@ -127,9 +128,14 @@ AUDIT: dict[str, Setting] = {
     ),
 }
 COPIES: dict[str, Setting] = {
-    "threshold": replace(AUDIT["threshold"], default=0.85, more="", above=-1, shown=(0, 1)),
+    "threshold": Setting(0.85, AUDIT["threshold"].says, least=-1, most=1, shown=(0, 1), step=0.01, what="a similarity"),
     "embedding_size": Setting(
-        None, "Side of its pictures; by default 320, or its own.", kind=int, least=8, most=4096, unit="pixels"
+        None,
+        "Side of the model's pictures; by default 320 or its own.",
+        kind=int,
+        least=8,
+        most=4096,
+        unit="pixels",
     ),
 }
 NEURONS: dict[str, Setting] = {

@@ -12,10 +12,9 @@ from typing import Any
 
 from ..audit import checkpoints
 from ..lists import BadInput
+from ..table import AUDIT, COPIES
 from ..texts import shown
 from . import common
-
-DEFAULTS = {"num_images": 4, "num_inference_steps": 25}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,18 +38,18 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--idle", type=float, metavar="MIN", help="of --watch: end when nothing came for so long")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of audit.json and report.html")
     parser.add_argument("--resume", action="store_true", help="continue --out: keep all results that it holds")
-    parser.add_argument("--limit", type=int, metavar="N", help="audit a random N of the training pictures")
-    parser.add_argument("--threshold", type=float, metavar="S", help="similarity from which on a picture is a copy")
+    common.add(parser, "limit", AUDIT["limit"])
+    common.add(parser, "threshold", AUDIT["threshold"], default=None, metavar="S")
     parser.add_argument(
         "--embedding", type=Path, metavar="MODEL", help="compare by a TorchScript file (SSCD) or a folder"
     )
-    parser.add_argument("--embedding-size", type=int, metavar="PX", help="side of its pictures (default: 320; its own)")
+    common.add(parser, "embedding_size", COPIES["embedding_size"], metavar="PX")
     parser.add_argument("--deals", type=int, default=9999, metavar="N", help="relabellings of the test (default 9999)")
     parser.add_argument("--fail-on", type=int, metavar="N", help="exit code 1 if any checkpoint copies N or more")
     parser.add_argument("--json", action="store_true", help="print audit.json")
     common.add_model(parser)
-    common.add_run(parser, scored=False)
-    parser.set_defaults(run=run, **DEFAULTS)
+    common.add_run(parser, scored=False, own=AUDIT)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,14 +58,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput("give one of --lora FILE ..., --checkpoint MODEL ... and --watch FOLDER")
     if args.negative_prompt is not None:
         raise BadInput("--negative-prompt: an audit asks what the captions alone bring; leave it out")
-    for name, low in (("limit", 2), ("deals", 19), ("fail_on", 1)):
+    for name, low in (("deals", 19), ("fail_on", 1)):
         value = getattr(args, name)
         if value is not None and value < low:
             raise BadInput(f"--{name.replace('_', '-')}: {value} is less than {low}")
-    if args.threshold is not None and not 0 < args.threshold < 1:
-        raise BadInput(f"--threshold: {args.threshold} is not between 0 and 1")
-    if args.embedding_size is not None and not 8 <= args.embedding_size <= 4096:
-        raise BadInput(f"--embedding-size: {args.embedding_size} is not between 8 and 4096")
     common.check(args)
     given = args.checkpoint or []
     for path in args.lora or []:

@@ -10,25 +10,47 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, Results
+from ..setting import Setting
+from ..table import GUARD, RUN
 from ..texts import UNREAD, json_line, shown, writable
+from ..troubles import Refused
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-# what no machine can do is refused before a model is loaded: lowest and highest value of a whole number
-RANGES = {
-    "num_images": (1, 4096),
-    "steps": (1, 10_000),
-    "num_inference_steps": (1, 10_000),
-    "batch_size": (1, 4096),
-    "height": (8, 16_384),
-    "width": (8, 16_384),
-    "seed": (-(1 << 63), (1 << 63) - 1),
-}
+
+
+def add(group: Any, name: str, setting: Setting, **more: Any) -> None:
+    """Add the flag of a setting.
+
+    Args:
+        group: of a parser.
+        name: of the setting; the flag has hyphens.
+        setting: what cannot be is refused by it before a model is loaded, as BadInput.
+        more: arguments of ``add_argument`` in place of the setting's own.
+
+    """
+    flag, spelled = f"--{name.replace('_', '-')}", replace(setting, spelled=True)
+
+    def read(text: str) -> Any:
+        try:
+            return spelled.read(flag, text)
+        except Refused as error:
+            raise BadInput(str(error)) from None
+
+    default = "" if setting.default is None or "default" in more else f" (default {setting.default})"
+    known = {"help": words(setting) + default, "default": setting.default}
+    known |= {"choices": tuple(setting.choices)} if setting.choices else {"type": read, "metavar": "N"}
+    group.add_argument(flag, **known | more)
+
+
+def words(setting: Setting) -> str:
+    """Return what a setting says as a line of help."""
+    return f"{setting.text[:1].lower()}{setting.text[1:]}".rstrip(".")
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -41,26 +63,20 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float16 on cuda, else float32")
 
 
-def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
+def add_run(parser: argparse.ArgumentParser, scored: bool = True, own: Mapping[str, Setting] | None = None) -> Any:
     """Add the settings that every run has, and return their group; the defaults are those of the Python functions.
 
     Args:
         parser: of the command.
         scored: whether a run ends with the scored steps.
+        own: settings in place of those of ``RUN``.
 
     """
     group = parser.add_argument_group("run")
-    group.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default %(default)s)")
     if scored:
-        group.add_argument("--steps", type=int, default=1, metavar="N", help="model calls to score; a run ends there")
-    group.add_argument(
-        "--num-inference-steps", type=int, default=50, metavar="N", help="of the schedule (default %(default)s)"
-    )
-    unused = ", does not act on the first step" if scored else ""
-    group.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help=f"default %(default)s{unused}")
-    group.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
-    group.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
-    group.add_argument("--seed", type=int, default=0, help="default %(default)s")
+        add(group, "steps", GUARD["steps"])
+    for name in "num_images num_inference_steps guidance_scale height width seed".split():
+        add(group, name, (RUN | dict(own or {}))[name])
     group.add_argument("--negative-prompt", metavar="TEXT", help="default: the model's own empty prompt")
     return group
 
@@ -68,9 +84,10 @@ def add_run(parser: argparse.ArgumentParser, scored: bool = True) -> Any:
 def add_settings(parser: argparse.ArgumentParser) -> Any:
     """Add the settings of a run that scores lists of prompts, and return their group."""
     group = add_run(parser)
-    group.add_argument("--reference", choices=("negative", "empty"), default="negative", help="what to compare with")
-    group.add_argument("--batch-size", type=int, metavar="N", help="prompts per forward")
-    group.add_argument("--detector", action="append", metavar="NAME", help="may be repeated; default text_noise_norm")
+    add(group, "reference", GUARD["reference"])
+    add(group, "batch_size", RUN["batch_size"])
+    default = GUARD["detector"].default
+    group.add_argument("--detector", action="append", metavar="NAME", help=f"may be repeated (default {default})")
     return group
 
 
@@ -84,28 +101,18 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def detectors(args: argparse.Namespace) -> list[str]:
     """Return the names of the detectors that are asked."""
-    return args.detector or ["text_noise_norm"]
+    return args.detector or [GUARD["detector"].default]
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the settings of a run, before a model is loaded.
+    """Check the settings of a run against each other, before a model is loaded.
 
     Raises:
-        BadInput: that names the first that cannot be.
+        BadInput: for more scored steps than there are.
 
     """
-    for name, (low, high) in RANGES.items():
-        value = getattr(args, name, None)
-        if value is not None and not low <= value <= high:
-            raise BadInput(f"--{name.replace('_', '-')}: {value} is not between {low} and {high}")
-    for side in ("height", "width"):
-        if (getattr(args, side, None) or 0) % 8:
-            raise BadInput(f"--{side}: {getattr(args, side)} pixels; give multiples of 8")
     if getattr(args, "steps", 1) > getattr(args, "num_inference_steps", math.inf):
         raise BadInput(f"--steps: steps is {args.steps}, but a run has only {args.num_inference_steps}")
-    for name in ("guidance_scale", "sensitivity", "threshold", "scale"):
-        if not math.isfinite(getattr(args, name, None) or 0.0):
-            raise BadInput(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a finite number")
 
 
 def kept(args: argparse.Namespace, names: str) -> dict[str, Any]:

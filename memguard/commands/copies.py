@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, files
+from ..table import COPIES
 from ..texts import json_line, shown
 from ..troubles import Refused
 from . import common
@@ -41,15 +42,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="files or folders")
     parser.add_argument("--references", type=Path, required=True, metavar="FOLDER", help="with what they are compared")
-    parser.add_argument("--threshold", type=float, metavar="T", help="similarity of a copy (default .85; SSCD: .75)")
-    parser.add_argument("--fail-on", type=float, metavar="T", help="exit code 1 if a similarity is at least this")
+    own = COPIES["threshold"]
+    said = f"{common.words(own)} (default {own.default}; SSCD: .75)"
+    common.add(parser, "threshold", own, default=None, metavar="T", help=said)
+    said = "exit code 1 if a similarity is at least this"
+    common.add(parser, "fail_on", own, default=None, metavar="T", help=said)
     parser.add_argument("--top", type=int, default=1, metavar="N", help="references shown per picture (default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".jsonl or .csv; one written before is replaced")
     parser.add_argument("--json", action="store_true", help="rows as JSON lines; with --out one summary")
     parser.add_argument("--index", type=Path, metavar="FILE", help="default: one per folder in ~/.memguard/copies")
     group = parser.add_argument_group("embedding, instead of the match at low resolution")
     group.add_argument("--embedding", type=Path, metavar="MODEL", help="a TorchScript file (SSCD) or a folder (DINO)")
-    group.add_argument("--embedding-size", type=int, metavar="PX", help="side of its pictures (default: 320; its own)")
+    common.add(group, "embedding_size", COPIES["embedding_size"], metavar="PX")
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     parser.set_defaults(run=run)
 
@@ -64,14 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("threshold", "fail_on"):
-        value = getattr(args, name)
-        if value is not None and not -1 <= value <= 1:
-            raise BadInput(f"--{name.replace('_', '-')}: {value} is no similarity; give a number between 0 and 1")
     if not 1 <= args.top <= 1000:
         raise BadInput(f"--top: {args.top} is not between 1 and 1000")
-    if args.embedding_size is not None and not 8 <= args.embedding_size <= 4096:
-        raise BadInput(f"--embedding-size: {args.embedding_size} is not between 8 and 4096")
     if args.out is not None:
         if args.out.suffix.lower() not in (".jsonl", ".csv"):
             raise BadInput(f"{args.out}: memguard copies writes .jsonl and .csv")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, files
+from ..table import EXPLAIN
 from ..texts import shown, unfit, writable
 from . import common, models
 
@@ -23,23 +24,17 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="say which words of a prompt drive its score, and where in the picture",
-        description="Weigh the words of a prompt. gradient: how steeply the score rises with the word's embedding; "
-        "ablation: how far the score falls without the word; attention: what cross-attention gives to the word.",
+        description="Weigh the words of a prompt.",
     )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="- reads it from stdin")
-    parser.add_argument("--method", choices=("gradient", "ablation", "attention"), default="gradient")
-    parser.add_argument(
-        "--respect-to",
-        choices=("input", "encoded"),
-        default="input",
-        help="of method gradient. input: which word do I change? encoded: which column does the model look at?",
-    )
+    common.add(parser, "method", EXPLAIN["method"])
+    common.add(parser, "respect_to", EXPLAIN["respect_to"])
     parser.add_argument("--substitute", default="", metavar="WORD", help="of method ablation: in place of a word")
     parser.add_argument("--parity", choices=("official",), help="reproduce the number of Wen et al.'s code")
     parser.add_argument(
         "--maps",
         action="append",
-        choices=("noise_gap", "bright_ending", "word"),
+        choices=tuple(EXPLAIN["maps"].choices),
         help="also say where in the picture; runs all steps; may be repeated",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the coloured words and the maps")

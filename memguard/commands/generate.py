@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, Results, files, open_results, read_prompts
-from ..records import POLICIES, VERDICTS, Policy, Report
+from ..records import VERDICTS, Policy, Report
+from ..table import GUARD
 from ..texts import shown, unfit
 from ..troubles import of_pipeline
 from ..wording import message
@@ -46,9 +47,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--encoding", default="utf-8", help="of a text FILE (default utf-8)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures, new or empty")
     parser.add_argument("--resume", action="store_true", help="continue --out: skip the prompts that it holds")
-    parser.add_argument("--policy", choices=POLICIES, help="default: mitigate with --mitigation, else observe")
-    parser.add_argument("--mitigation", action="append", metavar="NAME", default=[], help="auto, or a mitigation")
-    parser.add_argument("--neurons", type=Path, metavar="FILE", help="a neuron set, for the mitigation neuron_mask")
+    said = f"{common.words(GUARD['policy'])} (default mitigate with --mitigation, else observe)"
+    common.add(parser, "policy", GUARD["policy"], default=None, help=said)
+    said = common.words(GUARD["mitigation"])
+    parser.add_argument("--mitigation", action="append", metavar="NAME", default=[], help=said)
+    parser.add_argument("--neurons", type=Path, metavar="FILE", help=common.words(GUARD["neurons"]))
     parser.add_argument("--always", action="store_true", help="mitigate every run, memorized or not")
     parser.add_argument("--mitigations", action="store_true", help="list the mitigations with their parameters")
     parser.add_argument(
@@ -58,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
         help="suspicious or memorized, after mitigation: exit code 1",
     )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="default: found by the model's fingerprint")
-    parser.add_argument("--sensitivity", type=float, default=99.0, metavar="P", help="percentile (default 99)")
+    common.add(parser, "sensitivity", GUARD["sensitivity"], metavar="P")
     parser.add_argument("--json", action="store_true", help="reports as JSON lines on stdout")
     common.add_model(parser, required=False)
     common.add_run(parser, scored=False)

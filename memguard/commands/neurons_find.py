@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lists import BadInput, files, read_prompts
+from ..table import NEURONS, RUN
 from ..texts import unfit
 from . import common, models
 
@@ -32,20 +33,17 @@ def add_find(actions: Any) -> None:
     how.add_argument("--ordinary", type=Path, metavar="FILE", help="ordinary prompts, some thousands, to compute them")
     parser.add_argument("--save-statistics", type=Path, metavar="FILE", help="keep what --ordinary gave")
     parser.add_argument("--layers", choices=("nemo", "all"), default="nemo", help="nemo: down blocks and middle")
-    parser.add_argument("--mode", choices=("fast", "official"), default="fast", help="official: NeMo's own procedure")
+    common.add(parser, "mode", NEURONS["mode"])
     parser.add_argument("--parity", choices=("official", "repaired"), help="default: that of the mode")
-    parser.add_argument("--threshold", type=float, default=0.428, metavar="X", help="MS-SSIM (default .428, SD1.4's)")
-    parser.add_argument("--scale", type=float, default=0.0, metavar="X", help="factor on the neurons (default 0)")
+    common.add(parser, "threshold", NEURONS["threshold"], metavar="X")
+    common.add(parser, "scale", NEURONS["scale"], metavar="X")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the neuron set, .safetensors")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="keep what was evaluated here, and go on from it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     common.add_model(parser)
     run = parser.add_argument_group("run")
-    run.add_argument("--num-images", type=int, default=10, metavar="N", help="seeds that are compared (default 10)")
-    run.add_argument("--seed", type=int, default=1)
-    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows of one forward (default 16)")
-    run.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
-    run.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
+    for name in "num_images seed batch_size height width".split():
+        common.add(run, name, {**RUN, **NEURONS}[name])
 
 
 def find(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..lists import BadInput, Results, open_results, read_prompts
 from ..records import VERDICTS, Report
+from ..table import GUARD
 from ..texts import json_line, shown
 from ..wording import message
 from . import common, promoting, sharding
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
         "--fail-on", choices=VERDICTS[1:], metavar="VERDICT", help="suspicious or memorized: exit code 1"
     )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="default: found by the model's fingerprint")
-    parser.add_argument("--sensitivity", type=float, default=99.0, metavar="P", help="percentile (default 99)")
+    common.add(parser, "sensitivity", GUARD["sensitivity"], metavar="P")
     parser.add_argument("--json", action="store_true", help="reports as JSON lines; with --out one summary")
     promoting.add_arguments(parser)
     sharding.add_arguments(parser)

@@ -51,14 +51,12 @@ def available() -> tuple[str, ...]:
 
 def parameters(name: str) -> dict[str, Any]:
     """Return the parameters of a mitigation with their defaults."""
-    return {
-        f.name: f.default if f.default is not MISSING else None for f in fields(_class(name)) if f.name != "neurons"
-    }
+    return {f.name: f.default if f.default is not MISSING else None for f in fields(kind(name)) if f.name != "neurons"}
 
 
 def describe(name: str) -> str:
     """Return title and source of a mitigation."""
-    cls = _class(name)
+    cls = kind(name)
     return f"{cls.TITLE} ({cls.SOURCE})"
 
 
@@ -73,7 +71,7 @@ def get(name: str, /, **settings: Any) -> Mitigation:
         ValueError: for an unknown name or parameter, or a value out of range.
 
     """
-    cls = _class(name)
+    cls = kind(name)
     known = [f.name for f in fields(cls)]
     for setting in settings:
         if setting not in known:
@@ -81,7 +79,8 @@ def get(name: str, /, **settings: Any) -> Mitigation:
     return cls(**settings)
 
 
-def _class(name: str) -> type[Mitigation]:
+def kind(name: str) -> type[Mitigation]:
+    """Return the class of a mitigation, whose fields are its settings."""
     for cls in _KNOWN:
         if name == cls.NAME:
             return cls

@@ -175,9 +175,9 @@ def test_without_held_out_pictures_and_in_a_watched_folder(data, tmp_path, capsy
         (["--lora", "none.safetensors"], "none.safetensors: no such file"),
         (["--lora", __file__, "--watch", "."], "give one of"),
         (["--watch", __file__], "is no folder"),
-        (["--lora", __file__, "--limit", "1"], "--limit: 1 is less than 2"),
-        (["--lora", __file__, "--threshold", "1.5"], "--threshold: 1.5 is not between 0 and 1"),
-        (["--lora", __file__, "--num-images", "0"], "--num-images: 0 is not between 1 and 4096"),
+        (["--lora", __file__, "--limit", "1"], "--limit is '1'; give a whole number of at least 2"),
+        (["--lora", __file__, "--threshold", "1.5"], "--threshold is '1.5'; give a similarity above 0 and below 1"),
+        (["--lora", __file__, "--num-images", "0"], "--num-images is '0'; give a whole number between 1 and 4096"),
     ],
 )
 def test_bad_input_is_one_line(data, tmp_path, capsys, more, said):

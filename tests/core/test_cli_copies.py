@@ -143,10 +143,10 @@ def test_what_is_wrong_is_one_line(capsys, pictures, references, tmp_path):
     (tmp_path / "empty").mkdir()
     assert bad(capsys, tmp_path / "empty", "--references", references).endswith("holds no pictures")
     assert bad(capsys, pictures, "--references", tmp_path / "empty").endswith("holds no picture that can be read")
-    assert "--fail-on: 85.0 is no similarity" in bad(capsys, *both, "--fail-on", 85)
-    assert "--threshold: nan is no similarity" in bad(capsys, *both, "--threshold", "nan")
+    assert "--fail-on is '85'; give a similarity between -1 and 1" in bad(capsys, *both, "--fail-on", 85)
+    assert "--threshold is 'nan'; give a similarity between -1 and 1" in bad(capsys, *both, "--threshold", "nan")
     assert "--top: 0 is not between" in bad(capsys, *both, "--top", 0)
-    assert "--embedding-size: 1 is not between" in bad(capsys, *both, "--embedding-size", 1)
+    assert "--embedding-size is '1'; give a whole number" in bad(capsys, *both, "--embedding-size", 1)
     assert bad(capsys, *both, "--out", "x.txt").endswith("writes .jsonl and .csv")
     theirs = tmp_path / "theirs.csv"
     theirs.write_text("my,own\n")

@@ -106,8 +106,11 @@ def test_an_index_that_no_file_can_hold_is_one_line(capsys, tmp_path):
             "is a number of method gradient",
         ),
         (("neurons", "find", "a\udcff", "--statistics", "s", "--out", "o"), "prompt 1: character 2 of the prompt"),
-        (("neurons", "find", "a", "--num-images", "0", "--statistics", "s", "--out", "o"), "--num-images: 0 is not"),
-        (("neurons", "find", "a", "--threshold", "nan", "--statistics", "s", "--out", "o"), "--threshold: nan is not"),
+        (("neurons", "find", "a", "--num-images", "0", "--statistics", "s", "--out", "o"), "--num-images is '0'; give"),
+        (
+            ("neurons", "find", "a", "--threshold", "nan", "--statistics", "s", "--out", "o"),
+            "--threshold is 'nan'",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path, words, says):
