@@ -34,7 +34,7 @@ ROOMS: dict[str, tuple[str, Mapping[str, Setting]]] = {
     "Words and maps": ("`memguard explain`, MemGuard Token Attribution, MemGuard Overlay.", table.EXPLAIN),
     "An audit": ("`memguard audit`, MemGuard Audit LoRA.", table.AUDIT),
     "Copies": ("`memguard copies`, MemGuard Find Copies.", table.COPIES),
-    "Neurons": ("`memguard neurons find`, MemGuard Find Neurons.", table.NEURONS),
+    "Neurons": ("MemGuard Find Neurons, and `neurons find` of the command line.", table.NEURONS),
 }
 GIVEN = (
     'In Python `memguard.mitigations.get("name", parameter=value)`, on the command line '
