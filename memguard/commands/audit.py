@@ -39,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of audit.json and report.html")
     parser.add_argument("--resume", action="store_true", help="continue --out: keep all results that it holds")
     common.add(parser, "limit", AUDIT["limit"])
-    common.add(parser, "threshold", AUDIT["threshold"], default=None, metavar="S")
+    said = f"{common.words(AUDIT['threshold'])} (default {AUDIT['threshold'].default}; SSCD: .75)"
+    common.add(parser, "threshold", AUDIT["threshold"], default=None, metavar="S", help=said)
     parser.add_argument(
         "--embedding", type=Path, metavar="MODEL", help="compare by a TorchScript file (SSCD) or a folder"
     )

@@ -285,4 +285,4 @@ def test_help_says_the_defaults_of_this_command(capsys):
     with pytest.raises(SystemExit):
         main(["audit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "images per prompt (default 4)" in said and "of the schedule (default 25)" in said
+    assert "pictures of each prompt (default 4)" in said and "of the schedule (default 25)" in said
