@@ -53,12 +53,9 @@ def input_of(name: str, setting: Setting, *also: str, **more) -> io.Input:
     if setting.choices or "options" in more:
         return io.Combo.Input(name, **{"options": list(setting.choices), **known})
     if setting.kind in (float, int):
-        numbers = {
-            "default": default,
-            **dict(zip(("min", "max"), setting.span, strict=True)),
-            "step": setting.step or 1,
-        }
-        known |= {name: setting.kind(number) for name, number in numbers.items()}
+        low, high = setting.span
+        numbers = {"default": default, "min": low, "max": high, "step": setting.step or 1}
+        known |= {each: setting.kind(number) for each, number in numbers.items()}
     kinds = {float: io.Float, int: io.Int, bool: io.Boolean, str: io.String}
     return kinds[setting.kind].Input(name, **known)
 

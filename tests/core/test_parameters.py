@@ -149,7 +149,8 @@ def outside(setting):
     """Return numbers just outside of the range, and no numbers."""
     step = setting.multiple or 1
     ends = [setting.least - step, setting.most + step, setting.above, setting.below]
-    return [*(end for end in ends if math.isfinite(end)), math.nan, math.inf, "word"]
+    between = [setting.least + 1] if setting.multiple else []
+    return [*(end for end in ends if math.isfinite(end)), *between, math.nan, math.inf, "word"]
 
 
 def inside(setting):
@@ -232,6 +233,7 @@ def test_a_setting_says_what_to_give():
     )
     assert Setting(None, kind=str, choices={"a": "", "b": ""}).give == "use one of a, b, None"
     assert Setting(0.5, above=0, below=1, what="a share").give == "give a share above 0 and below 1"
+    assert Setting(None, kind=float, shown=(0, 1), unset=-1).span == (-1, 1)
     seed = (1 << 63) - 1
     assert Setting(0, most=seed, spelled=True).read("seed", str(seed)) == seed
     for value in (True, 2.5, "2", 10**400, math.nan):

@@ -49,3 +49,4 @@ def test_the_line_says_what_is_wrong_and_what_to_give(name, settings, line):
 def test_numbers_may_be_whole_and_what_may_be_nothing_may_be_nothing():
     assert mitigations.get("attention_scaling", bos_scale=2, strength=1).bos_scale == 2
     assert mitigations.get("noise_adjustment", lr=None, iterations=None).lr is None
+    assert type(mitigations.get("noise_adjustment", rounds=2.0).rounds) is int  # as a box for text gives it
