@@ -2,13 +2,16 @@
 
 from comfy_api.latest import io
 
-from ..memguard.mitigations import get
+from ..memguard.mitigations import available, get
 from ..memguard.mitigations.paraphrase import Paraphrase
 from ..memguard.setting import of
 from .types import CATEGORY, input_of, mitigated, mitigation_inputs, mitigation_outputs
 
 AUTO = "auto"
 TEXT = Paraphrase.NAME
+OWN = ("attention_scaling", "guidance_delay", "neuron_mask", "noise_adjustment", "prompt_optimization")  # have a node
+HERE = ["padding", "spike_attenuation", "local_guidance", "guard", "random_tokens", TEXT]
+OTHERS = [name for name in available() if name not in (*OWN, *HERE)]  # of a file that somebody added
 
 
 class MemGuardMitigation(io.ComfyNode):
@@ -22,7 +25,7 @@ class MemGuardMitigation(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "method",
-                    options=["padding", "spike_attenuation", "local_guidance", "guard", "random_tokens", TEXT, AUTO],
+                    options=[*HERE, AUTO, *OTHERS],
                     default="padding",
                     tooltip="padding: other padding behind the words (SD1, SDXL; needs clip). spike_attenuation: "
                     "weaker peaks of attention. local_guidance: less guidance where the picture is copied. guard: "

@@ -10,43 +10,48 @@ May import: memguard.mitigations.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from typing import Any
 
 from ..troubles import Refused
-from .attention_scaling import AttentionScaling
 from .base import Mitigation, Treatment, Unsuitable
-from .guidance_delay import GuidanceDelay
-from .local_guidance import LocalGuidance
-from .neuron_mask import NeuronMask
-from .noise_adjustment import NoiseAdjustment
-from .padding import Padding
-from .paraphrase import Paraphrase
-from .prompt_optimization import PromptOptimization
-from .random_tokens import RandomTokens
-from .spike_attenuation import SpikeAttenuation
-from .three_rows import ThreeRows
 
 __all__ = ["Mitigation", "Treatment", "Unsuitable", "available", "describe", "get", "optimize_prompt", "parameters"]
 
-_KNOWN: tuple[type[Mitigation], ...] = (
-    AttentionScaling,
-    SpikeAttenuation,
-    Padding,
-    GuidanceDelay,
-    NeuronMask,
-    PromptOptimization,
-    NoiseAdjustment,
-    ThreeRows,
-    Paraphrase,
-    RandomTokens,
-    LocalGuidance,
+# as lists show them; what is not named here comes behind
+ORDER = (
+    "attention_scaling",
+    "spike_attenuation",
+    "padding",
+    "guidance_delay",
+    "neuron_mask",
+    "prompt_optimization",
+    "noise_adjustment",
+    "guard",
+    "paraphrase",
+    "random_tokens",
+    "local_guidance",
 )
+
+
+@lru_cache(maxsize=1)
+def _known() -> dict[str, type[Mitigation]]:
+    """Return every mitigation in this folder by name."""
+    found: dict[str, type[Mitigation]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+        found |= {each.NAME: each for each in own if issubclass(each, Mitigation) and each is not Mitigation}
+    rank = {name: place for place, name in enumerate(ORDER)}
+    return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], len(ORDER)), item[0])))
 
 
 def available() -> tuple[str, ...]:
     """Return the names of all mitigations."""
-    return tuple(cls.NAME for cls in _KNOWN)
+    return tuple(_known())
 
 
 def parameters(name: str) -> dict[str, Any]:
@@ -81,10 +86,10 @@ def get(name: str, /, **settings: Any) -> Mitigation:
 
 def kind(name: str) -> type[Mitigation]:
     """Return the class of a mitigation, whose fields are its settings."""
-    for cls in _KNOWN:
-        if name == cls.NAME:
-            return cls
-    raise Refused(f"there is no mitigation {name!r}; use one of {', '.join(available())}")
+    try:
+        return _known()[name]
+    except (KeyError, TypeError):
+        raise Refused(f"there is no mitigation {name!r}; use one of {', '.join(available())}") from None
 
 
 def __getattr__(name: str) -> Any:
