@@ -31,11 +31,10 @@ NEEDS = {
     "noise_adjustment": {"rounds": 1},
     "prompt_optimization": {"iterations": 2},
 }
-# what a mitigation cannot do, on the tiny pipelines: joint attention, T5's columns, two calls
+# what a mitigation cannot do, on the tiny pipelines: joint attention, T5's columns
 LEFT_OUT = {
     "sd3": {"attention_scaling", "spike_attenuation", "neuron_mask", "guard", "padding"},
-    "flux": {"attention_scaling", "spike_attenuation", "neuron_mask", "guard", "padding", "guidance_delay"}
-    | {"local_guidance", "paraphrase"},
+    "flux": {"attention_scaling", "spike_attenuation", "neuron_mask", "padding", "paraphrase"},
 }
 
 

@@ -8,7 +8,7 @@ Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,16 @@ class Call:
         # in-painting models see a mask and a picture in further channels
         x = x[:, : prediction.shape[1]]
         return cls(module, arguments, x, prediction, torch.as_tensor(timestep).detach(), text, len(args), layout)
+
+    def part(self, rows: slice) -> Call:
+        """Return the call as if it had been made with some of its rows only."""
+        batch = len(self.text)
+        if rows.indices(batch) == (0, batch, 1):
+            return self
+        arguments = {k: v if k.endswith("_ids") else _rows(v, rows, batch) for k, v in self.arguments.items()}
+        x, prediction, timestep = (_rows(each, rows, batch) for each in (self.x, self.prediction, self.timestep))
+        text = self.text[rows]
+        return replace(self, arguments=arguments, x=x, prediction=prediction, timestep=timestep, text=text)
 
     def repeat(self, rows: slice, prompt: Encoded, x: Tensor | None = None) -> Tensor:
         """Predict some rows again with other prompts: the one thing that costs rows. Follows torch's gradient mode.

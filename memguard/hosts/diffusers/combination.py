@@ -47,6 +47,30 @@ class Combination:
     scale: float
     unit: float = 1.0
 
+    def put(self, received: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+        """Return what the scheduler would receive had the model predicted otherwise; float32, of the same shape.
+
+        Where g is the combination times a number of each image or token that keeps the norm of the prompt's own
+        prediction, so it is for the others; any other number stays.
+
+        Args:
+            received: what it receives.
+            cond: prediction with the prompt, in the place of ``cond``.
+            uncond: without it.
+
+        """
+        own, other = self._joined(self.cond, self.uncond), self._joined(cond, uncond)
+        goal = received.float()
+        if _near(self.unit * own, goal) or not _near_direction(own, goal):
+            return goal + self.unit * (other - own)
+        for start in (received.ndim - 1, 1):  # of each token, of each image
+            if _near(self.unit * own * _norms(self.cond, start) / _norms(own, start), goal):
+                return self.unit * other * _norms(cond, start) / _norms(other, start)
+        return other * _norms(goal, 1) / _norms(own, 1) * self.unit
+
+    def _joined(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        return uncond.float() + self.scale * (cond.float() - uncond.float())
+
 
 class Alike(Exception):
     """The model predicts the same for every prompt of the step."""
@@ -64,7 +88,7 @@ def parts(outputs: Sequence[Tensor], received: Tensor) -> list[Tensor]:
     for output in outputs:
         for share in range(1, SHARES + 1):
             if output.ndim and len(output) % share == 0:
-                found += [part for each in output.chunk(share) if (part := _shaped(each, received)) is not None]
+                found += [part for each in output.chunk(share) if (part := shaped(each, received)) is not None]
     return found
 
 
@@ -99,12 +123,27 @@ def find(
     return None  # guidance by the prompt is off, so this is another one, such as perturbed attention's alone
 
 
+def _near(made: Tensor, goal: Tensor) -> bool:
+    return float((made - goal).norm()) <= CLOSE * float(goal.norm())
+
+
+def _near_direction(made: Tensor, goal: Tensor) -> bool:
+    """Whether one is a multiple of the other, token by token or image by image."""
+    return _off(made, goal)[0] <= CLOSE
+
+
+def _norms(tensor: Tensor, start: int) -> Tensor:
+    """Return the norm over all axes from one on, to be broadcast."""
+    axes = tuple(range(start, tensor.ndim))
+    return torch.linalg.vector_norm(tensor.float(), dim=axes, keepdim=True).clamp_min(1e-12)
+
+
 def _differ(a: Tensor, b: Tensor) -> bool:
     least = max(ROUNDING, 0.5 * torch.finfo(a.dtype).eps)
     return float((_exact(a) - _exact(b)).norm()) > least * float(_exact(a).norm())
 
 
-def _shaped(part: Tensor, received: Tensor) -> Tensor | None:
+def shaped(part: Tensor, received: Tensor) -> Tensor | None:
     """Return a prediction in the shape of what is received, without what a model predicts beside that.
 
     What goes on to the scheduler comes first: before a learned variance in other channels, before a second picture.

@@ -19,11 +19,12 @@ from ...mitigations.base import Treatment
 from ...mitigations.effect import Effect
 from ...records import Attempt, StepEvidence
 from .calls import Call
+from .halves import EARLY, STEPLESS
 from .hooks import Trouble, eagerly, set_eager
 from .reader import Reader
 from .rows import OWN, Unscored
 from .starting import start
-from .steering import TWO_CALLS, Again, Steering, suitable
+from .steering import Again, Steering, suitable
 
 EDITED = "an edit of the attention itself is not scored by attention"
 
@@ -73,20 +74,22 @@ class Mitigating:
         """Leave the run alone after trouble; the report says what of the treatment is left."""
         if not self.steering.treatment.changes and not self.run.report.attempts:
             return
-        undone(self.run, 0 if self.steering.undo() else self.steering.calls)
+        undone(self.run, 0 if self.steering.undo() else self.steering.treated)
 
     def _first(self, call: Call, output: Any) -> Any:
-        steering = self.steering
-        made: list[Again] = []
+        steering, prompts, pair = self.steering, self.reader.prompts, self.reader.pair
+        made: list[tuple[Again, ...]] = []
         try:
-            blocks = steering.blocks(call.text)
+            asked = [(each, {role: slice(0, len(each.text))}) for role, each in pair.items()]  # the prompt's first
+            asked = asked or [(call, steering.blocks(call.text))]
+            if not pair and prompts.uncond is not None and set(asked[0][1]) != {"cond", "uncond"}:
+                raise Unscored(EARLY)
+            if pair and not callable(getattr(self.reader.pipe.scheduler, "step", None)):
+                raise Unscored(STEPLESS)
         except Unscored as reason:
             self.run.learn(attempts=(Attempt("none", changes=(str(reason),)),))
             return None
-        prompts = self.reader.prompts
-        if set(blocks) != {"cond", "uncond"} and (prompts.uncond is not None or "cond" not in blocks):
-            self.run.learn(attempts=(Attempt("none", changes=(TWO_CALLS,)),))
-            return None
+        call, blocks = asked[0]
         scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
         began = start(
             self.reader.pipe,
@@ -96,16 +99,20 @@ class Mitigating:
             steering.editor,
             scored,
             self._count,
-            steering.scale(call),
+            steering.latents.scale(call),
             self.run.report.model,
         )
 
         def redo(treatment: Treatment) -> StepEvidence:
             with self.reader.reading_again():
-                again = steering.again(call, blocks, treatment)
-            made.append(again)
+                again = steering.again(*asked[0], treatment)
+            rest = [steering.again(*each, treatment) for each in asked[1:]]
+            made.append((again, *rest))
             cond = blocks["cond"]
-            reference = self.reader.compared(again.call, cond, blocks.get("uncond"))
+            if rest and not self.reader.wish_differs():
+                reference = rest[0].call.prediction
+            else:
+                reference = self.reader.compared(again.call, cond, blocks.get("uncond"))
             evidence = replace(self.reader.evidence(again.call, cond, reference), step=0)
             if treatment.edits and evidence.attention is not None:  # what was read are the projections before the edit
                 evidence = replace(evidence, attention=None, summary=None, unread=EDITED)
@@ -121,10 +128,13 @@ class Mitigating:
         steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None), call.layout)
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
-        kept = [again for again in made if again.treatment.predicts_as(treatment)]
-        first = kept[-1] if kept else Again(Treatment(), call, output, Effect(Treatment()))
+        kept = next((each for each in reversed(made) if each[0].treatment.predicts_as(treatment)), ())
+        if pair:
+            steering.wait(pair, kept)
+            return None
+        first = kept[0] if kept else Again(Treatment(), call, output, Effect(Treatment()))
         given = steering.guided(first)
-        steering.calls += 1
+        steering.calls, steering.treated = steering.calls + 1, steering.treated + 1
         return given
 
     def _count(self, rows: int) -> None:

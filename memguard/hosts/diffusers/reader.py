@@ -87,6 +87,7 @@ class Reader:
         self._unguided = False  # whether that is because guidance is off
         self._batched = False  # both prompts were seen in one call
         self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
+        self.pair: dict[str, Call] = {}  # the last one, by role
         self._full_noise: bool | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -214,6 +215,7 @@ class Reader:
         if not equal(first.timestep, call.timestep) or not equal(first.x.nan_to_num(), call.x.nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
         cond, uncond = (call, first) if role == "cond" else (first, call)
+        self.pair = {"cond": cond, "uncond": uncond}
         return self.evidence(cond, slice(0, len(cond.text)), uncond.prediction)
 
     def wish_differs(self) -> bool:

@@ -120,12 +120,14 @@ class Received:
         return tuple(image * many // images for image in range(images)) if many > 1 and images % many == 0 else ()
 
 
-Take = Callable[[Tensor, Any, Any], None]
+Take = Callable[[Tensor, Any, Any], "Tensor | None"]  # model_output, timestep, sample -> another model_output or None
 
 
 @contextmanager
 def receiving(scheduler: Any, take: Take, trouble: Trouble) -> Iterator[None]:
     """Call ``take`` with the model's output, the timestep and the sample before each step of a scheduler.
+
+    What it returns is what the scheduler receives as the model's output; None leaves that as it is.
 
     The scheduler keeps its class: pipelines ask whether it is exactly the one that they know.
 
@@ -163,7 +165,7 @@ class _Step:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for take, trouble in tuple(self.takers):
-            trouble(self._given, args, kwargs, take)
+            args, kwargs = trouble(self._given, args, kwargs, take) or (args, kwargs)
         return self.inner(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -179,11 +181,17 @@ class _Step:
             else:
                 self.scheduler.step = self.before
 
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any], take: Take) -> None:
-        bound = self.signature.bind(*args, **kwargs).arguments
-        output = bound.get("model_output")
-        if isinstance(output, Tensor):
-            take(output, bound.get("timestep"), bound.get("sample"))
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any], take: Take) -> Any:
+        """Return the arguments of a step with another output of the model; None where it stays."""
+        bound = self.signature.bind(*args, **kwargs)
+        output = bound.arguments.get("model_output")
+        if not isinstance(output, Tensor):
+            return None
+        found = take(output, bound.arguments.get("timestep"), bound.arguments.get("sample"))
+        if found is None:
+            return None
+        bound.arguments["model_output"] = found
+        return bound.args, bound.kwargs
 
 
 def _tensors(output: Any) -> list[Tensor]:

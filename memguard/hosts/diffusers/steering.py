@@ -5,7 +5,6 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,9 @@ from ...mitigations.effect import Effect
 from .caches import ANSWERED
 from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
 from .edits import PLAN, Editor, following
+from .halves import Halves
 from .hooks import Trouble
+from .latents import Latents
 from .layouts import Layout
 from .levels import level
 from .pipes import learns_variance
@@ -27,7 +28,6 @@ from .putting import Plans, exchanged
 from .rows import OWN, SWAPPED, Prompts, Unscored, own
 from .starting import Count, gain, step
 
-TWO_CALLS = "this pipeline predicts with and without the prompt in two calls, and the guidance needs both in one"
 NO_GUIDANCE = "guidance is off, so there is no guidance to change"
 
 Choose = Callable[[Call, dict[str, slice]], Treatment]
@@ -66,10 +66,12 @@ class Steering:
         self.editor = Editor(module, trouble)
         self.treatment = Treatment()
         self.effect = Effect(self.treatment)
-        self.latents: Tensor | None = None  # that the pipeline starts from
-        self._own_latents: Tensor | None = None  # as they were drawn, where the treatment has others
+        self.latents = Latents(pipe)
         self._asked: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # a treated call, as the pipeline made it
-        self.calls = 0
+        self.calls = 0  # of which each predicts a step, or pairs of calls that do
+        self.treated = 0  # of the denoiser, under the treatment
+        self.halves = Halves()
+        self.first: tuple[Effect, ...] = ()  # of the calls that were made again, until their predictions are used
         self.plans = Plans(pipe, prompts)
         self._seen: Tensor | None = None
         self._roles: list[str] = []
@@ -105,7 +107,7 @@ class Steering:
             call = Call.of(module, args, kwargs, None)
             self.adopt(self.choose(call, self.blocks(call.text)), call.layout)
             self._asked = args, kwargs
-            arguments = with_latents(arguments, self._noise(call), call.layout)
+            arguments = with_latents(arguments, self.latents.noisy(call, self.treatment), call.layout)
         if not self.treatment.changes:
             return None
         self._asked = args, kwargs
@@ -124,12 +126,44 @@ class Steering:
         if OWN.get():
             return None
         self._no_plan()
-        given = None
-        if self.treatment.guidance:
-            given = self._guided(Call.of(module, args, kwargs, output, learns_variance(self.pipe)), output, self.effect)
-        self.calls += 1
         self._asked = None
+        if not self.treatment.changes:
+            self.calls += 1
+            return None
+        given = None
+        if self._in_two():
+            # its text may be the treatment's, by which rows cannot be told
+            self.halves.own[self._roles[0]] = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
+        else:
+            if self.treatment.guidance:
+                call = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
+                given = self._guided(call, output, self.effect)
+            self.calls += 1
+        self.treated += 1
         return given
+
+    def _in_two(self) -> bool:
+        """Whether the call in progress is one of two that predict a step."""
+        return len(self._roles) == 1 and self.prompts.uncond is not None
+
+    def put(self, received: Tensor, timestep: Any, sample: Any) -> Tensor | None:
+        """Return what the scheduler is to receive of a step that was predicted in two calls; None leaves it."""
+        halves, self.halves = self.halves, Halves()
+        if OWN.get() or not halves.whole:
+            return None
+        cond, uncond = halves.used("cond"), halves.used("uncond")
+        if self.treatment.guidance or halves.again:
+            found = halves.combined(received, sample, self.cfg)
+            moved = self._moved(cond, uncond, found.scale) if self.treatment.guidance else None
+            if moved is not None or halves.again:
+                predicted = cond.prediction if moved is None else moved
+                received = halves.put(found, received, predicted, uncond.prediction, self.treatment.images)
+                for each in self.first:
+                    self.effect.join(each)
+                if moved is not None:
+                    self.effect.written()
+        self.first, self.calls, self.treated = (), self.calls + 1, self.treated + 1
+        return received
 
     def plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return what the model says to the pipeline's own arguments, after trouble in a treated call; else None."""
@@ -141,12 +175,10 @@ class Steering:
 
     def undo(self) -> bool:
         """Leave the treatment after trouble; return whether the run is as if there had been none."""
-        self.treatment, self.choose = Treatment(), None
-        if self.calls > 0:
+        self.treatment, self.choose, self.halves = Treatment(), None, Halves()
+        if self.treated > 0:
             return False
-        if self._own_latents is not None and self.latents is not None:
-            with torch.no_grad():
-                self.latents.copy_(self._own_latents)
+        self.latents.restore()
         return True
 
     def _no_plan(self) -> None:
@@ -154,24 +186,10 @@ class Steering:
             PLAN.set(None)
             self._planned = False
 
-    def keep_latents(self, result: Any) -> Any:
-        """Take what ``prepare_latents`` returned; return the same with a copy that may be written to."""
-        first, *rest = result if isinstance(result, tuple) else (result,)
-        self.latents = first.clone()  # some pipelines hand the user's own tensor through
-        return (self.latents, *rest) if isinstance(result, tuple) else self.latents
-
     def adopt(self, treatment: Treatment, layout: Layout) -> None:
-        """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents, as these lie."""
+        """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents."""
         self.treatment, self.effect = treatment, self.carry(treatment)
-        if treatment.noise is not None and self.latents is not None:
-            noise = treatment.noise.to(self.latents)
-            if noise.shape != self.latents.shape:
-                noise = layout.back(noise)
-            images = slice(None) if treatment.images is None else treatment.images
-            self._own_latents = self.latents.clone()
-            with torch.no_grad():
-                self.latents[images] = (noise * self._initial())[images]
-            self.effect.changed("noise", self._own_latents, self.latents)
+        self.latents.take(treatment, layout, self.effect)
 
     def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> Again:
         """Make the first call again under a treatment.
@@ -181,7 +199,7 @@ class Steering:
 
         """
         effect = Effect(treatment)
-        moved = with_latents(call.arguments, self._noise(call, treatment), call.layout)
+        moved = with_latents(call.arguments, self.latents.noisy(call, treatment), call.layout)
         arguments = exchanged(moved, blocks, treatment, effect)
         under = PLAN.get() if self._under is None else self._under
         plan = self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls, under)
@@ -200,19 +218,16 @@ class Steering:
         changed = self._guided(first.call, first.output, self.effect) if self.treatment.guidance else None
         return first.output if changed is None else changed
 
-    def _noise(self, call: Call, treatment: Treatment | None = None) -> Tensor | None:
-        treatment = treatment or self.treatment
-        noise, images = treatment.noise, treatment.images
-        if noise is None:
-            return None
-        blocks = len(call.x) // len(noise)
-        found = (noise * self.scale(call)).to(call.x).repeat(blocks, *(1,) * (noise.ndim - 1))
-        if images is None:
-            return found
-        x = call.x.clone()  # the other images' own, to the last bit
-        rows = torch.cat([images + block * len(noise) for block in range(blocks)])
-        x[rows] = found[rows]
-        return x
+    def wait(self, pair: dict[str, Call], kept: tuple[Again, ...]) -> None:
+        """Let the scheduler's step of two calls, which were the first, take what was made again of them.
+
+        Args:
+            pair: the calls by role, that of the prompt first.
+            kept: the same under the treatment; none where it predicts alike.
+
+        """
+        self.halves = Halves(dict(pair), {role: each.call for role, each in zip(pair, kept, strict=False)})
+        self.first, self.calls = tuple(each.effect for each in kept), 0
 
     @property
     def guidance(self) -> float:
@@ -220,40 +235,36 @@ class Steering:
         own = getattr(self.pipe, "guidance_scale", None)
         return float(own if isinstance(own, int | float) else self.cfg or 0.0)
 
-    def scale(self, call: Call) -> float:
-        """Return what noise of unit variance is multiplied by in the model's input; schedulers scale it twice."""
-        given = call.arguments.get("sample", call.arguments.get("hidden_states"))
-        if self.latents is None or given is None:
-            return 1.0
-        latents = self.latents.float()
-        x = given[: len(latents), : latents.shape[1]].float()
-        if x.shape != latents.shape:
-            return 1.0
-        ratio = float((x * latents).sum() / latents.square().sum()) * self._initial()
-        return 1.0 if math.isclose(ratio, 1.0, rel_tol=1e-4) or not math.isfinite(ratio) else ratio
-
-    def _initial(self) -> float:
-        return float(getattr(self.pipe.scheduler, "init_noise_sigma", 1.0))
-
     def _guided(self, call: Call, output: Any, effect: Effect) -> Any:
         blocks = self._split(len(call.text))  # its text may be the treatment's, by which rows cannot be told
-        cond, uncond = blocks["cond"], blocks["uncond"]
-        here = level(self.pipe.scheduler, call.timestep)
-        x = call.x[cond]
-        both = here.convert(call.prediction[cond], x), here.convert(call.prediction[uncond], x)
-        groups = self.plans.table(call.text, blocks)
-        now = step(self.pipe, call, cond, self.calls, self.guidance, both, groups, self.count)
-        before = both[0] - both[1]
-        gap = effect.guided(before, now)
-        if gap is before:
+        cond, uncond = (call.part(blocks[role]) for role in ("cond", "uncond"))
+        moved = self._moved(cond, uncond, self.guidance)
+        if moved is None:
             return None
         changed = call.layout.latents(tensor_of(output)).clone()
         channels = call.prediction.shape[1]
         rows = slice(None) if self.treatment.images is None else self.treatment.images
-        moved = (call.prediction[uncond].float() + gap / gain(here)).to(changed)
-        changed[cond, :channels][rows] = moved[rows]
+        changed[blocks["cond"], :channels][rows] = moved.to(changed)[rows]
         effect.written()
         return output_of(output, call.layout.back(changed))
+
+    def _moved(self, cond: Call, uncond: Call, scale: float) -> Tensor | None:
+        """Return the prediction with the prompt that leads to the gap of the treatment's guidance; None: its own.
+
+        Args:
+            cond: the prompt's rows.
+            uncond: the others.
+            scale: guidance scale.
+
+        """
+        here = level(self.pipe.scheduler, cond.timestep)
+        both = here.convert(cond.prediction, cond.x), here.convert(uncond.prediction, cond.x)
+        groups = self.plans.table(cond.text, {"cond": slice(None)})
+        everything = slice(0, len(cond.text))
+        now = step(self.pipe, cond, everything, self.calls, scale, both, groups, self.count)
+        before = both[0] - both[1]
+        gap = self.effect.guided(before, now)
+        return None if gap is before else uncond.prediction.float() + gap / gain(here)
 
 
 @dataclass(frozen=True)
@@ -268,24 +279,6 @@ class Again:
 
 def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:
     """Return a treatment without the guidance that this pipeline has no place for, and the reason in its notes."""
-    if not treatment.guidance or {"cond", "uncond"} <= set(blocks):
+    if not treatment.guidance or given or {"cond", "uncond"} <= set(blocks):
         return treatment
-    return replace(treatment, guidance=()).note(f"guidance was left alone: {TWO_CALLS if given else NO_GUIDANCE}")
-
-
-def keeping_latents(
-    pipe: Any, steering: Callable[[], Steering | None], trouble: Callable[[], Trouble | None]
-) -> dict[str, Callable[..., Any]]:
-    """Return the ``prepare_latents`` for ``methods`` that tells a run's steering which tensor it starts from."""
-    if getattr(type(pipe), "prepare_latents", None) is None:
-        return {}
-
-    def prepare_latents(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = inner(self, *args, **kwargs)
-        now, guard = steering(), trouble()
-        if now is None or guard is None or OWN.get():
-            return result
-        kept = guard(now.keep_latents, result)
-        return result if kept is None else kept
-
-    return {"prepare_latents": prepare_latents}
+    return replace(treatment, guidance=()).note(f"guidance was left alone: {NO_GUIDANCE}")

@@ -24,10 +24,12 @@ from . import pipes
 from .calls import Call
 from .edits import PLAN, Editor
 from .hooks import Trouble, eagerly, listening, set_eager
+from .latents import keeping_latents
 from .methods import encoding, methods
+from .received import receiving
 from .rows import OWN, SWAPPED, UNCALLED, Enough, Prompts, until_enough
 from .starting import start
-from .steering import Steering, keeping_latents, suitable
+from .steering import Steering, suitable
 
 log = logging.getLogger("memguard")
 
@@ -107,6 +109,7 @@ class _Treating:
         stack.enter_context(eagerly(self.module))
         set_eager(stack, self.module)
         stack.enter_context(listening(self.module, now.after, now.before, trouble=self.trouble, instead=now.plain))
+        stack.enter_context(receiving(getattr(pipe, "scheduler", None), now.put, self.trouble))
 
     def _failed(self, error: Exception) -> None:
         log.warning(LEFT, self.mitigation.TITLE, in_words(error), exc_info=None if isinstance(error, Told) else error)
@@ -127,7 +130,7 @@ class _Treating:
                 steering.editor,
                 None,
                 steering.count,
-                steering.scale(call),
+                steering.latents.scale(call),
                 self.model,
             )
             try:

@@ -21,12 +21,13 @@ from . import pipes
 from .attention import attending
 from .edits import PLAN
 from .hooks import Trouble, listening
+from .latents import keeping_latents
 from .methods import encoding, methods
 from .mitigating import Mitigating
 from .reader import Reader
 from .received import Received, receiving
 from .rows import SWAPPED, Prompts
-from .steering import Steering, keeping_latents
+from .steering import Steering
 from .tokens import unread
 
 UNSEEN = "the pipeline did not call its {}, so nothing could be seen"
@@ -134,6 +135,7 @@ class _Watch:
             stack.enter_context(
                 listening(module, hook, hook.before, hook.plainly, True, self.trouble, hook.steering.plain)
             )
+            stack.enter_context(receiving(getattr(pipe, "scheduler", None), hook.steering.put, self.trouble))
             self.steering = hook.steering
         else:
             stack.enter_context(listening(module, reader, first=True, trouble=self.trouble))
