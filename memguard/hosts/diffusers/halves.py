@@ -8,13 +8,13 @@ Room: memguard.hosts, diffusers. May import: torch and the standard library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from .calls import Call
-from .combination import Alike, Combination, find, shaped
+from .combination import EQUAL, Alike, Combination, find, shaped
 from .rows import ALIKE, Unscored
 
 UNFITTED = (
@@ -70,7 +70,8 @@ class Halves:
             raise Unscored(ALIKE) from None
         if found is None or found.cond is not mine[0]:
             raise Unscored(UNFITTED)
-        return found
+        exact = scale is not None and abs(found.scale - scale) <= EQUAL * found.scale  # up to the fit's rounding
+        return replace(found, scale=scale) if exact and scale is not None else found
 
     def put(
         self, found: Combination, received: Tensor, cond: Tensor, uncond: Tensor, images: Tensor | None = None

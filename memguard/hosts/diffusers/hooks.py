@@ -26,6 +26,9 @@ class Trouble:
             memguard's own.
         undo: takes back what the hooks did to the run.
 
+    Attributes:
+        error: the first one.
+
     """
 
     def __init__(
@@ -35,13 +38,18 @@ class Trouble:
     ) -> None:
         self.careful, self.undo = careful, undo
         self.over = False
+        self.error: Exception | None = None
 
     def __call__(self, hook: Callable[..., Any], *args: Any) -> Any:
         """Return what a hook returns; None after an error."""
         if self.over:
             return None
         with self.careful():
-            found = hook(*args)
+            try:
+                found = hook(*args)
+            except Exception as error:
+                self.error = self.error or error
+                raise
             if not self.over:  # as another hook may have made it, in a call of our own
                 return found
         self.over = True

@@ -74,7 +74,7 @@ class Mitigating:
         """Leave the run alone after trouble; the report says what of the treatment is left."""
         if not self.steering.treatment.changes and not self.run.report.attempts:
             return
-        undone(self.run, 0 if self.steering.undo() else self.steering.treated)
+        undone(self.run, 0 if self.steering.undo() else self.steering.treated, self.steering.trouble.error)
 
     def _first(self, call: Call, output: Any) -> Any:
         steering, prompts, pair = self.steering, self.reader.prompts, self.reader.pair
