@@ -59,6 +59,15 @@ class Combination:
             uncond: without it.
 
         """
+        made = self._put(received, cond, uncond)
+        for channel in range(received.shape[1]) if received.ndim > 2 else ():  # that are not guided: one prediction's
+            if any(
+                torch.equal(self.unit * each[:, channel], received[:, channel]) for each in (self.cond, self.uncond)
+            ):
+                made[:, channel] = received[:, channel]
+        return made
+
+    def _put(self, received: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
         own, other = self._joined(self.cond, self.uncond), self._joined(cond, uncond)
         goal = received.float()
         if _near(self.unit * own, goal) or not _near_direction(own, goal):

@@ -54,6 +54,13 @@ class Level:
         return out
 
 
+def gain(here: Level) -> float:
+    """Return what a difference of two predictions is multiplied by to be in units of epsilon."""
+    two = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    low, high = here.convert(two, torch.zeros_like(two)).flatten().tolist()
+    return float(high - low)
+
+
 def level(scheduler: Any, timestep: Tensor) -> Level:
     """Return the noise level of a model call.
 

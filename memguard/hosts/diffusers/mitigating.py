@@ -7,25 +7,30 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...aside import aside
 from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
 from ...loop import mitigate, undone
-from ...mitigations.base import Treatment
+from ...mitigations.base import Start, Treatment
 from ...mitigations.effect import Effect
 from ...records import Attempt, StepEvidence
+from ...troubles import Told
+from .blind import Blind, Guided
 from .calls import Call
 from .halves import EARLY, STEPLESS
 from .hooks import Trouble, eagerly, set_eager
+from .levels import level
 from .reader import Reader
 from .rows import OWN, Unscored
 from .starting import start
 from .steering import Again, Steering, suitable
 
+UNREAD_ROWS = "rows of the model's calls do not tell their prompt"
 EDITED = "an edit of the attention itself is not scored by attention"
 
 
@@ -46,6 +51,7 @@ class Mitigating:
     ) -> None:
         self.run, self.reader, self.stack, self.module = run, reader, stack, module
         self.steering = Steering(reader.pipe, module, reader.prompts, self._count, trouble, cfg, run.carry)
+        self.blind: Guided | None = None  # of a run that the scheduler's step has scored
         self._over = False  # whether the run was given its one chance, at its first step
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -61,17 +67,52 @@ class Mitigating:
         self.reader(module, args, kwargs, output)
         if OWN.get():
             return None
-        if self._over or not self.run.to_mitigate:
+        if self._over or self.reader.why or not self.run.to_mitigate:
             return self.steering.after(module, args, kwargs, output)
         self._over = True
-        if self.reader.why:  # the score came from the scheduler, which does not tell how to make the call again
-            self.run.learn(attempts=(Attempt("none", changes=(self.reader.why,)),))
-            return None
         with aside(module):  # gradients compute blocks again, outside of any evaluation
             return self._first(self.reader.call(module, args, kwargs, output), output)
 
+    def put(self, received: Tensor, timestep: Any, sample: Any) -> Tensor | None:
+        """Return what the scheduler is to receive of a step; None leaves it."""
+        reader = self.reader
+        if reader.received is not None:
+            reader.take(received, timestep, sample)
+        if not reader.scheduled or reader.received is None:
+            return self.steering.put(received, timestep, sample)
+        if self.run.to_mitigate and not self._over:
+            self._over = True
+            self.blind = self._refused(level(reader.pipe.scheduler, torch.as_tensor(timestep)).sigma)
+        if self.blind is None or not self.blind.treatment.guidance:
+            return None
+        joined = reader.received.joined(reader.received.last, received, timestep, sample)
+        return self.blind.put(joined, received)
+
+    def _refused(self, sigma: float) -> Guided:
+        """Return the guidance of a run whose rows do not tell their prompt, as the loop decides."""
+
+        def redo(treatment: Treatment) -> StepEvidence:
+            raise Unscored(why)
+
+        why = self.reader.why or UNREAD_ROWS
+        found, start = Guided(self.reader.pipe, why), Blind(why, self.run, sigma)
+        try:
+            treatment = mitigate(self.run, cast(Start, start), redo)
+        except Told as reason:  # of several prompts some are memorized, and rows are not told apart
+            self.run.learn(attempts=(Attempt("none", changes=(str(reason),)),))
+            return found
+        if treatment.changes:
+            found.treatment, found.effect = treatment, self.run.carry(treatment)
+            assert self.reader.received is not None
+            self.reader.received.follows = True
+        return found
+
     def undo(self) -> None:
         """Leave the run alone after trouble; the report says what of the treatment is left."""
+        if self.blind is not None:
+            steps, self.blind = self.blind.steps - 1, None  # the one in progress is as it was
+            undone(self.run, max(steps, 0), self.steering.trouble.error)
+            return
         if not self.steering.treatment.changes and not self.run.report.attempts:
             return
         undone(self.run, 0 if self.steering.undo() else self.steering.treated, self.steering.trouble.error)

@@ -83,6 +83,7 @@ class Reader:
         self.variance = learns_variance(pipe)
         self._steps: Steps | None = None  # of a run whose late steps are scored
         self._over = False
+        self.scheduled = False  # whether the score is of what the scheduler received
         self.why = ""  # why rows do not tell their prompt; the scheduler's step is waited for
         self._unguided = False  # whether that is because guidance is off
         self._batched = False  # both prompts were seen in one call
@@ -95,7 +96,7 @@ class Reader:
         if self._over or OWN.get():
             return
         self.calls += 1
-        if self.received is not None and self.run.wants(self.step):
+        if self.received is not None and (self.received.follows or self.run.wants(self.step)):
             self.received.add(output)
         if self.why:
             return
@@ -128,8 +129,10 @@ class Reader:
             except Unscored as reason:
                 self._end(self.why if str(reason) == ONCE and self._unguided else str(reason))
                 return
-            self.step += 1
+            self.step, self.scheduled = self.step + 1, True
+            self.received.step()
             self.run.observe(evidence)
+            return
         self.received.step()
 
     def _end(self, reason: str) -> None:

@@ -9,8 +9,9 @@ Room: memguard.hosts, diffusers. May import: memguard.records, torch and the sta
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ...records import StepEvidence
-from .combination import Alike, find, parts
+from .combination import Alike, Combination, find, parts
 from .hooks import Trouble
 from .layouts import Layout, flat
-from .levels import level
+from .levels import Level, gain, level
 from .pipes import family, model_calls
 from .rows import ALIKE, ONCE, Unscored
 
@@ -30,6 +31,40 @@ UNREAD = "the rows that carry the prompt are told by what the scheduler receives
 
 class Untold(Unscored):
     """The guidance equation does not tell the roles."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A step's predictions as the pipeline has joined them.
+
+    Attributes:
+        found: who is who.
+        here: the noise level.
+        cond: with the prompt, in units of epsilon, [B, C, h, w] or with frames.
+        uncond: without it.
+        layout: of what the scheduler receives.
+
+    """
+
+    found: Combination
+    here: Level
+    cond: Tensor
+    uncond: Tensor
+    layout: Layout
+
+    def put(self, received: Tensor, gap: Tensor, images: Tensor | None) -> Tensor:
+        """Return what the scheduler is to receive under another gap of the two predictions.
+
+        Args:
+            received: what it receives.
+            gap: in units of epsilon, in the shape of ``cond``.
+            images: numbers of those that have it; None is all.
+
+        """
+        own = self.found
+        moved = own.uncond.float() + self.layout.back(gap) / (gain(self.here) * own.unit)
+        made = own.put(received, moved, own.uncond).to(received)
+        return made if images is None else received.index_copy(0, images, made[images])
 
 
 class Received:
@@ -44,6 +79,8 @@ class Received:
 
     Attributes:
         taken: steps of the scheduler so far.
+        last: what was given in the step that was just taken.
+        follows: whether steps that are not scored are of use as well.
 
     """
 
@@ -51,6 +88,8 @@ class Received:
         self.pipe, self.module, self.given, self.scale = pipe, module, given, scale
         self.unread = UNREAD if attention else ""
         self.taken = 0
+        self.last: list[Tensor] = []
+        self.follows = False
         self._outputs: list[Tensor] = []
 
     def add(self, output: Any) -> None:
@@ -60,7 +99,7 @@ class Received:
     def step(self) -> None:
         """The scheduler has taken a step; what was kept belongs to it."""
         self.taken += 1
-        self._outputs = []
+        self.last, self._outputs = self._outputs, []
 
     def evidence(self, step: int, received: Tensor, timestep: Any, sample: Any) -> StepEvidence:
         """Return the evidence of the step that is about to be taken.
@@ -76,7 +115,38 @@ class Received:
             Unscored: if there are none to tell, or the noise level is not known.
 
         """
-        candidates = parts(self._outputs, received)
+        joined = self.joined(self._outputs, received, timestep, sample)
+        here = joined.here
+        return StepEvidence(
+            step=step,
+            num_steps=model_calls(self.pipe),
+            sigma=here.sigma,
+            sigma_max=here.sigma_max,
+            timestep=here.timestep,
+            noise_cond=flat(joined.cond),
+            noise_uncond=flat(joined.uncond),
+            parameterization=here.parameterization,
+            family=family(self.module),
+            full_noise=here.full_noise,
+            prompts=self._numbers(len(joined.cond)),
+            unread=self.unread,
+        )
+
+    def joined(self, outputs: Sequence[Tensor], received: Tensor, timestep: Any, sample: Any) -> Joined:
+        """Return how the predictions of a step were joined.
+
+        Args:
+            outputs: of the denoiser in that step.
+            received: as ``evidence``.
+            timestep: as ``evidence``.
+            sample: as ``evidence``.
+
+        Raises:
+            Untold: as ``evidence``.
+            Unscored: as ``evidence``.
+
+        """
+        candidates = parts(outputs, received)
         same = sample if isinstance(sample, Tensor) and sample.shape == received.shape else None
         try:
             found = find(candidates, received, same, self.scale)
@@ -90,20 +160,7 @@ class Received:
         x = torch.zeros_like(found.cond) if same is None else same
         cond, uncond = (here.convert(found.unit * each, x) for each in (found.cond, found.uncond))
         layout = Layout.like(cond, self._channels(), self._ratio())
-        return StepEvidence(
-            step=step,
-            num_steps=model_calls(self.pipe),
-            sigma=here.sigma,
-            sigma_max=here.sigma_max,
-            timestep=here.timestep,
-            noise_cond=flat(layout.latents(cond)),
-            noise_uncond=flat(layout.latents(uncond)),
-            parameterization=here.parameterization,
-            family=family(self.module),
-            full_noise=here.full_noise,
-            prompts=self._numbers(len(cond)),
-            unread=self.unread,
-        )
+        return Joined(found, here, layout.latents(cond), layout.latents(uncond), layout)
 
     def _channels(self) -> int | None:
         config = getattr(self.module, "config", {})

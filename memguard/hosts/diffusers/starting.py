@@ -157,13 +157,6 @@ def step(
     return Step(index, steps, here.sigma, here.timestep, scale, predict, prompt, *gaps)
 
 
-def gain(here: Level) -> float:
-    """Return what a difference of two predictions is multiplied by to be in units of epsilon."""
-    two = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
-    low, high = here.convert(two, torch.zeros_like(two)).flatten().tolist()
-    return float(high - low)
-
-
 def _rows(prompt: moment.Encoded, rows: slice) -> Encoded:
     return Encoded(prompt.text[rows], None if prompt.pooled is None else prompt.pooled[rows])
 

@@ -22,11 +22,11 @@ from .halves import Halves
 from .hooks import Trouble
 from .latents import Latents
 from .layouts import Layout
-from .levels import level
+from .levels import gain, level
 from .pipes import learns_variance
 from .putting import Plans, exchanged
 from .rows import OWN, SWAPPED, Prompts, Unscored, own
-from .starting import Count, gain, step
+from .starting import Count, step
 
 NO_GUIDANCE = "guidance is off, so there is no guidance to change"
 

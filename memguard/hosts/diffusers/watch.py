@@ -126,7 +126,7 @@ class _Watch:
         if by_prompt and self.guard.reference == "negative" and not self.guard.late:  # the others need the text
             received = Received(pipe, module, given, s, self.guard.attention)
         reader = Reader(pipe, run, prompts, self.guard.reference, scale, late=self.guard.late, received=received)
-        if received is not None:
+        if received is not None and self.guard.policy != "mitigate":
             stack.enter_context(receiving(getattr(pipe, "scheduler", None), reader.take, self.trouble))
         reader.read = stack.enter_context(attending(self.guard.attention, module))
         if self.guard.policy == "mitigate":
@@ -135,7 +135,7 @@ class _Watch:
             stack.enter_context(
                 listening(module, hook, hook.before, hook.plainly, True, self.trouble, hook.steering.plain)
             )
-            stack.enter_context(receiving(getattr(pipe, "scheduler", None), hook.steering.put, self.trouble))
+            stack.enter_context(receiving(getattr(pipe, "scheduler", None), hook.put, self.trouble))
             self.steering = hook.steering
         else:
             stack.enter_context(listening(module, reader, first=True, trouble=self.trouble))
