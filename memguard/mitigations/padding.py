@@ -43,11 +43,11 @@ class Padding(Mitigation):
     share: float = setting(0.7, "Of the padding that partial sets to zero.", least=0, most=1, step=0.05)
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
+        prompt = before.prompt or start.prompt
         if not start.eos_padded:
             raise Unsuitable("it acts where prompts are filled up with EOS (SD1, CLIP-L of SDXL); here they are not")
         if start.groups is None:
             raise Unsuitable("the prompt's tokens are not known, so its padding is not")
-        prompt = before.prompt or start.prompt
         width = start.eos_padded
         if self.variant == "partial":
             changed = self._partial(prompt.text, start.groups)

@@ -16,7 +16,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from memguard import Guard, MemorizationStop
+from memguard import Guard, MemorizationStop, mitigations
 from memguard.hosts.diffusers.combination import Alike, find, parts
 from memguard.hosts.diffusers.hooks import Trouble
 from memguard.hosts.diffusers.layouts import Layout, flat
@@ -25,7 +25,9 @@ from memguard.hosts.diffusers.received import Received, Untold, receiving
 from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored
 from tests.hosts import tiny
 from tests.hosts.contract import profile
+from tests.hosts.contract_treated import Gap, Given
 from tests.hosts.test_diffusers import generate, noise_gap
+from tests.hosts.test_diffusers_mitigation import NEEDS
 
 SHAPE = (2, 4, 6, 8)
 SCALE = 5.0
@@ -382,24 +384,85 @@ def test_stop_acts_on_such_a_score(unread):
     assert type(pipe.scheduler) is DDIMScheduler
 
 
-def test_mitigate_says_why_it_cannot(unread):
+def test_what_needs_the_rows_is_left_out_with_the_reason(unread):
     pipe, seen = tiny.sd(), Guard()
     unread()
     plain = generate(pipe, seen, prompt="a red fox")
-    guard = Guard(policy="mitigate", mitigation="padding", profile=profile(seen))
-    assert torch.equal(generate(pipe, guard, prompt="a red fox"), plain)
-    assert guard.report.flagged
-    assert guard.report.attempts[0].changes == ("the rows were hidden",)
+    names = [name for name in mitigations.available() if name not in ("guidance_delay", "local_guidance")]
+    for name in names:
+        mitigation = mitigations.get(name, **NEEDS.get(name, {}))
+        guard = Guard(policy="mitigate", mitigation=mitigation, profile=profile(seen))
+        assert torch.equal(generate(pipe, guard, prompt="a red fox"), plain)
+        assert guard.report.flagged and guard.report.error is None
+        (attempt,) = guard.report.attempts
+        said = f"{mitigation.TITLE} was left out: only guidance can be changed here: the rows were hidden"
+        assert attempt.changes == (said,) and not attempt.kept
 
 
-def test_mitigate_says_why_it_cannot_where_latents_are_laid_out_in_another_way(monkeypatch):
+def test_latents_laid_out_in_another_way_are_the_reason(monkeypatch):
     monkeypatch.setattr(Layout, "of", lambda *_: None)
     pipe, seen = tiny.sd(), Guard()
     plain = generate(pipe, seen, prompt="a red fox")
-    guard = Guard(policy="mitigate", profile=profile(seen))
+    guard = Guard(policy="mitigate", mitigation="padding", profile=profile(seen))
     assert torch.equal(generate(pipe, guard, prompt="a red fox"), plain)
     assert guard.report.error is None
     assert guard.report.attempts[0].changes[0].endswith("are not laid out in a way that MemGuard knows")
+
+
+@pytest.mark.parametrize("more", [{}, {"guidance_rescale": 0.7}, {"num_images_per_prompt": 2}])
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction", "sample"])
+def test_guidance_by_the_scheduler_is_that_by_the_rows(unread, monkeypatch, target, more):
+    monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
+    pipe, seen = tiny.sd(tiny.scheduler(prediction_type=target)), Guard()
+    given = {"prompt": "a red fox"} | more
+    plain = generate(pipe, seen, **given)
+    share, made = Gap(0.4), []
+    for _ in range(2):
+        guard = Guard(policy="mitigate", mitigation=Given(lambda start: {"guidance": (share,)}), profile=profile(seen))
+        made.append(generate(pipe, guard, **given))
+        assert guard.report.error is None and guard.report.actions == ("as given",)
+        unread()
+    one, other = share.steps[:4], share.steps[4:]
+    assert [step.index for step in other] == [step.index for step in one] == [0, 1, 2, 3]
+    near = {"rtol": 2e-3, "atol": 2e-3}
+    for mine, theirs in zip(other, one, strict=True):
+        torch.testing.assert_close(mine.cond, theirs.cond, **near)
+        assert (mine.count, mine.sigma, mine.timestep) == (theirs.count, theirs.sigma, theirs.timestep)
+        assert mine.scale == pytest.approx(theirs.scale, rel=0.01)
+    torch.testing.assert_close(made[1], made[0], **near)
+    assert not torch.allclose(made[1], plain, atol=1e-2)
+    assert torch.equal(generate(pipe, **given), plain) and "step" not in vars(pipe.scheduler)
+
+
+def test_guidance_by_the_scheduler_leaves_a_picture_that_it_cannot_follow(unread, monkeypatch):
+    """The second step is joined in another way: the mitigation ends there, and the report says when."""
+    monkeypatch.setattr("memguard.loop.helped", lambda *_: True)
+    pipe, seen = tiny.sd(), Guard()
+    plain = generate(pipe, seen, prompt="a red fox")
+    unread()
+    inner, calls = Received.joined, []
+
+    def joined(self, *args):
+        calls.append(1)
+        if len(calls) == 4:  # the score, guidance at the first step, at the second
+            raise KeyError("inside")
+        return inner(self, *args)
+
+    monkeypatch.setattr(Received, "joined", joined)
+    guard = Guard(policy="mitigate", mitigation=Given(lambda start: {"guidance": (Gap(0.4),)}), profile=profile(seen))
+    made = generate(pipe, guard, prompt="a red fox")
+    assert not torch.equal(made, plain) and guard.report.error == "KeyError: 'inside'"
+    assert "after 2 model calls" in guard.report.notes[-1]
+
+
+def test_of_several_prompts_guidance_by_the_scheduler_is_not_that_of_one(unread, monkeypatch):
+    monkeypatch.setattr("memguard.loop._memorized", lambda run: [1])
+    pipe, seen = tiny.sd(), Guard()
+    unread()
+    plain = generate(pipe, seen, prompt=["a red fox", "a blue house"])
+    guard = Guard(policy="mitigate", mitigation="guidance_delay", profile=profile(seen))
+    assert torch.equal(generate(pipe, guard, prompt=["a red fox", "a blue house"]), plain)
+    assert guard.report.error is None and "only guidance can be changed here" in guard.report.attempts[0].changes[0]
 
 
 def test_a_pipeline_that_asks_no_scheduler_has_the_first_reason(unread, monkeypatch):

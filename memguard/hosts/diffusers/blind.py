@@ -75,16 +75,16 @@ class Guided:
 
     def put(self, joined: Joined, received: Tensor) -> Tensor | None:
         """Return what the scheduler is to receive of a step; None leaves it."""
-        index, self.steps = self.steps, self.steps + 1
         here, count, scale = joined.here, model_calls(self.pipe), joined.found.scale
         prompt: Any = None  # nobody may ask: it is not known
-        step = Step(index, count, here.sigma, here.timestep, scale, self._refused, prompt, joined.cond, joined.uncond)
+        both = joined.cond, joined.uncond
+        step = Step(self.steps, count, here.sigma, here.timestep, scale, self._refused, prompt, *both)
         before = joined.cond - joined.uncond
-        gap = self.effect.guided(before, step)
-        if gap is before:
-            return None
-        made = joined.put(received, gap, self.treatment.images)
-        self.effect.written()
+        gap, made = self.effect.guided(before, step), None
+        if gap is not before:
+            made = joined.put(received, gap, self.treatment.images)
+            self.effect.written()
+        self.steps += 1
         return made
 
     def _refused(self, view: View) -> Tensor:

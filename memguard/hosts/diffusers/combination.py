@@ -51,7 +51,8 @@ class Combination:
         """Return what the scheduler would receive had the model predicted otherwise; float32, of the same shape.
 
         Where g is the combination times a number of each image or token that keeps the norm of the prompt's own
-        prediction, so it is for the others; any other number stays.
+        prediction, so it is for the others; and where it is rescaled by a share of that (Lin et al., WACV 2024),
+        by the same share.
 
         Args:
             received: what it receives.
@@ -75,7 +76,9 @@ class Combination:
         for start in (received.ndim - 1, 1):  # of each token, of each image
             if _near(self.unit * own * _norms(self.cond, start) / _norms(own, start), goal):
                 return self.unit * other * _norms(cond, start) / _norms(other, start)
-        return other * _norms(goal, 1) / _norms(own, 1) * self.unit
+        factor, full, new = _norms(goal, 1) / _norms(own, 1), _spread(self.cond, own), _spread(cond, other)
+        share = (factor - 1) / torch.where((full - 1).abs() < EQUAL, torch.ones_like(full), full - 1)
+        return other * (1 + share * (new - 1)) * self.unit
 
     def _joined(self, cond: Tensor, uncond: Tensor) -> Tensor:
         return uncond.float() + self.scale * (cond.float() - uncond.float())
@@ -145,6 +148,12 @@ def _norms(tensor: Tensor, start: int) -> Tensor:
     """Return the norm over all axes from one on, to be broadcast."""
     axes = tuple(range(start, tensor.ndim))
     return torch.linalg.vector_norm(tensor.float(), dim=axes, keepdim=True).clamp_min(1e-12)
+
+
+def _spread(cond: Tensor, joined: Tensor) -> Tensor:
+    """Return the ratio of two standard deviations of each image, to be broadcast."""
+    axes = tuple(range(1, cond.ndim))
+    return cond.float().std(axes, keepdim=True) / joined.std(axes, keepdim=True).clamp_min(1e-12)
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

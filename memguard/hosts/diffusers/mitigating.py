@@ -110,8 +110,8 @@ class Mitigating:
     def undo(self) -> None:
         """Leave the run alone after trouble; the report says what of the treatment is left."""
         if self.blind is not None:
-            steps, self.blind = self.blind.steps - 1, None  # the one in progress is as it was
-            undone(self.run, max(steps, 0), self.steering.trouble.error)
+            steps, self.blind = self.blind.steps, None
+            undone(self.run, steps, self.steering.trouble.error)
             return
         if not self.steering.treatment.changes and not self.run.report.attempts:
             return
