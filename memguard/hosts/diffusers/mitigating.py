@@ -79,7 +79,7 @@ class Mitigating:
         if reader.received is not None:
             reader.take(received, timestep, sample)
         if not reader.scheduled or reader.received is None:
-            return self.steering.put(received, timestep, sample)
+            return self.steering.put(received, timestep, sample) if self.steering.halves.own else None
         if self.run.to_mitigate and not self._over:
             self._over = True
             self.blind = self._refused(level(reader.pipe.scheduler, torch.as_tensor(timestep)).sigma)

@@ -48,6 +48,9 @@ class Steering:
         choose: asked at the first model call, before it is made, for the treatment of the run; None leaves the run as
             it is until ``adopt``.
 
+    Attributes:
+        listen: lets ``put`` stand in the scheduler's step; called once, where a step is predicted in two calls.
+
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class Steering:
         self.calls = 0  # of which each predicts a step, or pairs of calls that do
         self.treated = 0  # of the denoiser, under the treatment
         self.halves = Halves()
+        self.listen: Callable[[], object] = lambda: None
+        self._listens = False
         self.first: tuple[Effect, ...] = ()  # of the calls that were made again, until their predictions are used
         self.plans = Plans(pipe, prompts)
         self._seen: Tensor | None = None
@@ -112,6 +117,8 @@ class Steering:
             return None
         self._asked = args, kwargs
         blocks = self.blocks(arguments["encoder_hidden_states"])
+        if self._in_two():
+            self._stand()
         plan = self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls, self._under)
         if plan is not None:
             PLAN.set(plan)
@@ -126,11 +133,10 @@ class Steering:
         if OWN.get():
             return None
         self._no_plan()
-        self._asked = None
-        if not self.treatment.changes:
-            self.calls += 1
-            return None
         given = None
+        if not self.treatment.changes:
+            self.calls, self._asked = self.calls + 1, None
+            return None
         if self._in_two():
             # its text may be the treatment's, by which rows cannot be told
             self.halves.own[self._roles[0]] = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
@@ -139,8 +145,14 @@ class Steering:
                 call = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
                 given = self._guided(call, output, self.effect)
             self.calls += 1
-        self.treated += 1
+        self.treated, self._asked = self.treated + 1, None
         return given
+
+    def _stand(self) -> None:
+        """Stand in the scheduler's step, once."""
+        if not self._listens:
+            self._listens = True
+            self.listen()
 
     def _in_two(self) -> bool:
         """Whether the call in progress is one of two that predict a step."""
@@ -228,6 +240,7 @@ class Steering:
         """
         self.halves = Halves(dict(pair), {role: each.call for role, each in zip(pair, kept, strict=False)})
         self.first, self.calls = tuple(each.effect for each in kept), 0
+        self._stand()
 
     @property
     def guidance(self) -> float:

@@ -109,7 +109,8 @@ class _Treating:
         stack.enter_context(eagerly(self.module))
         set_eager(stack, self.module)
         stack.enter_context(listening(self.module, now.after, now.before, trouble=self.trouble, instead=now.plain))
-        stack.enter_context(receiving(getattr(pipe, "scheduler", None), now.put, self.trouble))
+        step = receiving(getattr(pipe, "scheduler", None), now.put, self.trouble)
+        now.listen = partial(stack.enter_context, step)
 
     def _failed(self, error: Exception) -> None:
         log.warning(LEFT, self.mitigation.TITLE, in_words(error), exc_info=None if isinstance(error, Told) else error)

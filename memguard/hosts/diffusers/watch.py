@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -135,7 +136,11 @@ class _Watch:
             stack.enter_context(
                 listening(module, hook, hook.before, hook.plainly, True, self.trouble, hook.steering.plain)
             )
-            stack.enter_context(receiving(getattr(pipe, "scheduler", None), hook.put, self.trouble))
+            put = receiving(getattr(pipe, "scheduler", None), hook.put, self.trouble)
+            if received is None:
+                hook.steering.listen = partial(stack.enter_context, put)
+            else:
+                stack.enter_context(put)
             self.steering = hook.steering
         else:
             stack.enter_context(listening(module, reader, first=True, trouble=self.trouble))
