@@ -73,7 +73,8 @@ def low(report):
     from memguard.calibration.conditions import EMPTY, negative_of
 
     first = report.findings[0]
-    facts = (report.model, "other", (8, 8), first.sigma or 1.0, first.timestep, 1, 4, "", first.reference, "")
+    size = (8, 8) if report.noise_gap_map is None else tuple(report.noise_gap_map.shape[-2:])
+    facts = (report.model, report.family, size, first.sigma or 1.0, first.timestep, 1, 4, "", first.reference, "")
     negative = negative_of(report.negative_prompt) or EMPTY
     ordinary = [2e-9 * 1.1 ** (number / 50) for number in range(100)]
     return Profile(Conditions(*facts, 7.5, negative=negative), {"text_noise_norm": fit(ordinary)})

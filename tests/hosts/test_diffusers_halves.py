@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from memguard import Guard, mitigations
 from memguard.hosts.diffusers.combination import find
+from memguard.hosts.diffusers.rows import Prompts, Unscored
 from tests.hosts import tiny
 from tests.hosts.contract import HostContract, profile
 from tests.hosts.contract_treated import Gap, Given, TreatedContract, other_text
@@ -200,6 +201,32 @@ def test_what_the_pipeline_makes_of_its_predictions_must_be_known():
         assert torch.equal(generate(pipe, guard, prompt="a red fox"), before)
         (attempt,) = guard.report.attempts
         assert not attempt.kept and "what the pipeline makes of its two predictions" in " ".join(guard.report.notes)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_step_that_predicts_alike_is_left_as_it_is(monkeypatch, hidden):
+    pipe, given = tiny.sd(cls=InTwo), {"prompt": "a red fox", "guidance_scale": 5.0}
+    if hidden:
+        monkeypatch.setattr(
+            Prompts, "roles", lambda self, text: (_ for _ in ()).throw(Unscored("the rows were hidden"))
+        )
+    forward, calls = pipe.unet.forward, []
+
+    def alike(*args, **kwargs):
+        made = forward(*args, **kwargs)
+        calls.append(made[0])
+        return (calls[4],) if len(calls) == 6 else made  # the third step's second prediction is its first
+
+    known, gap = Guard(), Gap(0.4)
+    generate(pipe, known, **given)
+    pipe.unet.forward = alike
+    guard = Guard(policy="mitigate", mitigation=Given(lambda start: {"guidance": (gap,)}), profile=profile(known, 2e-9))
+    made = generate(pipe, guard, **given)
+    assert guard.report.error is None and guard.report.actions == ("as given",)
+    assert [step.index for step in gap.steps] == [0, 1, 3]
+    del calls[:]
+    pipe.join = lambda cond, uncond, scale: plain(uncond + 0.4 * (cond - uncond), uncond, scale)
+    torch.testing.assert_close(made, generate(pipe, **given), rtol=2e-3, atol=2e-3)
 
 
 def test_compared_with_the_empty_prompt_it_is_judged_too_early():

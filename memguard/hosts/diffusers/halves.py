@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from .calls import Call
-from .combination import EQUAL, Alike, Combination, find, shaped
-from .rows import ALIKE, Unscored
+from .combination import EQUAL, Combination, find, shaped
+from .rows import Unscored
 
 UNFITTED = (
     "what the pipeline makes of its two predictions is not known, so that none can be put in the place of its own"
@@ -58,16 +58,14 @@ class Halves:
             scale: guidance scale, where it is known.
 
         Raises:
-            Unscored: if that cannot be told.
+            Alike: if both predict the same, so that there is nothing to guide by.
+            Unscored: if it cannot be told.
 
         """
         cond, uncond = (self.own[role] for role in ("cond", "uncond"))
         mine = [self._as(received, each, each.prediction) for each in (cond, uncond)]
         same = sample if isinstance(sample, Tensor) and sample.shape == received.shape else None
-        try:
-            found = None if None in mine else find(mine, received, same, scale)  # type: ignore[arg-type]
-        except Alike:
-            raise Unscored(ALIKE) from None
+        found = None if None in mine else find(mine, received, same, scale)  # type: ignore[arg-type]
         if found is None or found.cond is not mine[0]:
             raise Unscored(UNFITTED)
         exact = scale is not None and abs(found.scale - scale) <= EQUAL * found.scale  # up to the fit's rounding

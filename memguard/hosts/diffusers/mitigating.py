@@ -25,10 +25,11 @@ from .calls import Call
 from .halves import EARLY, STEPLESS
 from .hooks import Trouble, eagerly, set_eager
 from .levels import level
+from .putting import suitable
 from .reader import Reader
-from .rows import OWN, Unscored
+from .rows import ALIKE, OWN, Unscored
 from .starting import start
-from .steering import Again, Steering, suitable
+from .steering import Again, Steering
 
 UNREAD_ROWS = "rows of the model's calls do not tell their prompt"
 EDITED = "an edit of the attention itself is not scored by attention"
@@ -85,7 +86,13 @@ class Mitigating:
             self.blind = self._refused(level(reader.pipe.scheduler, torch.as_tensor(timestep)).sigma)
         if self.blind is None or not self.blind.treatment.guidance:
             return None
-        joined = reader.received.joined(reader.received.last, received, timestep, sample)
+        try:
+            joined = reader.received.joined(reader.received.last, received, timestep, sample)
+        except Unscored as reason:
+            if str(reason) != ALIKE:
+                raise
+            self.blind.steps += 1  # without a gap there is nothing to guide by
+            return None
         return self.blind.put(joined, received)
 
     def _refused(self, sigma: float) -> Guided:

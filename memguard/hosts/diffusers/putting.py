@@ -5,6 +5,7 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .levels import level
 from .rows import Encoded, Prompts
 from .starting import groups_of
 
+NO_GUIDANCE = "guidance is off, so there is no guidance to change"
 PARTS = {"cond": "prompt", "uncond": "reference"}  # of a Treatment, by the role of its rows
 
 
@@ -47,6 +49,13 @@ def exchanged(
                 pooled[rows] = prompt.pooled.to(pooled)
             effect.changed(PARTS[role], whole.text[rows], text[rows])
     return with_prompt(arguments, Encoded(text, pooled))
+
+
+def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:
+    """Return a treatment without the guidance that this pipeline has no place for, and the reason in its notes."""
+    if not treatment.guidance or given or {"cond", "uncond"} <= set(blocks):
+        return treatment
+    return replace(treatment, guidance=()).note(f"guidance was left alone: {NO_GUIDANCE}")
 
 
 class Plans:

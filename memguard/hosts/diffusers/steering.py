@@ -6,7 +6,8 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ...mitigations.edit import Plan
 from ...mitigations.effect import Effect
 from .caches import ANSWERED
 from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
+from .combination import Alike
 from .edits import PLAN, Editor, following
 from .halves import Halves
 from .hooks import Trouble
@@ -27,8 +29,6 @@ from .pipes import learns_variance
 from .putting import Plans, exchanged
 from .rows import OWN, SWAPPED, Prompts, Unscored, own
 from .starting import Count, step
-
-NO_GUIDANCE = "guidance is off, so there is no guidance to change"
 
 Choose = Callable[[Call, dict[str, slice]], Treatment]
 Carry = Callable[[Treatment], Effect]
@@ -163,19 +163,25 @@ class Steering:
         halves, self.halves = self.halves, Halves()
         if OWN.get() or not halves.whole:
             return None
-        cond, uncond = halves.used("cond"), halves.used("uncond")
         if self.treatment.guidance or halves.again:
-            found = halves.combined(received, sample, self.cfg)
-            moved = self._moved(cond, uncond, found.scale) if self.treatment.guidance else None
-            if moved is not None or halves.again:
-                predicted = cond.prediction if moved is None else moved
-                received = halves.put(found, received, predicted, uncond.prediction, self.treatment.images)
-                for each in self.first:
-                    self.effect.join(each)
-                if moved is not None:
-                    self.effect.written()
+            with suppress(*(() if halves.again else (Alike,))):  # without a gap there is nothing to guide by
+                received = self._exchanged(halves, received, sample)
         self.first, self.calls, self.treated = (), self.calls + 1, self.treated + 1
         return received
+
+    def _exchanged(self, halves: Halves, received: Tensor, sample: Any) -> Tensor:
+        cond, uncond = halves.used("cond"), halves.used("uncond")
+        found = halves.combined(received, sample, self.cfg)
+        moved = self._moved(cond, uncond, found.scale) if self.treatment.guidance else None
+        if moved is None and not halves.again:
+            return received
+        predicted = cond.prediction if moved is None else moved
+        made = halves.put(found, received, predicted, uncond.prediction, self.treatment.images)
+        for each in self.first:
+            self.effect.join(each)
+        if moved is not None:
+            self.effect.written()
+        return made
 
     def plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return what the model says to the pipeline's own arguments, after trouble in a treated call; else None."""
@@ -288,10 +294,3 @@ class Again:
     call: Call
     output: Any
     effect: Effect
-
-
-def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:
-    """Return a treatment without the guidance that this pipeline has no place for, and the reason in its notes."""
-    if not treatment.guidance or given or {"cond", "uncond"} <= set(blocks):
-        return treatment
-    return replace(treatment, guidance=()).note(f"guidance was left alone: {NO_GUIDANCE}")

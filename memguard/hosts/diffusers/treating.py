@@ -26,10 +26,11 @@ from .edits import PLAN, Editor
 from .hooks import Trouble, eagerly, listening, set_eager
 from .latents import keeping_latents
 from .methods import encoding, methods
+from .putting import suitable
 from .received import receiving
 from .rows import OWN, SWAPPED, UNCALLED, Enough, Prompts, until_enough
 from .starting import start
-from .steering import Steering, suitable
+from .steering import Steering
 
 log = logging.getLogger("memguard")
 
