@@ -4,7 +4,9 @@ Room: the core. May import: the standard library, memguard.records; pyarrow wher
 """
 
 from . import files
-from .read import BadInput, read_prompts
-from .write import Results, open_results
+from .columns import BadInput
+from .read import read_prompts
+from .results import open_results
+from .write import Results
 
 __all__ = ["BadInput", "Results", "files", "open_results", "read_prompts"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .read import BadInput
+from .columns import BadInput
 
 BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 PLACE = 1 << 62  # the byte that is locked where locks keep others from reading, far behind what is written

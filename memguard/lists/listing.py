@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .read import BadInput, find_column, read_prompts, regular
+from .columns import BadInput, find_column
+from .read import read_prompts, regular
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's notation for numbered files
 FOOTER = 1 << 20  # bytes at the end of a .parquet file: where its row groups lie and what they hold

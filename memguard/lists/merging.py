@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import shards
-from .read import LONGEST, BadInput
+from .columns import LONGEST, BadInput
 from .rows import settings_of
 from .shards import Shard
 

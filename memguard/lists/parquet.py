@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from . import files
-from .read import BadInput
+from .columns import BadInput
 from .rows import FLAT, LATER
 from .write import Results
 

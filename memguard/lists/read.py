@@ -10,22 +10,18 @@ import json
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..troubles import Told
+from .columns import LONGEST, BadInput, find_column
+from .tables import cells
+from .webdataset import captions
 
-COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "texts")
 CHUNK = 1 << 20
-LONGEST = 1 << 24  # characters of a line or a cell: more is no list of prompts, and would fill the memory
 ENDS = re.compile(r"\r\n|\r|\n")
 UNIX_ENDS = re.compile(r"\n")
-
-
-class BadInput(Told):
-    """Input that cannot be used: one line that names it and the remedy."""
 
 
 def read_prompts(
@@ -81,12 +77,8 @@ def _every(path: Path | None, column: str | None, encoding: str) -> Iterator[Any
     elif suffix == ".jsonl":
         yield from _jsonl(lines(), path, column)
     elif suffix in (".csv", ".tsv"):
-        from .tables import cells  # nobody else waits for csv
-
         yield from cells(lambda: lines(universal=False), str(path), lambda names: find_column(names, column, str(path)))
     elif suffix == ".tar":
-        from .webdataset import captions
-
         yield from captions(path, column)
     else:
         raise BadInput(f"{path}: memguard reads .txt, .jsonl, .csv, .parquet and .tar")
@@ -238,22 +230,3 @@ def _groups(metadata: Any, start: int, stop: int | None) -> tuple[list[int], int
             found.append(number)
         row = after
     return found, first
-
-
-def find_column(names: Sequence[str], asked: str | None, where: str) -> str:
-    """Return which of the names is asked for, or that of the prompts; exact names first, then in other case.
-
-    Raises:
-        BadInput: if there is none.
-
-    """
-    for name in (asked,) if asked else COLUMNS:
-        if name in names:
-            return name
-        for given in names:
-            if given.strip().casefold() == name.casefold():
-                return given
-    has = ", ".join(names[:10]) or "none"
-    if asked:
-        raise BadInput(f"{where}: no column {asked}; there are: {has}")
-    raise BadInput(f"{where}: no column prompt, caption or text; there are: {has}; choose one with --column")

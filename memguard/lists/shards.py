@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .read import BadInput
+from .columns import BadInput
 from .whole import PART
 
 NAME = re.compile(r"shard-(\d{5,})-of-(\d{5,})-rows-(\d+)-(\d+)-([0-9a-f]{12})\.(?:jsonl|parquet)")

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from .read import BadInput
+from .columns import BadInput
 
 COLUMNS = {
     "index": "int64",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from .read import LONGEST, BadInput
+from .columns import LONGEST, BadInput
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 BLANK = ",;\t \r\n"  # what a line without a cell is made of

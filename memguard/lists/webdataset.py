@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .read import LONGEST, BadInput, find_column
+from .columns import LONGEST, BadInput, find_column
 
 KINDS = ("txt", "json")  # of members that hold captions, the better first
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,19 @@ HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge
 DOORS = ("__init__.py", "cli.py", "commands/", "hosts/")
 
 
-def imported(path: Path, root: Path = ROOT) -> set[str]:
+class AtRunTime(ast.NodeTransformer):
+    """Leaves out what is imported for types alone."""
+
+    def visit_If(self, node: ast.If):
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def imported(path: Path, root: Path = ROOT, types: bool = True) -> set[str]:
     """Return the dotted names that a file imports; relative ones resolved against the repository, marked by a dot."""
     package = list(path.relative_to(root).parent.parts)
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree if types else AtRunTime().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -128,3 +137,10 @@ def test_a_file_imports_what_its_docstring_says(path):
             assert name.split(".")[0] in allowed | set(sys.stdlib_module_names)
         elif name != ".memguard.attach":  # Guard.attach goes through the package's door
             assert any(name[1:] == a or name[1:].startswith(f"{a}.") for a in allowed | own), name
+
+
+def test_no_file_needs_itself():
+    """Lazy imports count, those for types do not; ``from . import attach`` of the package is a door, and no file."""
+    modules = {f".{named(path).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": path for path in CORE}
+    graph = {name: imported(path, types=False) & modules.keys() - {name} for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle

@@ -10,14 +10,12 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...records import Finding, Report
-
-if TYPE_CHECKING:
-    from .maps import KeptMaps
+from .kept import KeptMaps
 
 KEPT = 128  # runs; a report is a few kilobytes and a small map
 NOT_WATCHED = "not watched: no MemGuard node is connected, or it is bypassed"

@@ -23,8 +23,8 @@ from ...wording import message
 from . import graph, known, model, roles, schedule, screen, texts, treating
 from .continuing import Place
 from .explanation import Explanation, When
+from .kept import KeptMaps
 from .latents import store
-from .maps import KeptMaps
 from .naming import confirmed
 from .prompts import Prompts, behind
 from .sampling import Sampling

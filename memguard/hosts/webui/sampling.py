@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,16 +18,24 @@ from ...records import Report, StepEvidence
 from ...steps import Unlisted
 from ...troubles import in_words
 from ..curve import Curve
-from .explanation import Asked, Explanation, maps
+from .explanation import Asked, Explanation, When, maps
 from .places import Place
 from .reading import SEVERAL, Reader
-
-if TYPE_CHECKING:
-    from .session import Session
 
 log = logging.getLogger("memguard")
 
 UNSEEN = "the sampler asked the model, and this WebUI told MemGuard of none of its calls"
+
+
+class Press(Protocol):
+    """One press of Generate, as its passes know it: ``session.Session``."""
+
+    explain: When
+    aside: Callable[[], AbstractContextManager[None]]
+    enough: Callable[[], None]
+
+    def stop(self, text: str) -> None:
+        """End the generation, by policy "stop"."""
 
 
 class Pass:
@@ -42,7 +50,7 @@ class Pass:
 
     """
 
-    def __init__(self, session: Session, key: object, run: Run, place: Place) -> None:
+    def __init__(self, session: Press, key: object, run: Run, place: Place) -> None:
         self.session, self.key, self.run, self.place = session, key, run, place
         self.calls = 0
         self.missing = ""

@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 from memguard_pack.memguard.hosts.comfyui import callers, graph, known, maps, routes, screen
+from memguard_pack.memguard.hosts.comfyui.kept import KeptMaps
 from memguard_pack.memguard.hosts.comfyui.latents import KEPT_MAPS, store
 from memguard_pack.memguard.records import Finding, Report
 from memguard_pack.memguard.troubles import UNFORESEEN
@@ -314,7 +315,7 @@ def test_each_user_has_a_memory_and_reports_of_their_own(users, tmp_path):
             instance.prompt_queue.item = (0, "p", {}, extra, [], {})
             screen.show(replace(FLAGGED, run=extra["client_id"]), "5")
             known.remember(FLAGGED, CHECKPOINT)
-            store.keep_maps(extra["client_id"], maps.KeptMaps((1, 1), {}, owner=screen.owner()))
+            store.keep_maps(extra["client_id"], KeptMaps((1, 1), {}, owner=screen.owner()))
             return web.json_response({})
 
         app = instance.app = web.Application()
@@ -413,7 +414,7 @@ def test_routes_are_added_once_and_only_to_a_server(served, monkeypatch):
 def test_maps_come_as_bytes_with_their_range(ask):
     ramp = torch.tensor([[0.5, 1.0, 1.5], [2.0, 2.5, float("nan")]])
     even = torch.full((2, 3), 0.25)
-    store.keep_maps("r", maps.KeptMaps((2, 3), {"noise_gap": ramp[None], "word 12": even[None]}))
+    store.keep_maps("r", KeptMaps((2, 3), {"noise_gap": ramp[None], "word 12": even[None]}))
     status, found = ask("GET", "/maps/r")
     assert status == 200 and (found["run"], found["size"], found["preview"]) == ("r", [2, 3], None)
     first, second = found["maps"]
@@ -427,7 +428,7 @@ def test_maps_come_as_bytes_with_their_range(ask):
 def test_the_maps_of_the_last_runs_are_kept_small():
     picture = torch.zeros(2, 4, 64, 64, requires_grad=True)
     for i in range(KEPT_MAPS + 1):
-        store.keep_maps(str(i), maps.KeptMaps((64, 64), {"noise_gap": torch.rand(2, 64, 64)}, picture))
+        store.keep_maps(str(i), KeptMaps((64, 64), {"noise_gap": torch.rand(2, 64, 64)}, picture))
     assert KEPT_MAPS == 32 and store.maps_of("0") is None
     kept = store.maps_of("32")
     assert (kept.maps["noise_gap"].dtype, kept.latent.dtype) == (torch.uint8, torch.float16)
@@ -436,7 +437,7 @@ def test_the_maps_of_the_last_runs_are_kept_small():
 
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"map 'word 0' has shape \[2, 2\], the run's maps are \[2, 3\]"):
-        store.keep_maps("r", maps.KeptMaps((2, 3), {"word 0": torch.zeros(1, 2, 2)}))
+        store.keep_maps("r", KeptMaps((2, 3), {"word 0": torch.zeros(1, 2, 2)}))
 
 
 FORMATS = {"SD15": 4, "SDXL": 4, "SD3": 16, "Flux": 16, "Wan21": 16}
@@ -450,7 +451,7 @@ def test_the_preview_is_comfyui_s_own(name):
     returned = made.process_out(inner)  # what a sampler returns
     previewer = latent_preview.Latent2RGBPreviewer(made.latent_rgb_factors, made.latent_rgb_factors_bias)
     wanted = np.asarray(previewer.decode_latent_to_preview(inner))
-    store.keep_maps("r", maps.KeptMaps((6, 5), {}, returned, made))
+    store.keep_maps("r", KeptMaps((6, 5), {}, returned, made))
     got = Image.open(io.BytesIO(base64.b64decode(maps.answer("r")["preview"])))
     assert got.format == "PNG" and got.size == (5, 6)
     # half precision may move a colour by one of 255
