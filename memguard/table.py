@@ -130,12 +130,7 @@ AUDIT: dict[str, Setting] = {
 COPIES: dict[str, Setting] = {
     "threshold": Setting(0.85, AUDIT["threshold"].says, least=-1, most=1, shown=(0, 1), step=0.01, what="a similarity"),
     "embedding_size": Setting(
-        None,
-        "Side of the model's pictures; by default 320 or its own.",
-        kind=int,
-        least=8,
-        most=4096,
-        unit="pixels",
+        None, "Side of the model's pictures; by default 320 or its own.", kind=int, least=8, most=4096, unit="pixels"
     ),
 }
 NEURONS: dict[str, Setting] = {
@@ -152,8 +147,7 @@ NEURONS: dict[str, Setting] = {
         what="an MS-SSIM",
     ),
     "mode": Setting(
-        "fast",
-        choices={"fast": "about a tenth of the evaluations", "official": "the paper's own procedure"},
+        "fast", choices={"fast": "about a tenth of the evaluations", "official": "the paper's own procedure"}
     ),
     "scale": Setting(0.0, "Factor on the neurons: 0 silences them."),
 }

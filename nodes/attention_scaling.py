@@ -15,10 +15,7 @@ class MemGuardAttentionScaling(io.ComfyNode):
             category=CATEGORY,
             description="Multiplies what cross-attention gives to the beginning of the prompt, and leaves the padding "
             "behind its words out, where memorized prompts rest (Ren et al., ECCV 2024). SD1, SD2, SDXL.",
-            inputs=[
-                *inputs_of(AttentionScaling, "bos_scale", "mask_padding", "mask_eos"),
-                *mitigation_inputs(),
-            ],
+            inputs=[*inputs_of(AttentionScaling, "bos_scale", "mask_padding", "mask_eos"), *mitigation_inputs()],
             outputs=mitigation_outputs(),
         )
 

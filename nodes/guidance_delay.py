@@ -15,10 +15,7 @@ class MemGuardGuidanceDelay(io.ComfyNode):
             category=CATEGORY,
             description="Guides later: the first steps go without the prompt, so that they do not lead into the copy "
             "(Jain et al., CVPR 2025). All models that are sampled with a negative prompt.",
-            inputs=[
-                *inputs_of(GuidanceDelay, "transition", "until", "before"),
-                *mitigation_inputs(clip=False),
-            ],
+            inputs=[*inputs_of(GuidanceDelay, "transition", "until", "before"), *mitigation_inputs(clip=False)],
             outputs=mitigation_outputs(),
         )
 

@@ -33,8 +33,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="conditioning",
-                    tooltip="The optimised prompt, for positive. Empty without a model.",
+                    display_name="conditioning", tooltip="The optimised prompt, for positive. Empty without a model."
                 ),
                 MitigationType.Output(
                     display_name="mitigation", tooltip="For MemGuard's mitigation input, policy mitigate."
@@ -45,16 +44,7 @@ class MemGuardOptimizePrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        seed,
-        target,
-        model=None,
-        positive=None,
-        negative=None,
-        latent=None,
-        sigmas=None,
-        mitigation=(),
-        **settings,
+        cls, seed, target, model=None, positive=None, negative=None, latent=None, sigmas=None, mitigation=(), **settings
     ):
         own = PromptOptimization(target=target or None, **settings)
         if model is None:
