@@ -25,6 +25,11 @@ def test_help_names_every_command_and_does_not_wait_for_torch():
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "memguard", "nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: memguard ") and "'nonsense'" in done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_does_not_wait_for_torch(name):
     code = (

@@ -15,7 +15,7 @@ WEBUI = {"modules", "modules_forge", "backend"}
 SCREENS = {"gradio", "server", "nodes", "extension", "scripts", "app", "testbed", "tests"}
 # a host's file may import the modules of that host
 HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge": WEBUI, "webui": WEBUI}
-DOORS = ("__init__.py", "cli.py", "commands/", "hosts/")
+DOORS = ("__init__.py", "__main__.py", "cli.py", "commands/", "hosts/")
 
 
 class AtRunTime(ast.NodeTransformer):
