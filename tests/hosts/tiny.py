@@ -311,3 +311,47 @@ def pixart():
     pipe = diffusers.PixArtSigmaPipeline(tokenizer=words_tokenizer(), **parts)
     pipe.image_processor.classify_height_width_bin = lambda height, width, ratios: (height, width)  # any size
     return quiet(pipe)
+
+
+def qwen():
+    """The prompts in two calls, of latents that are packed; each token keeps the norm of the prompt's prediction."""
+    import diffusers
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 2}
+    rope = {"rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"}}
+    config = Qwen2_5_VLConfig(
+        text_config={**small, **rope, "num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": 32},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "depth": 1, "out_hidden_size": 16},
+        vision_start_token_id=20,
+        vision_end_token_id=21,
+        vision_token_id=22,
+    )
+    pipe = diffusers.QwenImagePipeline(
+        transformer=model,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=4 * [0.0],
+            latents_std=4 * [1.0],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=words_tokenizer(),
+    )
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}", 0
+    return quiet(pipe)

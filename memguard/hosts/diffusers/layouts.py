@@ -93,14 +93,21 @@ def _frames(tensor: Tensor, channels: int) -> Layout | None:
 
 
 def _tokens(tensor: Tensor, arguments: Mapping[str, Any]) -> Layout | None:
-    """Return the layout of tokens: Flux and its kin pack 2 x 2 pixels into one and say where each token lies."""
+    """Return the layout of tokens: Flux and its kin pack 2 x 2 pixels into one and say where each token lies.
+
+    Qwen-Image and its kin say how many frames, rows and columns of such tokens each picture has.
+    """
     count = tensor.shape[1]
-    places = arguments.get("img_ids")
+    places, shapes = arguments.get("img_ids"), arguments.get("img_shapes")
+    height = width = 0
     if isinstance(places, Tensor):
         height, width = (int(n) + 1 for n in places.reshape(-1, places.shape[-1])[:, 1:3].amax(0))
-        if height * width == count:
-            packed = (("h", height), ("w", width), ("p", 2), ("q", 2))
-            return Layout("b (h w) (c p q)", "b c (h p) (w q)", packed)
+    elif shapes:
+        picture = shapes[0] if isinstance(shapes[0][0], int) else shapes[0][0]  # of a row's pictures, the one it makes
+        height, width = picture[1:]
+    if height * width == count:
+        packed = (("h", height), ("w", width), ("p", 2), ("q", 2))
+        return Layout("b (h w) (c p q)", "b c (h p) (w q)", packed)
     sides = [arguments.get(name) for name in ("num_frames", "height", "width")]  # LTX
     if all(isinstance(side, int) for side in sides) and math.prod(sides) == count:  # type: ignore[arg-type]
         return Layout("b (t h w) c", FRAMES, tuple(zip("thw", sides, strict=True)))  # type: ignore[arg-type]

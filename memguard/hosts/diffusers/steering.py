@@ -108,9 +108,9 @@ class Steering:
             return None
         self._asked, self._under = None, PLAN.get()
         arguments = by_name(module, args, kwargs)
-        if self.calls == 0 and self.choose is not None:
-            call = Call.of(module, args, kwargs, None)
-            self.adopt(self.choose(call, self.blocks(call.text)), call.layout)
+        if self.choose is not None:
+            call, (choose, self.choose) = Call.of(module, args, kwargs, None), (self.choose, None)
+            self.adopt(choose(call, self.blocks(call.text)), call.layout)
             self._asked = args, kwargs
             arguments = with_latents(arguments, self.latents.noisy(call, self.treatment), call.layout)
         if not self.treatment.changes:
