@@ -365,3 +365,15 @@ class TestInTwo:
 
         pipe.join = join
         torch.testing.assert_close(found, generate(pipe, **self.GIVEN), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("way", ["policy", "attach"])
+def test_in_one_call_guidance_needs_no_knowledge_of_what_the_pipeline_makes_of_it(way, keep, monkeypatch):
+    """Why calls with both prompts are not treated at the scheduler's step: there this would be refused."""
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+    monkeypatch.setattr(f"{module}.rescale_noise_cfg", lambda guided, cond, guidance_rescale: guided.tanh())
+    pipe, given = tiny.sd(), {"prompt": PROMPT, "guidance_scale": 5.0, "guidance_rescale": 0.7}
+    delay = get("guidance_delay", before=2.0, until=0.0)
+    found = mitigating(pipe, delay, given)[0] if way == "policy" else attached(pipe, delay, given)
+    torch.testing.assert_close(found, generate(pipe, **given | {"guidance_scale": 2.0}), **CLOSE)
+    assert not torch.allclose(found, generate(pipe, **given), atol=1e-2)
