@@ -83,7 +83,7 @@ class Mitigating:
             return self.steering.put(received, timestep, sample) if self.steering.halves.own else None
         if self.run.to_mitigate and not self._over:
             self._over = True
-            self.blind = self._refused(level(reader.pipe.scheduler, torch.as_tensor(timestep)).sigma)
+            self.blind = self._blindly(level(reader.pipe.scheduler, torch.as_tensor(timestep)).sigma)
         if self.blind is None or not self.blind.treatment.guidance:
             return None
         try:
@@ -95,7 +95,7 @@ class Mitigating:
             return None
         return self.blind.put(joined, received)
 
-    def _refused(self, sigma: float) -> Guided:
+    def _blindly(self, sigma: float) -> Guided:
         """Return the guidance of a run whose rows do not tell their prompt, as the loop decides."""
 
         def redo(treatment: Treatment) -> StepEvidence:
