@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"file": str(path), "profile": json.loads(profile.to_json())})
         return 0
     c = profile.conditions
-    print(f"{path}: {c.family} model {c.model}, {c.latent[1]} x {c.latent[0]} latents, sigma {c.sigma:.3g}")
+    family = "" if c.family == "other" else f"{c.family} "
+    print(f"{path}: {family}model {c.model}, {c.latent[1]} x {c.latent[0]} latents, sigma {c.sigma:.3g}")
     for name, d in profile.distributions.items():
         flagging = cut(Sensitivity().suspicious, d.count) or at(0, d.count)
         rate, most = 100 * flagging.rate, 100 * flagging.bound

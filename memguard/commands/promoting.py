@@ -81,7 +81,8 @@ def read(args: argparse.Namespace) -> Any:
     try:
         profile = Profile.read(args.prescan)
     except ValueError as error:  # ProfileError
-        raise BadInput(str(error)) from None
+        said = str(error).partition("; run memguard calibrate")[0]
+        raise BadInput(f"{said}; this makes one and says its name: {remedy(args)}") from None
     have = Have(
         model="",
         sigma=None,

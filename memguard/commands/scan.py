@@ -128,7 +128,8 @@ def _run(args: argparse.Namespace, source: Path | None, results: Results | None)
                     print(line(report), flush=True)
     except KeyboardInterrupt:
         if results is not None:
-            print(f"memguard scan: {args.out} holds {results.count} prompts; --resume continues", file=sys.stderr)
+            goes_on = f"{args.out} holds {results.count} prompts; --resume continues"
+            print(f"memguard scan: {goes_on if results.count else 'nothing was scored yet'}", file=sys.stderr)
         raise
     if tally.count == 0 and start == 0:
         raise BadInput("stdin: holds no prompts")
@@ -193,6 +194,9 @@ def _conclude(args: argparse.Namespace, tally: _Tally, start: int) -> int:
             found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             said = f"{tally.count} prompts scanned{promoting.said(args, tally.count - tally.left_out)}{skipped}"
             print(f"{args.out}: {said}{': ' + found if found else ''}")
+    elif args.prescan is not None and not args.json:
+        said = f"{tally.count} prompts scanned{promoting.said(args, tally.count - tally.left_out)}"
+        print(f"memguard scan: {said}", file=sys.stderr)
     if tally.failed:
         print(f"memguard scan: {tally.failed} without a score, for example because {tally.reason}", file=sys.stderr)
     tally.cut.tell("scan", tally.count)

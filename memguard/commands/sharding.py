@@ -83,6 +83,7 @@ class Outcome:
     failed: int = 0
     left_out: int = 0  # by a pre-scan
     reason: str = ""
+    empty: str = ""  # why it has no rows
     cut: int = 0  # prompts whose end was not read
     cut_note: str = ""
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -133,6 +134,9 @@ def score(plan: Plan, scanner: Scanner, number: int, of: int, bar: bool = True) 
         done = shards.there(plan.folder, number, of, plan.settings)
         if done is not None and not args.force and is_whole(done):  # by somebody who was faster
             return Outcome(number, of, str(done), skipped=True)
+        if start == stop:
+            blocks = -(-plan.listing.count // scanner.grain)
+            outcome.empty = f"{plan.listing.count} prompts make {blocks} blocks of {scanner.grain} that stay together"
         path = plan.folder / shard.name(args.format)
         outcome.file = str(path)
         settings = {**scanner.made, **plan.kept}
@@ -190,7 +194,11 @@ def run(args: argparse.Namespace, source: Path | None, kept: dict[str, Any]) -> 
     else:
         if done is not None and not args.force:
             print(f"memguard scan: {done}: is damaged, and is scored again", file=sys.stderr)
-        outcome = score(plan, Scanner(args), number, of)
+        try:
+            outcome = score(plan, Scanner(args), number, of)
+        except KeyboardInterrupt:
+            print(f"memguard scan: shard {number}/{of} leaves no file; run it again", file=sys.stderr)
+            raise
     told(args, outcome)
     return 0
 
@@ -206,6 +214,9 @@ def told(args: argparse.Namespace, outcome: Outcome) -> None:
         return
     if outcome.skipped:
         print(f"{outcome.file}: is there, nothing to do")
+        return
+    if outcome.empty:
+        print(f"{outcome.file}: no rows: {outcome.empty}, so fewer shards are enough")
         return
     without = f"; {outcome.failed} without a score, for example because {outcome.reason}" if outcome.failed else ""
     found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -107,7 +107,8 @@ def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan,
     summary = json.loads(scan("--out", out, "--force", "--json")[1])
     assert (summary["scanned"], summary["promoted"], summary["without_score"]) == (41, count, 1)
     assert sum(summary["verdicts"].values()) == count
-    _, table, _ = scan()
+    _, table, err = scan()
+    assert f"memguard scan: 41 prompts scanned, {count} promoted\n" in err
     lines = table.splitlines()
     assert [line.startswith("not promoted ") for line in lines] == [not each for each in promoted]
 
@@ -148,6 +149,8 @@ def test_shards_hold_the_rows_of_the_whole_scan_to_the_last_bit(capsys, model, p
     assert [measured(row) for row in without] == [measured(row) for row in rows(whole)]
     assert run(capsys, *words, folder, "--shard", "1/3", "--promote", 0.2)[0] == 0  # another scan, another file
     assert len(list(folder.iterdir())) == 4
+    _, said, _ = run(capsys, *words, folder, "--shard", "1/9")
+    assert said.endswith(": no rows: 41 prompts make 3 blocks of 16 that stay together, so fewer shards are enough\n")
 
 
 @pytest.mark.parametrize("done", [15, 16, 37])
@@ -267,7 +270,9 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     assert "promote is 0.01, but none can rank higher than 1 of 51" in bad(capsys, *words, small, "--promote", 0.01)
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
-    assert "wrong.json: not a memguard profile" in bad(capsys, *words, wrong)
+    said = bad(capsys, *words, wrong)
+    assert "wrong.json: not a memguard profile" in said and "run memguard calibrate again" not in said
+    assert f"this makes one and says its name: memguard calibrate --model {model} --height 8 --width 8" in said
     values = json.loads(Path(small).read_text())
     wrong.write_text(json.dumps(values | {"distributions": {}}))
     assert "no scores of ordinary prompts by text_noise_norm to rank among" in bad(capsys, *words, wrong)

@@ -129,6 +129,19 @@ def test_an_interrupted_scan_leaves_a_valid_file_and_130(capsys, model, prompts,
     assert [row["prompt"] for row in rows(out)] == PROMPTS
 
 
+@pytest.mark.parametrize("shard", [False, True])
+def test_what_was_interrupted_before_its_first_row_has_nothing_to_go_on_with(
+    capsys, model, prompts, tmp_path, monkeypatch, shard
+):
+    monkeypatch.setattr("memguard.commands.models.load_model", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    out = tmp_path / "out"
+    words = ("--out", out, "--shard", "1/1") if shard else ("--out", out.with_suffix(".jsonl"))
+    code, _, err = run(capsys, "scan", prompts, "--model", model, *words)
+    assert code == 130 and "--resume" not in err and not out.with_suffix(".jsonl").exists()
+    assert ("shard 1/1 leaves no file; run it again" if shard else "memguard scan: nothing was scored yet") in err
+    assert not shard or not [path for path in out.iterdir() if path.suffix == ".jsonl"]
+
+
 def test_a_bad_prompt_does_not_end_the_scan(capsys, model, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('"a red fox"\nnull\n"a cat"\n')

@@ -52,7 +52,7 @@ def test_shards_hold_the_rows_of_the_whole_scan_to_the_last_bit(capsys, model, p
         code, said, _ = run(
             capsys, "scan", prompts, "--model", model, "--out", folder, "--shard", f"{number}/{of}", *own
         )
-        assert code == 0 and "prompts scanned" in said
+        assert code == 0 and ("prompts scanned" in said or "no rows: 42 prompts make 3 blocks of 16" in said)
     found = rows(*sorted(folder.iterdir()))
     assert [measured(row) for row in found] == [measured(row) for row in rows(whole)]
     assert [row["index"] for row in found] == list(range(42))

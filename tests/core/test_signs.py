@@ -7,6 +7,7 @@ import pytest
 
 from memguard.findings import VERDICTS
 from memguard.wording import SIGNS
+from tests.contrast import contrast
 
 ROOT = Path(__file__).parents[2]
 HOME = ("memguard/wording.py", "web/js/signs.js", "web/signs.css")
@@ -34,17 +35,6 @@ def test_no_file_has_a_sign_of_its_own(path):
 def test_verdicts_are_told_apart_without_colours():
     assert list(SIGNS) == [*VERDICTS, "unknown"]
     assert len({sign.mark for sign in SIGNS.values()}) == len({sign.words for sign in SIGNS.values()}) == len(SIGNS)
-
-
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

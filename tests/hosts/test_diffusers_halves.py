@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from memguard import Guard, mitigations
 from memguard.hosts.diffusers.combination import find
+from memguard.hosts.diffusers.halves import Halves
 from memguard.hosts.diffusers.rows import Prompts, Unscored
 from tests.hosts import tiny
 from tests.hosts.contract import HostContract, profile
@@ -201,6 +202,24 @@ def test_what_the_pipeline_makes_of_its_predictions_must_be_known():
         assert torch.equal(generate(pipe, guard, prompt="a red fox"), before)
         (attempt,) = guard.report.attempts
         assert not attempt.kept and "what the pipeline makes of its two predictions" in " ".join(guard.report.notes)
+
+
+def test_a_treatment_that_ends_says_after_how_many_calls(monkeypatch):
+    pipe, put, calls = tiny.sd(cls=InTwo), Halves.put, []
+
+    def broken(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyError("inside")
+        return put(*args)
+
+    known = Guard()
+    generate(pipe, known, prompt="a red fox")
+    monkeypatch.setattr(Halves, "put", broken)
+    given = Given(lambda start: other_text(start) | {"guidance": (Gap(0.4),)}, ([],))
+    guard = Guard(policy="mitigate", mitigation=given, profile=profile(known, 2e-9))
+    generate(pipe, guard, prompt="a red fox")
+    assert "after 6 model calls" in guard.report.notes[-1]  # two steps, and both calls of the third
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -280,6 +280,22 @@ class TestTheScheduler:
         seen = []
         return receiving(scheduler, lambda *given: seen.append(given), Trouble()), seen
 
+    def test_hears_every_one_and_each_what_the_one_before_made_of_it(self):
+        scheduler, seen = tiny.scheduler(EulerDiscreteScheduler), []
+
+        def taker(times):
+            def take(output, timestep, sample):
+                seen.append(float(output.max()))
+                return times and times * output  # None leaves it
+
+            return receiving(scheduler, take, Trouble())
+
+        plain = self.step(tiny.scheduler(EulerDiscreteScheduler))
+        with taker(2), taker(3), taker(None):
+            made = self.step(scheduler)
+        assert seen == [1.0, 2.0, 6.0]
+        torch.testing.assert_close(made, 6 * plain)
+
     @staticmethod
     def step(scheduler):
         scheduler.set_timesteps(4)

@@ -76,6 +76,7 @@ class Steering:
         self.halves = Halves()
         self.listen: Callable[[], object] = lambda: None
         self._listens = False
+        self._waits = 0  # calls of the first step that are exchanged at the scheduler's
         self.first: tuple[Effect, ...] = ()  # of the calls that were made again, until their predictions are used
         self.plans = Plans(pipe, prompts)
         self._seen: Tensor | None = None
@@ -166,7 +167,8 @@ class Steering:
         if self.treatment.guidance or halves.again:
             with suppress(*(() if halves.again else (Alike,))):  # without a gap there is nothing to guide by
                 received = self._exchanged(halves, received, sample)
-        self.first, self.calls, self.treated = (), self.calls + 1, self.treated + 1
+        self.first, self.calls = (), self.calls + 1
+        self.treated, self._waits = self.treated + self._waits, 0
         return received
 
     def _exchanged(self, halves: Halves, received: Tensor, sample: Any) -> Tensor:
@@ -245,7 +247,7 @@ class Steering:
 
         """
         self.halves = Halves(dict(pair), {role: each.call for role, each in zip(pair, kept, strict=False)})
-        self.first, self.calls = tuple(each.effect for each in kept), 0
+        self.first, self.calls, self._waits = tuple(each.effect for each in kept), 0, len(pair)
         self._stand()
 
     @property

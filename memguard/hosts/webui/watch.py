@@ -5,6 +5,7 @@ Part of the WebUI hosts; may import: memguard's core, torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ class Watch(Treated):
     """
 
     OLD = ""  # why a sampler of this host may not start once more
+    network: Callable[[Any], Any]  # from the loaded model to its denoising network
 
     def __init__(self, session: Session, words: Any) -> None:
         super().__init__(session)
@@ -60,11 +62,6 @@ class Watch(Treated):
         """Return the empty prompt, where prompts of the pass are compared with it and not with its negative prompt."""
         found: Encoded | None = self.words.empty(p) if self.session.guard.reference == "empty" else None
         return found
-
-    @staticmethod
-    def network(engine: Any) -> Any:
-        """Return the denoising network of the loaded model."""
-        raise NotImplementedError
 
     def take(self, now: Pass, call: Any) -> None:
         """Take a model call that was just made; see memguard.host.Call."""

@@ -18,6 +18,7 @@ from memguard.hosts.webui.shown import INK, failed, html, known
 from memguard.memory import PromptWarning
 from memguard.records import Attribution, TokenSpan
 from memguard.wording import SIGNS
+from tests.contrast import contrast
 
 SPANS = (TokenSpan("", (0,), "bos"), TokenSpan("a<b>", (1,)), TokenSpan("comet", (2, 3)), TokenSpan("", (4,), "eos"))
 FOUND = Attribution("gradient", SPANS, (0.1, 0.2, 0.9, 0.3), (0.1, 0.2, 0.5, 0.4, 0.3), "a unit", 3.0, notes=("<i>",))
@@ -115,17 +116,6 @@ def test_why_there_are_no_words():
     now.explanation = SimpleNamespace(words=lambda: Attribution("gradient", status="the gradient failed"), rows=0)
     made.end()
     assert "no words, because the gradient failed" in html(made)
-
-
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("verdict", SIGNS)
