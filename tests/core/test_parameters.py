@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -15,7 +16,7 @@ from memguard.evidence import REFERENCES
 from memguard.hosts.diffusers import calibrate, neurons, optimize_prompt
 from memguard.hosts.diffusers import explain as explaining
 from memguard.hosts.diffusers import scan as scanning
-from memguard.hosts.webui.explanation import WHEN
+from memguard.hosts.webui.explanation import When
 from memguard.hosts.webui.settings import DEFAULTS, KNOWN, NAMES, OF_MITIGATE, Settings, restored
 from memguard.lists import BadInput
 from memguard.mitigations.base import Mitigation
@@ -217,7 +218,7 @@ def test_a_function_s_defaults_are_the_settings(function, known):
 def test_the_terms_are_those_of_the_records():
     assert tuple(GUARD["policy"].choices) == POLICIES
     assert tuple(GUARD["reference"].choices) == REFERENCES
-    assert tuple(GUARD["explain"].choices) == WHEN
+    assert tuple(GUARD["explain"].choices) == get_args(When)
     for name, settings in {name: own(name) for name in mitigations.available()}.items():
         annotations = inspect.get_annotations(mitigations.kind(name))
         for parameter, setting in settings.items():

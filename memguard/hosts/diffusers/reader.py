@@ -149,9 +149,7 @@ class Reader:
         """Return why a run that went to its end has no evidence."""
         if self.calls == 0:
             return UNCALLED
-        return (
-            self.why or "no two of the pipeline's model calls were seen to predict one step with and without the prompt"
-        )
+        return self.why or UNPAIRED
 
     def _step(self, call: Call) -> int:
         """Return the step that a call belongs to; the first call of a step stands for it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from . import tokens
 from .inputs import Closed, input_gradients
 
 When = Literal["flagged", "always", "never"]
-WHEN: tuple[str, ...] = get_args(When)
 STOOD_IN = "the gradient failed ({}); attention stood in"
 NOTHING = "the gradient failed ({}), and no attention was read"
 MIXED = "the gradient failed ({}), and attention does not stand in where there are several prompts"

@@ -121,15 +121,3 @@ def like(made: Any, prompt: Encoded) -> Any:
     if prompt.pooled is not None:
         copy["vector"] = prompt.pooled.to(made["vector"])
     return copy
-
-
-def same(prompt: Encoded, reference: Encoded) -> bool:
-    """Whether what a model is asked with is the same as what that is compared with."""
-    pairs = (prompt.text, reference.text), (prompt.pooled, reference.pooled)
-    return all(a is None or b is None or (a.shape == b.shape and torch.equal(a, b.to(a))) for a, b in pairs)
-
-
-def tensors(made: Any) -> tuple[Tensor, ...]:
-    """Return the tensors of what the host encoded: tokens, and the vector where there is one."""
-    found = encoded(made)
-    return (found.text,) if found.pooled is None else (found.text, found.pooled)
