@@ -215,7 +215,8 @@ def line(report: Report) -> str:
     short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
     if finding.prescan is not None and not finding.promoted:
         first = finding.prescan
-        return f"{'not promoted':<12}{'':>8}  {f'above {first.below} of {first.count}':>18}  {short}"
+        size = f"{first.height}x{first.width}"  # its rank is of another size than those of scores
+        return f"{'not promoted':<12}{size:>8}  {f'above {first.below} of {first.count}':>18}  {short}"
     if finding.score is None:
         return f"{'no score':<12}{'':>8}  {'':>18}  {short}  ({shown(message(report))})"
     rank = "" if finding.count is None else f"above {finding.below} of {finding.count}"

@@ -76,7 +76,9 @@ class Scanner:
         try:
             return Sieve(self.pipe, first, args.promote, **settings, own_seeds=args.own_seeds)
         except ValueError as error:
-            raise BadInput(f"{args.prescan}: {error}") from None
+            said, command, _ = str(error).partition(": memguard calibrate")
+            whole = f": {promoting.remedy(args)}" if command else ""  # with the model, and what else the scan has
+            raise BadInput(f"{args.prescan}: {said}{whole}") from None
 
     @cached_property
     def grain(self) -> int:

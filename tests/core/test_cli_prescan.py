@@ -110,7 +110,7 @@ def test_the_rows_say_who_was_promoted_and_why_not(capsys, model, prompts, scan,
     _, table, err = scan()
     assert f"memguard scan: 41 prompts scanned, {count} promoted\n" in err
     lines = table.splitlines()
-    assert [line.startswith("not promoted ") for line in lines] == [not each for each in promoted]
+    assert [line.startswith("not promoted     8x8  ") for line in lines] == [not each for each in promoted]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -266,7 +266,9 @@ def test_bad_input_is_one_line_and_no_file_is_touched(capsys, model, prompts, sm
     assert "of 16 x 16 pixels, the scan of 16 x 16; a first look is a smaller picture of the same" in bad(
         capsys, *words, same
     )
-    assert "of 8 x 8 pixels, the scan of 64 x 16; a first look" in bad(capsys, *words, small, "--width", 64)
+    said = bad(capsys, *words, small, "--width", 64)
+    assert "of 8 x 8 pixels, the scan of 64 x 16; a first look" in said
+    assert f": memguard calibrate --model {model} --height 8 --width 32" in said
     assert "promote is 0.01, but none can rank higher than 1 of 51" in bad(capsys, *words, small, "--promote", 0.01)
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
