@@ -124,8 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _said(error: Exception) -> str | None:
     """Return what an error says to the person who typed the command; None for an error of the program."""
     from .lists import BadInput
+    from .troubles import Refused
 
-    if isinstance(error, BadInput):
+    if isinstance(error, BadInput | Refused):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").split(".")[0]

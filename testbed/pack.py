@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from memguard.testbed.loader import STAGES, TILE, assets
+from memguard.testbed.loader import STAGES, TILE, assets, weights
 
 from . import data
 
@@ -29,7 +29,7 @@ def pack_stage(snapshot: Path, stage: str) -> None:
             tensors[f"text.{name}"] = value.half().contiguous()
     tensors["used"] = state["used"].int()
     metadata = {"step": str(state["step"]), "options": json.dumps(state["options"], sort_keys=True)}
-    save_file(dict(sorted(tensors.items())), assets() / f"stage-{stage}.safetensors", metadata=metadata)
+    save_file(dict(sorted(tensors.items())), weights(stage), metadata=metadata)
 
 
 def pack(work: Path, snapshots: dict[str, Path]) -> None:

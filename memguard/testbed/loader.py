@@ -18,11 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..troubles import Refused
 from . import autoencoder, widen
 from . import model as nets
 from .tokens import write_tokenizer
 
 STAGES = ("early", "middle", "final")
+SOURCE = "early stages come with the source tree alone (testbed/stages); use the final one"
 TILE = 128  # pixels of a training picture
 
 
@@ -31,12 +33,25 @@ def assets() -> Path:
     return Path(str(resources.files(__package__))) / "assets"
 
 
-def _state(name: str) -> dict[str, Tensor]:
+def weights(stage: str) -> Path:
+    """Return the file of a stage; early ones are in the source tree alone, beside the training code.
+
+    Raises:
+        ValueError: if there is no such stage.
+
+    """
+    if stage not in STAGES:
+        raise ValueError(f"the test bed has no stage {stage!r}; use one of {', '.join(STAGES)}")
+    folder = assets() if stage == STAGES[-1] else Path(__file__).parents[2] / "testbed" / "stages"
+    return folder / f"stage-{stage}.safetensors"
+
+
+def _state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    path = assets() / f"{name}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing from the package; reinstall memguard")
+        packed = path.parent == assets()
+        raise Refused(f"{path.name} is missing: {'reinstall memguard' if packed else SOURCE}")
     return {key: value if value.dtype == torch.int32 else value.float() for key, value in load_file(path).items()}
 
 
@@ -48,12 +63,10 @@ def small_networks(stage: str) -> tuple[Any, Any]:
     """Return the text encoder and the UNet of a stage, float32, as they were trained.
 
     Raises:
-        ValueError: if there is no such stage.
+        ValueError: if there is no such stage here.
 
     """
-    if stage not in STAGES:
-        raise ValueError(f"the test bed has no stage {stage!r}; use one of {', '.join(STAGES)}")
-    state = _state(f"stage-{stage}")
+    state = _state(weights(stage))
     unet, text = nets.build_unet(), nets.build_text_encoder()
     unet.load_state_dict(_below(state, "unet."))
     table = nets.text_core(text).embeddings.token_embedding.weight
@@ -85,13 +98,13 @@ def wide_networks(stage: str) -> tuple[Any, Any]:
 
 def projection() -> dict[str, Tensor]:
     """Return the PCA of the latents: basis [192, 4], mean [192], scale [4]."""
-    return _below(_state("autoencoder"), "pca.")
+    return _below(_state(assets() / "autoencoder.safetensors"), "pca.")
 
 
 def load_autoencoder() -> Any:
     """Return the autoencoder, float32."""
     model = autoencoder.build()
-    model.decoder.load_state_dict(_below(_state("autoencoder"), "decoder."))
+    model.decoder.load_state_dict(_below(_state(assets() / "autoencoder.safetensors"), "decoder."))
     autoencoder.set_encoder(model, **projection())
     return model.eval().requires_grad_(False)
 
