@@ -21,6 +21,7 @@ from .mitigations.effect import Effect
 from .records import Parameterization
 
 Role = Literal["prompt", "negative"]
+ROLES: tuple[Role, Role] = ("prompt", "negative")
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,29 @@ class Call(Protocol):
 
     """
 
-    level: Level
-    scale: float
-    x: Tensor
-    noise: Tensor | None
-    given: Mapping[Role, Encoded]
-    predicted: Mapping[Role, Tensor]
-    why: str
-    coverage: Tensor | None
+    @property
+    def level(self) -> Level: ...  # noqa: D102 it stands above
+
+    @property
+    def scale(self) -> float: ...  # noqa: D102 likewise
+
+    @property
+    def x(self) -> Tensor: ...  # noqa: D102 likewise
+
+    @property
+    def noise(self) -> Tensor | None: ...  # noqa: D102 likewise
+
+    @property
+    def given(self) -> Mapping[Role, Encoded]: ...  # noqa: D102 likewise
+
+    @property
+    def predicted(self) -> Mapping[Role, Tensor]: ...  # noqa: D102 likewise
+
+    @property
+    def why(self) -> str: ...  # noqa: D102 likewise
+
+    @property
+    def coverage(self) -> Tensor | None: ...  # noqa: D102 likewise
 
     def latents(self, noise: Tensor, images: Tensor | None = None) -> Tensor:
         """Return the noisy latents of a run that starts from other noise of unit variance.
@@ -101,8 +117,10 @@ class Network(Protocol):
     @property
     def widths(self) -> dict[str, int]: ...  # noqa: D102 it stands above
 
-    def following(self, edits: tuple[Edit, ...], effect: Effect | None = None) -> AbstractContextManager[Any]:
-        """Let cross-attention follow edits in calls of ours, which hold the prompt's rows alone."""
+    def following(
+        self, edits: tuple[Edit, ...], call: Call, effect: Effect | None = None
+    ) -> AbstractContextManager[Any]:
+        """Let cross-attention follow edits while ``call.predict`` asks with the prompt."""
 
     def gradients(self) -> AbstractContextManager[Any]:
         """Let autograd through, for the time of the block."""

@@ -2,7 +2,8 @@
 
 A host gives a ``Call`` for each of its model calls (memguard.host); how the sampler goes on is the host's own affair.
 
-May import: memguard.host, memguard.run, memguard.loop, memguard.passes, memguard.mitigations, memguard.records, torch.
+May import: memguard.host, memguard.run, memguard.loop, memguard.passes, memguard.calibration, memguard.mitigations,
+memguard.records, torch.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from .attributions.moment import Encoded
+from .calibration import ordinary
 from .detectors.text_noise_norm import NAME as NORM
 from .host import Call, Network, Role, Texts
 from .loop import mitigate
 from .mitigations.base import Start, Step, Treatment, View
 from .mitigations.effect import Effect
 from .passes import repeat, takes_over
-from .records import StepEvidence
+from .records import Report, StepEvidence
 from .run import Run
 
 SAME = "the prompt and what it is compared with are the same, so there is nothing to score"
@@ -43,6 +45,18 @@ class Made:
     predicted: Mapping[Role, Tensor]
     effect: Effect
     attention: dict[str, Any] = field(default_factory=dict)
+
+
+class Unwatched:
+    """In the place of a Run: a mitigation is applied whatever is scored, and no report is made.
+
+    Args:
+        **facts: of the Report that mitigations may ask.
+
+    """
+
+    def __init__(self, **facts: Any) -> None:
+        self.report, self.extra_rows, self.carry = Report("", **facts), 0, Effect
 
 
 def unscored(call: Call, empty: Encoded | None = None) -> str | None:
@@ -71,7 +85,7 @@ class Sampling:
     """One run, as far as mitigations need it.
 
     Args:
-        run: of the guard.
+        run: of the guard; Unwatched has a start and guidance, and neither evidence nor a first call made again.
         network: of the run.
         texts: of the run.
         empty: what every prompt is compared with, one row; None is the run's own negative prompt.
@@ -82,7 +96,7 @@ class Sampling:
 
     def __init__(
         self,
-        run: Run,
+        run: Run | Unwatched,
         network: Network,
         texts: Texts,
         empty: Encoded | None = None,
@@ -99,20 +113,19 @@ class Sampling:
             call: by which the run was flagged, or an earlier pass whose verdict it took over.
 
         """
-        tried: list[tuple[Treatment, Made]] = []
+        assert isinstance(self.run, Run)
+        run, tried = self.run, list[tuple[Treatment, Made]]()
 
         def redo(treatment: Treatment) -> StepEvidence:
             made = self.made(call, treatment)
             tried.append((treatment, made))
-            other = made.predicted["negative"]
-            if self.empty is not None:
-                other = self.compared(call, treatment)
+            other = made.predicted["negative"] if self.empty is None else self.compared(call, treatment)
             unread = {"attention": None, "summary": None, "unread": ""}
-            first = self.run.evidence[0]
+            first = run.evidence[0]
             return replace(first, noise_cond=made.predicted["prompt"], noise_uncond=other, **unread | made.attention)
 
         with torch.inference_mode(False), torch.no_grad():
-            treatment = (repeat if takes_over(self.run) else mitigate)(self.run, self.start(call), redo)
+            treatment = (repeat if takes_over(run) else mitigate)(run, self.start(call), redo)
         found = (made for other, made in reversed(tried) if other.predicts_as(treatment))
         return treatment, next(found, None)
 
@@ -125,7 +138,7 @@ class Sampling:
         def prompt() -> Tensor:
             return self._predict(call, "prompt", given["prompt"], x)
 
-        with self.network.following(treatment.edits, effect):
+        with self.network.following(treatment.edits, call, effect):
             cond, attention = (prompt(), {}) if self.read is None else self.read(treatment, given["prompt"], prompt)
         return Made(
             {"prompt": cond, "negative": self._predict(call, "negative", given["negative"], x)}, effect, attention
@@ -148,10 +161,11 @@ class Sampling:
             **attention: fields of StepEvidence.
 
         """
+        assert isinstance(self.run, Run)
         report = self.run.report
         return StepEvidence(
             step=step,
-            num_steps=self.run.count or report.steps or 0,
+            num_steps=self.run.count or self.count(),
             noise_cond=call.predicted["prompt"],
             noise_uncond=call.predicted["negative"] if self.empty is None else self.compared(call),
             coverage=call.coverage,
@@ -163,14 +177,19 @@ class Sampling:
 
     def start(self, call: Call) -> Start:
         """Return what mitigations get of the first call."""
-        report, prompt = self.run.report, call.given["prompt"]
+        report, prompt, size = self.run.report, call.given["prompt"], tuple(call.x.shape)
         scored = next((finding for finding in report.findings if finding.detector == NORM), None)
+        usual = (
+            (scored.threshold, scored.typical)
+            if scored
+            else ordinary(report.model, call.level.sigma, (size[-2], size[-1]))
+        )
         table = self.texts.table(prompt.text.shape[1])
         return Start(
             prompt=prompt,
-            reference=call.given.get("negative"),
+            reference=call.given.get("negative") if self.empty is None else self.empty.expand(size[0]),
             noise=call.noise,
-            size=tuple(call.x.shape[1:]),
+            size=size[1:],
             predict=self._predictor(call),
             groups=None if table is None else table.to(prompt.text.device),
             texts=self.texts.known,
@@ -180,8 +199,8 @@ class Sampling:
             eos_padded=self.texts.eos_padded(prompt.text.shape[-1]),
             family=report.family,
             sigma=call.level.sigma,
-            threshold=None if scored is None else scored.threshold,
-            typical=None if scored is None else scored.typical,
+            threshold=usual[0],
+            typical=usual[1],
             gradients=self.network.gradients,
             word=None if self.texts.word(0) is None else lambda number: str(self.texts.word(number)),
             cancelled=self.cancelled,
@@ -197,7 +216,7 @@ class Sampling:
 
         """
         cond, uncond = call.predicted["prompt"], call.predicted["negative"]
-        level, count = call.level, self.run.report.steps or 0
+        level, count = call.level, self.count()
         predict, prompt = self._predictor(call), call.given["prompt"]
         with torch.inference_mode(False), torch.no_grad():
             step = Step(index, count, level.sigma, level.timestep, call.scale, predict, prompt, cond, uncond)
@@ -205,10 +224,14 @@ class Sampling:
             gap = effect.guided(before, step)
             return None if gap is before else uncond + gap
 
+    def count(self) -> int:
+        """Return how many steps the run has; 0 where the host cannot tell."""
+        return self.run.report.steps or 0
+
     def _predictor(self, call: Call) -> Callable[[View], Tensor]:
         def predict(view: View) -> Tensor:
             x = call.x if view.noise is None else call.latents(view.noise)
-            with self.network.following(view.edits):
+            with self.network.following(view.edits, call):
                 return self._predict(call, "prompt", view.prompt, x)
 
         return predict
@@ -228,7 +251,8 @@ def treated(given: Mapping[Role, Encoded], treatment: Treatment, effect: Effect 
         own = given.get(role)  # type: ignore[call-overload]
         if other is None or own is None:
             continue
-        made = Encoded(other.text.to(own.text), own.pooled if other.pooled is None else other.pooled.to(own.pooled))
+        pooled = own.pooled if other.pooled is None or own.pooled is None else other.pooled.to(own.pooled)
+        made = Encoded(other.text.to(own.text), pooled)
         given[role] = made  # type: ignore[index]
         if effect is not None:
             effect.changed(part, own.text, made.text)
@@ -239,3 +263,8 @@ def treated(given: Mapping[Role, Encoded], treatment: Treatment, effect: Effect 
 
 def _latents(call: Call, treatment: Treatment) -> Tensor:
     return call.x if treatment.noise is None else call.latents(treatment.noise, treatment.images)
+
+
+def flat(latents: Tensor) -> Tensor:
+    """Return latents as evidence has them, [B, C, h, w]: frames one below the other."""
+    return latents.flatten(2, 3) if latents.ndim == 5 else latents

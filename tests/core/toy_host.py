@@ -31,7 +31,7 @@ class Toy:
         return 0.1 * x / SIGMA + found.sum(1).reshape(-1, 1, 1, 1) * torch.linspace(0, 1, 64).reshape(8, 8)
 
     @contextmanager
-    def following(self, edits, effect=None):
+    def following(self, edits, call, effect=None):
         before, self.edits, self.effect = (self.edits, self.effect), edits, effect
         try:
             yield

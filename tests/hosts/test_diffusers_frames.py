@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from memguard import Guard, mitigations
-from memguard.hosts.diffusers.layouts import Layout, flat
+from memguard.hosts.diffusers.layouts import Layout
 from memguard.mitigations.base import Treatment
+from memguard.sampling import flat
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.contract_treated import OTHER, Gap, Given, other_text

@@ -43,7 +43,7 @@ def negated(cond, uncond, scale):
 class InTwo(StableDiffusionPipeline):
     """Stable Diffusion that predicts in two calls; ``order`` is that of the two, ``join`` what becomes of them."""
 
-    order, join = ("cond", "uncond"), staticmethod(plain)
+    order, join = ("prompt", "negative"), staticmethod(plain)
 
     @torch.no_grad()
     def __call__(
@@ -70,11 +70,11 @@ class InTwo(StableDiffusionPipeline):
         for number, t in enumerate(self.scheduler.timesteps):
             if self.interrupt:
                 continue
-            given, made = {"cond": cond, "uncond": uncond}, {}
-            for role in self.order if guided else ("cond",):
+            given, made = {"prompt": cond, "negative": uncond}, {}
+            for role in self.order if guided else ("prompt",):
                 scaled = self.scheduler.scale_model_input(x, t)
                 made[role] = self.unet(scaled, t, encoder_hidden_states=given[role], return_dict=False)[0]
-            g = self.join(made["cond"], made["uncond"], guidance_scale) if guided else made["cond"]
+            g = self.join(made["prompt"], made["negative"], guidance_scale) if guided else made["prompt"]
             x = self.scheduler.step(g, t, x).prev_sample
             if callback_on_step_end is not None:
                 callback_on_step_end(self, number, t, {})
@@ -82,7 +82,7 @@ class InTwo(StableDiffusionPipeline):
 
 
 class Reversed(InTwo):
-    order = ("uncond", "cond")
+    order = ("negative", "prompt")
 
 
 class Renormalised(InTwo):

@@ -18,6 +18,7 @@ from memguard.hosts.diffusers.rows import Prompts
 from memguard.hosts.diffusers.steering import Steering
 from memguard.mitigations import available, get
 from memguard.records import NeuronSet
+from memguard.sampling import Unwatched
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.test_diffusers import Diffusers, generate, noise_gap, seeded
@@ -290,7 +291,7 @@ class TestGate:
 
         guard = Guard(policy="mitigate", profile=flagging(sd))
         plain = generate(sd, prompt=PROMPT)
-        monkeypatch.setattr("memguard.hosts.diffusers.mitigating.mitigate", broken)
+        monkeypatch.setattr("memguard.sampling.mitigate", broken)
         assert torch.equal(generate(sd, guard, prompt=PROMPT), plain)
         assert "inside" in guard.report.error
         assert len(calls) == 1
@@ -467,6 +468,6 @@ def test_the_guidance_scale_of_a_pipeline_that_tells_none_is_that_of_its_call(sd
     class Silent:  # as PixArt is
         pass
 
-    assert Steering(Silent(), sd.unet, Prompts(), len, Trouble(), 5.0).guidance == 5.0
+    assert Steering(Silent(), sd.unet, Prompts(), Unwatched(), Trouble(), 5.0).guidance == 5.0
     Silent.guidance_scale = 3.0
-    assert Steering(Silent(), sd.unet, Prompts(), len, Trouble(), 5.0).guidance == 3.0
+    assert Steering(Silent(), sd.unet, Prompts(), Unwatched(), Trouble(), 5.0).guidance == 3.0

@@ -19,10 +19,11 @@ from diffusers import (
 from memguard import Guard, MemorizationStop, mitigations
 from memguard.hosts.diffusers.combination import Alike, find, parts
 from memguard.hosts.diffusers.hooks import Trouble
-from memguard.hosts.diffusers.layouts import Layout, flat
+from memguard.hosts.diffusers.layouts import Layout
 from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.received import Received, Untold, receiving
 from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored
+from memguard.sampling import flat
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.contract_treated import Gap, Given

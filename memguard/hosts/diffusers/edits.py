@@ -49,7 +49,7 @@ class Editor:
     """
 
     def __init__(self, module: nn.Module, trouble: Trouble | None = None) -> None:
-        self.trouble = trouble or Trouble()
+        self.module, self.trouble = module, trouble or Trouble()
         self.layers = cross_layers(getattr(module, "_orig_mod", module))
         self._known: dict[str, frozenset[str]] = {}  # what the processors know besides text and mask
 

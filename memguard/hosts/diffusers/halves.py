@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...host import ROLES, Role
 from .calls import Call
 from .combination import EQUAL, Combination, find, shaped
 from .rows import Unscored
@@ -33,20 +34,20 @@ class Halves:
     """The two calls of the step in progress.
 
     Attributes:
-        own: by role ("cond", "uncond"), as the pipeline has them.
+        own: by role, as the pipeline has them.
         again: made again under a treatment, by role; none where those of ``own`` were made under it already.
 
     """
 
-    own: dict[str, Call] = field(default_factory=dict)
-    again: dict[str, Call] = field(default_factory=dict)
+    own: dict[Role, Call] = field(default_factory=dict)
+    again: dict[Role, Call] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
         """Whether both calls were made."""
-        return {"cond", "uncond"} <= self.own.keys()
+        return len(self.own) == len(ROLES)
 
-    def used(self, role: str) -> Call:
+    def used(self, role: Role) -> Call:
         """Return the call whose prediction is to be used for a role."""
         return self.again.get(role, self.own[role])
 
@@ -63,7 +64,7 @@ class Halves:
             Unscored: if it cannot be told.
 
         """
-        cond, uncond = (self.own[role] for role in ("cond", "uncond"))
+        cond, uncond = (self.own[role] for role in ROLES)
         mine = [self._as(received, each, each.prediction) for each in (cond, uncond)]
         same = sample if isinstance(sample, Tensor) and sample.shape == received.shape else None
         found = None if None in mine else find(mine, received, same, scale)  # type: ignore[arg-type]
@@ -86,7 +87,7 @@ class Halves:
 
         """
         one, other = (
-            self._as(received, self.own[role], values) for role, values in (("cond", cond), ("uncond", uncond))
+            self._as(received, self.own[role], values) for role, values in zip(ROLES, (cond, uncond), strict=True)
         )
         assert one is not None and other is not None
         moved = found.put(received, one, other).to(received)

@@ -56,7 +56,7 @@ class Keeping(Reader):
 
     def _pair(self, call: Call, roles: list[str]) -> StepEvidence:
         if self.swapped:
-            roles = ["cond" if role == "uncond" else "uncond" for role in roles]
+            roles = ["prompt" if role == "negative" else "negative" for role in roles]
         return super()._pair(call, roles)
 
     def evidence(self, call: Call, rows: slice, reference: Tensor) -> StepEvidence:

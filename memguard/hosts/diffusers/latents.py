@@ -61,11 +61,15 @@ class Latents:
             with torch.no_grad():
                 self._now.copy_(self._own)
 
-    def noisy(self, call: Call, treatment: Treatment) -> Tensor | None:
-        """Return the latents of a first call under a treatment, in the model's input; None where it has no noise."""
-        noise, images = treatment.noise, treatment.images
-        if noise is None:
-            return None
+    def noisy(self, call: Call, noise: Tensor, images: Tensor | None = None) -> Tensor:
+        """Return the latents of a first call that starts from other noise, as the model gets them.
+
+        Args:
+            call: of B images, or of several blocks of them.
+            noise: of unit variance, [B, C, h, w].
+            images: numbers of those that have it; None is all.
+
+        """
         blocks = len(call.x) // len(noise)
         found = (noise * self.scale(call)).to(call.x).repeat(blocks, *(1,) * (noise.ndim - 1))
         if images is None:

@@ -80,11 +80,6 @@ class Layout:
         return cls("b (h w) c", sizes=(("h", height if height and count % height == 0 else count),))
 
 
-def flat(latents: Tensor) -> Tensor:
-    """Return latents as pictures, [B, C, h, w], frames one below the other."""
-    return rearrange(latents, "b c t h w -> b c (t h) w") if latents.ndim == 5 else latents
-
-
 def _frames(tensor: Tensor, channels: int) -> Layout | None:
     for axis, own in ((1, FRAMES), (2, "b t c h w"), (4, "b t h w c")):
         if tensor.shape[axis] == channels:

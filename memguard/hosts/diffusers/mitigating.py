@@ -6,18 +6,15 @@ Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.loop, memg
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...aside import aside
-from ...detectors.text_noise_norm import NAME as NORM
 from ...guard import Run
 from ...loop import mitigate, undone
 from ...mitigations.base import Start, Treatment
-from ...mitigations.effect import Effect
 from ...records import Attempt, StepEvidence
 from ...troubles import Told
 from .blind import Blind, Guided
@@ -28,11 +25,9 @@ from .levels import level
 from .putting import suitable
 from .reader import Reader
 from .rows import ALIKE, OWN, Unscored
-from .starting import start
-from .steering import Again, Steering
+from .steering import Steering
 
 UNREAD_ROWS = "rows of the model's calls do not tell their prompt"
-EDITED = "an edit of the attention itself is not scored by attention"
 
 
 class Mitigating:
@@ -51,7 +46,7 @@ class Mitigating:
         self, run: Run, reader: Reader, module: nn.Module, stack: ExitStack, trouble: Trouble, cfg: float | None
     ) -> None:
         self.run, self.reader, self.stack, self.module = run, reader, stack, module
-        self.steering = Steering(reader.pipe, module, reader.prompts, self._count, trouble, cfg, run.carry)
+        self.steering = Steering(reader.pipe, module, reader.prompts, run, trouble, cfg, reader)
         self.blind: Guided | None = None  # of a run that the scheduler's step has scored
         self._over = False  # whether the run was given its one chance, at its first step
 
@@ -125,65 +120,29 @@ class Mitigating:
         undone(self.run, 0 if self.steering.undo() else self.steering.treated, self.steering.trouble.error)
 
     def _first(self, call: Call, output: Any) -> Any:
-        steering, prompts, pair = self.steering, self.reader.prompts, self.reader.pair
-        made: list[tuple[Again, ...]] = []
+        steering, prompts, two = self.steering, self.reader.prompts, self.reader.pair
         try:
-            asked = [(each, {role: slice(0, len(each.text))}) for role, each in pair.items()]  # the prompt's first
+            asked = [(each, {role: slice(0, len(each.text))}) for role, each in two.items()]  # the prompt's first
             asked = asked or [(call, steering.blocks(call.text))]
-            if not pair and prompts.uncond is not None and set(asked[0][1]) != {"cond", "uncond"}:
+            if not two and prompts.uncond is not None and set(asked[0][1]) != {"prompt", "negative"}:
                 raise Unscored(EARLY)
-            if pair and not callable(getattr(self.reader.pipe.scheduler, "step", None)):
+            if two and not callable(getattr(self.reader.pipe.scheduler, "step", None)):
                 raise Unscored(STEPLESS)
         except Unscored as reason:
             self.run.learn(attempts=(Attempt("none", changes=(str(reason),)),))
             return None
-        call, blocks = asked[0]
-        scored = next((f for f in self.run.report.findings if f.detector == NORM), None)
-        began = start(
-            self.reader.pipe,
-            call,
-            blocks,
-            prompts,
-            steering.editor,
-            scored,
-            self._count,
-            steering.latents.scale(call),
-            self.run.report.model,
-        )
-
-        def redo(treatment: Treatment) -> StepEvidence:
-            with self.reader.reading_again():
-                again = steering.again(*asked[0], treatment)
-            rest = [steering.again(*each, treatment) for each in asked[1:]]
-            made.append((again, *rest))
-            cond = blocks["cond"]
-            if rest and not self.reader.wish_differs():
-                reference = rest[0].call.prediction
-            else:
-                reference = self.reader.compared(again.call, cond, blocks.get("uncond"))
-            evidence = replace(self.reader.evidence(again.call, cond, reference), step=0)
-            if treatment.edits and evidence.attention is not None:  # what was read are the projections before the edit
-                evidence = replace(evidence, attention=None, summary=None, unread=EDITED)
-            return evidence
-
-        if self.reader.wish_differs() and prompts.wished is not None:
-            began = replace(began, reference=prompts.wished.head(len(began.prompt.text)))
+        pair = steering.pair(asked)
         with steering.editor.installed(), eagerly(self.module):
-            treatment = mitigate(self.run, began, redo)
+            treatment, again = steering.sampling(pair).first(pair)
         if not treatment.changes:
             steering.calls += 1
             return None
-        steering.adopt(suitable(treatment, blocks, given=prompts.uncond is not None), call.layout)
+        steering.adopt(suitable(treatment, pair.given), call.layout)
         self.stack.enter_context(steering.editor.installed())
         set_eager(self.stack, self.module)
-        kept = next((each for each in reversed(made) if each[0].treatment.predicts_as(treatment)), ())
-        if pair:
-            steering.wait(pair, kept)
+        if two:
+            steering.wait(two, again)
             return None
-        first = kept[0] if kept else Again(Treatment(), call, output, Effect(Treatment()))
-        given = steering.guided(first)
+        given = steering.guided(pair, again, output)
         steering.calls, steering.treated = steering.calls + 1, steering.treated + 1
         return given
-
-    def _count(self, rows: int) -> None:
-        self.run.extra_rows += rows

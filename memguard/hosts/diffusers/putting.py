@@ -5,26 +5,29 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...attributions.moment import Encoded
+from ...host import Role
 from ...mitigations.base import Treatment
 from ...mitigations.edit import OTHER, Edit, Plan
 from ...mitigations.effect import Effect
+from ...sampling import treated
 from .calls import prompt_of, with_prompt
 from .levels import level
-from .rows import Encoded, Prompts
-from .starting import groups_of
+from .rows import Prompts
+from .texts import groups_of
 
 NO_GUIDANCE = "guidance is off, so there is no guidance to change"
-PARTS = {"cond": "prompt", "uncond": "reference"}  # of a Treatment, by the role of its rows
 
 
 def exchanged(
-    arguments: dict[str, Any], blocks: dict[str, slice], treatment: Treatment, effect: Effect
+    arguments: dict[str, Any], blocks: Mapping[Role, slice], treatment: Treatment, effect: Effect
 ) -> dict[str, Any]:
     """Return the arguments of a call with the text of a treatment; the same object where it has none.
 
@@ -35,25 +38,23 @@ def exchanged(
         effect: is told which text is another one.
 
     """
-    given = {"cond": treatment.prompt, "uncond": treatment.reference}
-    if not any(given[role] is not None for role in blocks):
-        return arguments
     whole = prompt_of(arguments)
+    own = {role: whole.rows(rows) for role, rows in blocks.items()}
+    given = treated(own, treatment, effect)
+    if all(given[role] is own[role] for role in blocks):
+        return arguments
     text = whole.text.clone()
     pooled = None if whole.pooled is None else whole.pooled.clone()
     for role, rows in blocks.items():
-        prompt = given[role]
-        if prompt is not None:
-            text[rows] = prompt.text.to(text)
-            if pooled is not None and prompt.pooled is not None:
-                pooled[rows] = prompt.pooled.to(pooled)
-            effect.changed(PARTS[role], whole.text[rows], text[rows])
+        text[rows], vector = given[role].text, given[role].pooled
+        if pooled is not None and vector is not None:
+            pooled[rows] = vector
     return with_prompt(arguments, Encoded(text, pooled))
 
 
-def suitable(treatment: Treatment, blocks: dict[str, slice], given: bool) -> Treatment:
-    """Return a treatment without the guidance that this pipeline has no place for, and the reason in its notes."""
-    if not treatment.guidance or given or {"cond", "uncond"} <= set(blocks):
+def suitable(treatment: Treatment, given: Mapping[Role, Encoded]) -> Treatment:
+    """Return a treatment without the guidance that a pipeline without a negative prompt has no place for."""
+    if not treatment.guidance or "negative" in given:
         return treatment
     return replace(treatment, guidance=()).note(f"guidance was left alone: {NO_GUIDANCE}")
 
@@ -65,10 +66,14 @@ class Plans:
         pipe: the pipeline.
         prompts: what it encodes in this run.
 
+    Attributes:
+        under: the plan that another mitigation has for the call in progress; its edits act first.
+
     """
 
     def __init__(self, pipe: Any, prompts: Prompts) -> None:
         self.pipe, self.prompts = pipe, prompts
+        self.under: Plan | None = None
         self._groups: Tensor | None = None
         self._plan_for: Any = None  # what the plan below was made for; it holds for all calls of a run
         self._planned: Plan | None = None
@@ -76,11 +81,10 @@ class Plans:
     def plan(
         self,
         arguments: dict[str, Any],
-        blocks: dict[str, slice],
+        blocks: Mapping[Role, slice],
         edits: tuple[Edit, ...],
         effect: Effect,
         index: int,
-        under: Plan | None = None,
     ) -> Plan | None:
         """Return the plan of a call; None without edits.
 
@@ -90,7 +94,6 @@ class Plans:
             edits: of the treatment.
             effect: is told which edits act.
             index: of the call.
-            under: the plan that another mitigation has for the call already; its edits act first.
 
         """
         if not edits:
@@ -102,9 +105,9 @@ class Plans:
             self._plan_for, self._planned = key, self._new(edits, text, blocks)
         assert self._planned is not None
         self._planned.step, self._planned.sigma, self._planned.effect = index, sigma, effect
-        return self._planned if under is None else under.followed_by(self._planned)
+        return self._planned if self.under is None else self.under.followed_by(self._planned)
 
-    def table(self, text: Tensor, blocks: dict[str, slice]) -> Tensor | None:
+    def table(self, text: Tensor, blocks: Mapping[Role, slice]) -> Tensor | None:
         """Return what stands in each column of the prompt's rows; None where that is not known."""
         if self._groups is None:
             rows = len(text) // len(blocks)
@@ -112,13 +115,13 @@ class Plans:
             self._groups = None if table is None else table.to(text.device)
         return self._groups
 
-    def _new(self, edits: tuple[Edit, ...], text: Tensor, blocks: dict[str, slice]) -> Plan:
+    def _new(self, edits: tuple[Edit, ...], text: Tensor, blocks: Mapping[Role, slice]) -> Plan:
         conditional = torch.zeros(len(text), dtype=torch.bool, device=text.device)
-        if "cond" in blocks:
-            conditional[blocks["cond"]] = True
+        if "prompt" in blocks:
+            conditional[blocks["prompt"]] = True
         found = None
         table = self.table(text, blocks)
-        if table is not None and "cond" in blocks:
+        if table is not None and "prompt" in blocks:
             found = torch.full(text.shape[:2], OTHER, dtype=torch.int8, device=text.device)
-            found[blocks["cond"]] = table
+            found[blocks["prompt"]] = table
         return Plan(edits, conditional, found)

@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import Tensor, equal, nn, no_grad
 
-from ...attributions import attention
+from ...attributions.attention import mass
 from ...attributions.moment import Encoded
+from ...host import ROLES, Role
 from ...records import Reference, StepEvidence
+from ...sampling import flat
 from ...steps import Steps
 from .attention import Reading
 from .calls import Call
-from .layouts import flat
 from .levels import level, steps_of
 from .listener import Listener
 from .pipes import family, latent_pixels, learns_variance, model_calls, unguided
@@ -87,8 +88,8 @@ class Reader:
         self.why = ""  # why rows do not tell their prompt; the scheduler's step is waited for
         self._unguided = False  # whether that is because guidance is off
         self._batched = False  # both prompts were seen in one call
-        self._half: tuple[str, Call] | None = None  # of a pair that comes in two calls
-        self.pair: dict[str, Call] = {}  # the last one, by role
+        self._half: tuple[Role, Call] | None = None  # of a pair that comes in two calls
+        self.pair: dict[Role, Call] = {}  # the last one, by role
         self._full_noise: bool | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -167,14 +168,14 @@ class Reader:
         cond, uncond = self.prompts.cond, self.prompts.uncond
         if cond is not None and uncond is not None and cond.same(uncond) and not self.wish_differs():
             raise Unscored(SAME)
-        if sorted(roles) == ["cond", "uncond"]:
+        if sorted(roles) == sorted(ROLES):
             self._batched = True
             return self._pair(call, roles)
-        if roles == ["cond"]:
+        if roles == ["prompt"]:
             return self._alone(call)
-        if roles == ["uncond"]:
-            return self._second("uncond", call)
-        if roles.count("cond") > 1 or roles.count("uncond") > 1:
+        if roles == ["negative"]:
+            return self._second("negative", call)
+        if roles.count("prompt") > 1 or roles.count("negative") > 1:
             raise Unscored(
                 f"one model call holds the rows {' + '.join(roles)}: the plain predictions cannot be told from those"
                 " of another guidance (PAG, image guidance, ...)"
@@ -184,7 +185,7 @@ class Reader:
     def _pair(self, call: Call, roles: list[str]) -> StepEvidence:
         n = len(call.text) // 2
         blocks = {role: slice(i * n, (i + 1) * n) for i, role in enumerate(roles)}
-        cond, uncond = blocks["cond"], blocks["uncond"]
+        cond, uncond = blocks["prompt"], blocks["negative"]
         if not equal(call.x[cond].nan_to_num(), call.x[uncond].nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
         return self.evidence(call, cond, self.compared(call, cond, uncond))
@@ -205,9 +206,9 @@ class Reader:
             return None  # a further prediction of another guidance (skip-layer guidance), at a step that was read
         if self.wish_differs():
             return self.evidence(call, everything, self._spend(call, everything))
-        return self._second("cond", call)
+        return self._second("prompt", call)
 
-    def _second(self, role: str, call: Call) -> StepEvidence | None:
+    def _second(self, role: Role, call: Call) -> StepEvidence | None:
         """Keep the first half of a pair that comes in two calls; return the evidence when the second comes."""
         if self._half is None or self._half[0] == role:
             self._half = (role, call)
@@ -215,8 +216,8 @@ class Reader:
         first, self._half = self._half[1], None
         if not equal(first.timestep, call.timestep) or not equal(first.x.nan_to_num(), call.x.nan_to_num()):
             raise Unscored("the prompt and the negative prompt act on different latents")
-        cond, uncond = (call, first) if role == "cond" else (first, call)
-        self.pair = {"cond": cond, "uncond": uncond}
+        cond, uncond = (call, first) if role == "prompt" else (first, call)
+        self.pair = {"prompt": cond, "negative": uncond}
         return self.evidence(cond, slice(0, len(cond.text)), uncond.prediction)
 
     def wish_differs(self) -> bool:
@@ -273,14 +274,14 @@ class Reader:
             reference=self.reference,
             full_noise=self._full_noise,
             prompts=numbers if any(numbers := Encoded(call.text[rows]).prompts()) else (),
-            **self._attention(call, rows),
+            **self.attention(call, rows),
         )
 
     def reading_again(self) -> AbstractContextManager[None]:
         """Return the block in which a call of our own is read as the pipeline's are, where attention is asked for."""
         return self.read.again() if isinstance(self.read, Reading) else nullcontext()
 
-    def _attention(self, call: Call, rows: slice) -> dict[str, Any]:
+    def attention(self, call: Call, rows: slice) -> dict[str, Any]:
         """Return what StepEvidence holds of the attention of these rows."""
         if not isinstance(self.read, Reading):
             return {"unread": self.read or ""}
@@ -288,7 +289,7 @@ class Reader:
             probabilities = self._read_attention(self.read, call, rows)
         except Unscored as reason:
             return {"unread": str(reason)}
-        masses = {name: attention.mass(found) for name, found in probabilities.items()}
+        masses = {name: mass(found) for name, found in probabilities.items()}
         last = summary(self.pipe, self.prompts.texts, call.text.shape[1], rows.stop - rows.start)
         return {"attention": masses, "summary": None if last is None else last.to(call.text.device)}
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ...records import StepEvidence
+from ...sampling import flat
 from .combination import Alike, Combination, find, parts
 from .hooks import Trouble
-from .layouts import Layout, flat
+from .layouts import Layout
 from .levels import Level, gain, level
 from .pipes import family, model_calls
 from .rows import ALIKE, ONCE, Unscored

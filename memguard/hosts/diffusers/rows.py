@@ -220,7 +220,7 @@ class Prompts:
             return _split(encode(**settings))
 
     def roles(self, text: Tensor) -> list[str]:
-        """Return "cond", "uncond" or "unknown" for each block of rows, in order.
+        """Return "prompt", "negative" or "unknown" for each block of rows, in order.
 
         Args:
             text: encoder_hidden_states of a call, [blocks * rows, tokens, d].
@@ -244,8 +244,8 @@ class Prompts:
         is_cond = [_same(block, self.cond.text) for block in blocks]
         is_uncond = [self.uncond is not None and _same(block, self.uncond.text) for block in blocks]
         if is_cond == is_uncond == [True, True]:
-            return ["uncond", "cond"]  # the prompt is the negative prompt; diffusers' order
-        return ["cond" if c else "uncond" if u else "unknown" for c, u in zip(is_cond, is_uncond, strict=True)]
+            return ["negative", "prompt"]  # the prompt is the negative prompt; diffusers' order
+        return ["prompt" if c else "negative" if u else "unknown" for c, u in zip(is_cond, is_uncond, strict=True)]
 
 
 def _split(result: Any) -> tuple[Encoded, Encoded | None]:

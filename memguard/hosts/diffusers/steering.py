@@ -5,33 +5,32 @@ Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from ...host import ROLES, Role
 from ...mitigations.base import Treatment
-from ...mitigations.edit import Plan
 from ...mitigations.effect import Effect
-from .caches import ANSWERED
-from .calls import Call, as_given, by_name, output_of, tensor_of, with_latents
+from ...run import Run
+from ...sampling import Made, Unwatched
+from .calls import Call, as_given, by_name, with_latents
 from .combination import Alike
 from .edits import PLAN, Editor, following
 from .halves import Halves
 from .hooks import Trouble
 from .latents import Latents
 from .layouts import Layout
-from .levels import gain, level
+from .pair import Pair
 from .pipes import learns_variance
 from .putting import Plans, exchanged
+from .reader import Reader
 from .rows import OWN, SWAPPED, Prompts, Unscored, own
-from .starting import Count, step
+from .sampling import Again, Sampling
 
-Choose = Callable[[Call, dict[str, slice]], Treatment]
-Carry = Callable[[Treatment], Effect]
+Choose = Callable[[Pair], Treatment]
 
 
 class Steering:
@@ -41,10 +40,10 @@ class Steering:
         pipe: the pipeline.
         module: its denoiser.
         prompts: what it encodes in this run.
-        count: told the rows that the treatment costs.
+        run: of the guard, or Unwatched.
         trouble: of the run.
         cfg: guidance scale that the pipeline was called with, if it tells none itself.
-        carry: gives what is told of a treatment that is carried out, such as ``Run.carry``.
+        reader: scores the first step; None where nobody does.
         choose: asked at the first model call, before it is made, for the treatment of the run; None leaves the run as
             it is until ``adopt``.
 
@@ -58,14 +57,14 @@ class Steering:
         pipe: Any,
         module: nn.Module,
         prompts: Prompts,
-        count: Count,
+        run: Run | Unwatched,
         trouble: Trouble,
         cfg: float | None = None,
-        carry: Carry = Effect,
+        reader: Reader | None = None,
         choose: Choose | None = None,
     ) -> None:
-        self.pipe, self.module, self.prompts, self.count, self.choose = pipe, module, prompts, count, choose
-        self.trouble, self.carry, self.cfg = trouble, carry, cfg
+        self.pipe, self.module, self.prompts, self.run, self.choose = pipe, module, prompts, run, choose
+        self.trouble, self.cfg, self.reader = trouble, cfg, reader
         self.editor = Editor(module, trouble)
         self.treatment = Treatment()
         self.effect = Effect(self.treatment)
@@ -77,14 +76,25 @@ class Steering:
         self.listen: Callable[[], object] = lambda: None
         self._listens = False
         self._waits = 0  # calls of the first step that are exchanged at the scheduler's
-        self.first: tuple[Effect, ...] = ()  # of the calls that were made again, until their predictions are used
+        self.first: Effect | None = None  # of the calls that were made again, until their predictions are used
         self.plans = Plans(pipe, prompts)
+        self._sampling: Sampling | None = None
         self._seen: Tensor | None = None
         self._roles: list[str] = []
         self._planned = False  # whether layers follow a plan of this run's now
-        self._under: Plan | None = None  # that of another mitigation for the call in progress
 
-    def blocks(self, text: Tensor) -> dict[str, slice]:
+    def pair(self, calls: Sequence[tuple[Call, Mapping[Role, slice]]], scale: float | None = None) -> Pair:
+        """Return a step's predictions, of calls and which of their rows carry the prompt and which do not."""
+        others: dict[Role, Any] = {"prompt": self.prompts.cond, "negative": self.prompts.uncond}
+        return Pair(self.pipe.scheduler, calls, self.latents, self.guidance if scale is None else scale, others)
+
+    def sampling(self, pair: Pair) -> Sampling:
+        """Return the driver of the run."""
+        if self._sampling is None:
+            self._sampling = Sampling(self.run, pair, self.editor, self.latents, self.plans, self.reader)
+        return self._sampling
+
+    def blocks(self, text: Tensor) -> dict[Role, slice]:
         """Return which rows of a call carry the prompt and which do not.
 
         Raises:
@@ -93,34 +103,36 @@ class Steering:
         """
         if self._seen is not text:
             self._seen, self._roles = text, self.prompts.roles(text)
-        if not set(self._roles) <= {"cond", "uncond"} or len(set(self._roles)) < len(self._roles):
+        if not set(self._roles) <= {"prompt", "negative"} or len(set(self._roles)) < len(self._roles):
             raise Unscored(
                 f"one model call holds the rows {' + '.join(self._roles)}; only prompt and negative are known"
             )
         return self._split(len(text))
 
-    def _split(self, rows: int) -> dict[str, slice]:
+    def _split(self, rows: int) -> dict[Role, slice]:
         n = rows // len(self._roles)
-        return {role: slice(i * n, (i + 1) * n) for i, role in enumerate(self._roles)}
+        return {cast(Role, role): slice(i * n, (i + 1) * n) for i, role in enumerate(self._roles)}
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments of a model call under the treatment; the signature is that of a forward pre-hook."""
         if OWN.get():
             return None
-        self._asked, self._under = None, PLAN.get()
+        self._asked, self.plans.under = None, PLAN.get()
         arguments = by_name(module, args, kwargs)
         if self.choose is not None:
             call, (choose, self.choose) = Call.of(module, args, kwargs, None), (self.choose, None)
-            self.adopt(choose(call, self.blocks(call.text)), call.layout)
+            self.adopt(choose(self.pair([(call, self.blocks(call.text))])), call.layout)
             self._asked = args, kwargs
-            arguments = with_latents(arguments, self.latents.noisy(call, self.treatment), call.layout)
+            noise = self.treatment.noise
+            x = None if noise is None else self.latents.noisy(call, noise, self.treatment.images)
+            arguments = with_latents(arguments, x, call.layout)
         if not self.treatment.changes:
             return None
         self._asked = args, kwargs
         blocks = self.blocks(arguments["encoder_hidden_states"])
         if self._in_two():
             self._stand()
-        plan = self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls, self._under)
+        plan = self.plans.plan(arguments, blocks, self.treatment.edits, self.effect, self.calls)
         if plan is not None:
             PLAN.set(plan)
             self._planned = True
@@ -140,11 +152,14 @@ class Steering:
             return None
         if self._in_two():
             # its text may be the treatment's, by which rows cannot be told
-            self.halves.own[self._roles[0]] = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
+            self.halves.own[cast(Role, self._roles[0])] = Call.of(
+                module, args, kwargs, output, learns_variance(self.pipe)
+            )
         else:
             if self.treatment.guidance:
                 call = Call.of(module, args, kwargs, output, learns_variance(self.pipe))
-                given = self._guided(call, output, self.effect)
+                # its text may be the treatment's, by which rows cannot be told
+                given = self._guided(self.pair([(call, self._split(len(call.text)))]), output)
             self.calls += 1
         self.treated, self._asked = self.treated + 1, None
         return given
@@ -167,21 +182,22 @@ class Steering:
         if self.treatment.guidance or halves.again:
             with suppress(*(() if halves.again else (Alike,))):  # without a gap there is nothing to guide by
                 received = self._exchanged(halves, received, sample)
-        self.first, self.calls = (), self.calls + 1
+        self.first, self.calls = None, self.calls + 1
         self.treated, self._waits = self.treated + self._waits, 0
         return received
 
     def _exchanged(self, halves: Halves, received: Tensor, sample: Any) -> Tensor:
-        cond, uncond = halves.used("cond"), halves.used("uncond")
         found = halves.combined(received, sample, self.cfg)
-        moved = self._moved(cond, uncond, found.scale) if self.treatment.guidance else None
-        if moved is None and not halves.again:
+        used = [(each := halves.used(role), {role: slice(0, len(each.text))}) for role in ROLES]
+        pair = self.pair(used, found.scale)
+        moved = bool(self.treatment.guidance) and self._move(pair)
+        if not moved and not halves.again:
             return received
-        predicted = cond.prediction if moved is None else moved
-        made = halves.put(found, received, predicted, uncond.prediction, self.treatment.images)
-        for each in self.first:
-            self.effect.join(each)
-        if moved is not None:
+        cond, uncond = (pair.prediction(role) for role in ROLES)
+        made = halves.put(found, received, cond, uncond, self.treatment.images)
+        if self.first is not None:
+            self.effect.join(self.first)
+        if moved:
             self.effect.written()
         return made
 
@@ -190,7 +206,7 @@ class Steering:
         if OWN.get() or self._asked is None:
             return None
         (args, kwargs), self._asked = self._asked, None
-        with own(module), following(self._under):
+        with own(module), following(self.plans.under):
             return module(*args, **kwargs)
 
     def undo(self) -> bool:
@@ -208,46 +224,28 @@ class Steering:
 
     def adopt(self, treatment: Treatment, layout: Layout) -> None:
         """Take a treatment for the calls that follow; its noise goes into the pipeline's own latents."""
-        self.treatment, self.effect = treatment, self.carry(treatment)
+        self.treatment, self.effect = treatment, self.run.carry(treatment)
         self.latents.take(treatment, layout, self.effect)
 
-    def again(self, call: Call, blocks: dict[str, slice], treatment: Treatment) -> Again:
-        """Make the first call again under a treatment.
+    def guided(self, pair: Pair, again: Made | None, output: Any) -> Any:
+        """Return the output of the first call, made again or not, with the gap of the treatment's guidance."""
+        if isinstance(again, Again):
+            pair, (output,) = again.pair, again.outputs
+            self.effect.join(again.effect)
+        changed = self._guided(pair, output) if self.treatment.guidance else None
+        return output if changed is None else changed
 
-        Raises:
-            Unscored: if the model answers other input with the same tensor: a cache between steps answers.
-
-        """
-        effect = Effect(treatment)
-        moved = with_latents(call.arguments, self.latents.noisy(call, treatment), call.layout)
-        arguments = exchanged(moved, blocks, treatment, effect)
-        under = PLAN.get() if self._under is None else self._under
-        plan = self.plans.plan(arguments, blocks, treatment.edits, effect, self.calls, under)
-        with following(under if plan is None else plan):
-            output = call.made(arguments)
-        self.count(len(call.text))
-        args, kwargs = as_given(self.module, arguments, call.positional)
-        made = Call.of(self.module, args, kwargs, output, learns_variance(self.pipe))
-        if (arguments is not moved or treatment.noise is not None) and torch.equal(made.prediction, call.prediction):
-            raise Unscored(ANSWERED)
-        return Again(treatment, made, output, effect)
-
-    def guided(self, first: Again) -> Any:
-        """Return the output of the first call, made again, with the gap of the treatment's guidance."""
-        self.effect.join(first.effect)
-        changed = self._guided(first.call, first.output, self.effect) if self.treatment.guidance else None
-        return first.output if changed is None else changed
-
-    def wait(self, pair: dict[str, Call], kept: tuple[Again, ...]) -> None:
+    def wait(self, pair: dict[Role, Call], again: Made | None) -> None:
         """Let the scheduler's step of two calls, which were the first, take what was made again of them.
 
         Args:
             pair: the calls by role, that of the prompt first.
-            kept: the same under the treatment; none where it predicts alike.
+            again: the same under the treatment; None where it predicts alike.
 
         """
-        self.halves = Halves(dict(pair), {role: each.call for role, each in zip(pair, kept, strict=False)})
-        self.first, self.calls, self._waits = tuple(each.effect for each in kept), 0, len(pair)
+        made = [call for call, _ in again.pair.calls] if isinstance(again, Again) else []
+        self.halves = Halves(dict(pair), dict(zip(pair, made, strict=False)))
+        self.first, self.calls, self._waits = None if again is None else again.effect, 0, len(pair)
         self._stand()
 
     @property
@@ -256,43 +254,17 @@ class Steering:
         own = getattr(self.pipe, "guidance_scale", None)
         return float(own if isinstance(own, int | float) else self.cfg or 0.0)
 
-    def _guided(self, call: Call, output: Any, effect: Effect) -> Any:
-        blocks = self._split(len(call.text))  # its text may be the treatment's, by which rows cannot be told
-        cond, uncond = (call.part(blocks[role]) for role in ("cond", "uncond"))
-        moved = self._moved(cond, uncond, self.guidance)
-        if moved is None:
+    def _guided(self, pair: Pair, output: Any) -> Any:
+        if not self._move(pair):
             return None
-        changed = call.layout.latents(tensor_of(output)).clone()
-        channels = call.prediction.shape[1]
-        rows = slice(None) if self.treatment.images is None else self.treatment.images
-        changed[blocks["cond"], :channels][rows] = moved.to(changed)[rows]
-        effect.written()
-        return output_of(output, call.layout.back(changed))
+        made = pair.output(output)
+        self.effect.written()
+        return made
 
-    def _moved(self, cond: Call, uncond: Call, scale: float) -> Tensor | None:
-        """Return the prediction with the prompt that leads to the gap of the treatment's guidance; None: its own.
-
-        Args:
-            cond: the prompt's rows.
-            uncond: the others.
-            scale: guidance scale.
-
-        """
-        here = level(self.pipe.scheduler, cond.timestep)
-        both = here.convert(cond.prediction, cond.x), here.convert(uncond.prediction, cond.x)
-        groups = self.plans.table(cond.text, {"cond": slice(None)})
-        everything = slice(0, len(cond.text))
-        now = step(self.pipe, cond, everything, self.calls, scale, both, groups, self.count)
-        before = both[0] - both[1]
-        gap = self.effect.guided(before, now)
-        return None if gap is before else uncond.prediction.float() + gap / gain(here)
-
-
-@dataclass(frozen=True)
-class Again:
-    """The first call made again: under what, the call and its output, and what the treatment changed in it."""
-
-    treatment: Treatment
-    call: Call
-    output: Any
-    effect: Effect
+    def _move(self, pair: Pair) -> bool:
+        """Put the prediction that leads to the gap of the treatment's guidance; return whether there is another."""
+        moved = self.sampling(pair).guided(pair, self.calls, self.effect)
+        if moved is None:
+            return False
+        pair.put({"prompt": moved}, self.treatment.images)
+        return True

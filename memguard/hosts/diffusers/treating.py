@@ -19,17 +19,18 @@ from ...loop import BROKEN
 from ...mitigations.base import Mitigation, Parity, Treatment
 from ...mitigations.effect import NOTHING
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
+from ...sampling import Unwatched
 from ...troubles import NotFinite, Told, careful, in_words
 from . import pipes
 from .calls import Call
-from .edits import PLAN, Editor
+from .edits import PLAN
 from .hooks import Trouble, eagerly, listening, set_eager
 from .latents import keeping_latents
 from .methods import encoding, methods
+from .pair import Pair
 from .putting import suitable
 from .received import receiving
 from .rows import OWN, SWAPPED, UNCALLED, Enough, Prompts, until_enough
-from .starting import start
 from .steering import Steering
 
 log = logging.getLogger("memguard")
@@ -103,9 +104,8 @@ class _Treating:
             self.model = pipes.name_of(self.module)
         cfg = pipes.guidance(pipes.arguments(call, (pipe, *args), kwargs))
         self.prompts = Prompts()
-        self.steering = now = Steering(
-            pipe, self.module, self.prompts, lambda rows: None, self.trouble, cfg, choose=self._choose
-        )
+        run = Unwatched(model=self.model, family=pipes.family(self.module))
+        self.steering = now = Steering(pipe, self.module, self.prompts, run, self.trouble, cfg, choose=self._choose)
         stack.enter_context(now.editor.installed())
         stack.enter_context(eagerly(self.module))
         set_eager(stack, self.module)
@@ -120,27 +120,17 @@ class _Treating:
         if self.steering is not None:
             self.steering.undo()
 
-    def _choose(self, call: Call, blocks: dict[str, slice]) -> Treatment:
-        assert self.steering is not None and self.prompts is not None and self.model is not None
-        steering, title = self.steering, self.mitigation.TITLE
+    def _choose(self, pair: Pair) -> Treatment:
+        assert self.steering is not None
+        title = self.mitigation.TITLE
         with aside(self.module):
-            began = start(
-                steering.pipe,
-                call,
-                blocks,
-                self.prompts,
-                steering.editor,
-                None,
-                steering.count,
-                steering.latents.scale(call),
-                self.model,
-            )
+            began = self.steering.sampling(pair).start(pair)
             try:
                 treatment = self.mitigation.treat(began, Treatment())
             except BROKEN as error:
                 log.warning(LEFT, title, in_words(error))
                 return Treatment()
-        found = suitable(treatment, blocks, given=self.prompts.uncond is not None)
+        found = suitable(treatment, pair.given)
         for note in found.notes[len(treatment.notes) :]:
             log.warning("%s: %s", title, note)
         return found
@@ -202,14 +192,14 @@ def optimize_prompt(
     }
     call |= pipes.size(pipe, module, height, width)
     prompts, found = Prompts(), []
-    editor = Editor(module)
-    steering = Steering(pipe, module, prompts, lambda rows: None, Trouble())
+    steering = Steering(pipe, module, prompts, Unwatched(family=pipes.family(module)), Trouble())
 
     def before(called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if OWN.get():
             return
         first = Call.of(called, args, kwargs, None)
-        began = start(pipe, first, steering.blocks(first.text), prompts, editor, None, lambda rows: None, 1.0, "")
+        pair = steering.pair([(first, steering.blocks(first.text))])
+        began = steering.sampling(pair).start(pair)
         found.append(optimize(settings, began, Treatment(), settings.target)[0])
         raise Enough
 

@@ -49,7 +49,9 @@ class Watch(Treated):
         """The number of value neurons of each layer of cross-attention."""
         return self.editor.widths
 
-    def following(self, edits: tuple[Edit, ...], effect: Effect | None = None) -> AbstractContextManager[Any]:
+    def following(
+        self, edits: tuple[Edit, ...], call: Any, effect: Effect | None = None
+    ) -> AbstractContextManager[Any]:
         """Let cross-attention follow edits in calls of ours."""
         return self.editor.following(edits, effect) if edits else nullcontext()
 

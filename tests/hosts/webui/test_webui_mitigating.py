@@ -10,7 +10,7 @@ import torch
 from memguard import testbed
 from memguard.calibration import Conditions, Profile, fit
 from memguard.hosts.diffusers.edits import Editor, following
-from memguard.hosts.diffusers.starting import groups_of
+from memguard.hosts.diffusers.texts import groups_of
 from memguard.mitigations import available
 from memguard.mitigations.attention_scaling import ScaleAndMask
 from memguard.mitigations.edit import PADDING, Plan
