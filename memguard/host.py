@@ -8,7 +8,7 @@ May import: memguard.attributions.moment, memguard.mitigations, memguard.records
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from .attributions.moment import Encoded
+from .mitigations.base import Encode
 from .mitigations.edit import Edit
 from .mitigations.effect import Effect
 from .records import Parameterization
@@ -96,15 +97,6 @@ class Call(Protocol):
     def predict(self, role: Role, prompt: Encoded, x: Tensor) -> Tensor:
         """Return the prediction of latents with a prompt in the place of a role's; follows torch's gradient mode."""
 
-    def exchange(self, given: Mapping[Role, Encoded]) -> None:
-        """Take what a treatment conditions the network on from this call on."""
-
-    def put(self, predicted: Mapping[Role, Tensor], images: Tensor | None = None) -> None:
-        """Let the sampler go on with other predictions, of these images or of all; others stay bit for bit."""
-
-    def undo(self) -> None:
-        """Let the sampler go on as if nothing had been put."""
-
 
 class Network(Protocol):
     """The network of a run.
@@ -142,8 +134,9 @@ class Texts(Protocol):
     def table(self, columns: int) -> Tensor | None:
         """Return what stands in each column of the prompts, int8 [B or 1, columns]; None where that is not known."""
 
-    def encode(self, texts: Sequence[str], padding: int | None = None) -> Encoded:
-        """Encode other texts as the host encodes its own, one row each; see memguard.mitigations.base.Encode."""
+    @property
+    def encode(self) -> Encode | None:
+        """Encodes other texts as the host encodes its own, one row each; None where it cannot."""
 
     def word(self, number: int) -> str | None:
         """Return the text of a token of CLIP's vocabulary; None where there is no such tokenizer."""

@@ -106,11 +106,12 @@ class Sampling:
         self.run, self.network, self.texts = run, network, texts
         self.empty, self.read, self.cancelled = empty, read, cancelled
 
-    def first(self, call: Call) -> tuple[Treatment, Made | None]:
+    def first(self, call: Call, same_prompt: bool = True) -> tuple[Treatment, Made | None]:
         """Return the treatment of a flagged run, and its first call as it is predicted under it, where that changed.
 
         Args:
             call: by which the run was flagged, or an earlier pass whose verdict it took over.
+            same_prompt: whether that earlier pass had this run's prompt.
 
         """
         assert isinstance(self.run, Run)
@@ -125,7 +126,10 @@ class Sampling:
             return replace(first, noise_cond=made.predicted["prompt"], noise_uncond=other, **unread | made.attention)
 
         with torch.inference_mode(False), torch.no_grad():
-            treatment = (repeat if takes_over(run) else mitigate)(run, self.start(call), redo)
+            if takes_over(run):
+                treatment = repeat(run, self.start(call), redo if run.evidence else None, same_prompt)
+            else:
+                treatment = mitigate(run, self.start(call), redo)
         found = (made for other, made in reversed(tried) if other.predicts_as(treatment))
         return treatment, next(found, None)
 

@@ -11,7 +11,7 @@ from memguard.attributions.moment import Encoded
 from memguard.mitigations.base import Mitigation, Treatment, View
 from memguard.mitigations.edit import Edit
 from memguard.mitigations.effect import Effect
-from memguard.sampling import SAME, Sampling, same, treated, unscored
+from memguard.sampling import SAME, Sampling, Unwatched, flat, same, treated, unscored
 from tests.core.toy_host import SIGMA, Call, Texts, Toy, sample
 
 FAMOUS, PLAIN = "a famous fox", "a fox"
@@ -139,6 +139,40 @@ def test_a_start_is_what_the_call_was_given():
     torch.testing.assert_close(start.gap(Treatment(edits=(Fewer(0.5),))), 0.5 * gap)  # the reference is not edited
 
 
+def test_a_start_is_compared_with_the_empty_prompt_where_the_score_is():
+    made, driver = call(PLAIN, FAMOUS)
+    driver.empty = driver.texts.encode(["a fox"])
+    start = driver.start(made)
+    assert start.reference.text.shape == (2, 1, 2) and bool((start.reference.text[..., 0] == 0.02).all())
+    alone, driver = call(PLAIN)
+    alone.given = {"prompt": alone.given["prompt"]}
+    assert driver.start(alone).reference is None
+
+
+def test_without_a_finding_the_levels_are_those_of_a_stored_profile(monkeypatch):
+    asked = []
+    monkeypatch.setattr("memguard.sampling.ordinary", lambda *have: asked.append(have) or (0.3, 0.1))
+    made, driver = call(PLAIN)
+    made.x = torch.zeros(1, 4, 3, 8, 6)
+    driver.run = Unwatched(model="00000000cafe0001", family="sdxl", steps=9)
+    start = driver.start(made)
+    assert (start.threshold, start.typical, start.model, start.family) == (0.3, 0.1, "00000000cafe0001", "sdxl")
+    assert asked == [("00000000cafe0001", SIGMA, (8, 6))] and start.size == (4, 3, 8, 6)
+    assert driver.count() == 9 and driver.run.carry(Treatment()).done == ()
+
+
+def test_frames_lie_below_each_other_in_evidence():
+    frames = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
+    assert flat(frames).shape == (1, 2, 6, 2)
+    assert torch.equal(flat(frames)[:, :, 2:4], frames[:, :, 1]) and flat(frames[:, :, 0]).shape == (1, 2, 2, 2)
+
+
+def test_a_vector_that_the_call_does_not_take_is_not_given_to_it():
+    own = {"prompt": Encoded(torch.ones(1, 2, 3))}
+    other = Treatment(prompt=Encoded(torch.zeros(1, 2, 3), torch.zeros(1, 4)))
+    assert treated(own, other)["prompt"].pooled is None
+
+
 def test_only_what_differs_is_told_of_a_treated_text():
     given = {"prompt": Encoded(torch.ones(1, 2, 3), torch.ones(1, 4)), "negative": Encoded(torch.zeros(1, 2, 3))}
     kept = Treatment(prompt=Encoded(torch.ones(1, 2, 3, dtype=torch.float64))).note("text")
@@ -241,9 +275,15 @@ def test_a_run_that_took_over_a_verdict_repeats_what_the_first_one_went_on_with(
     made, driver = call(FAMOUS)
     kept = Treatment(edits=(Fewer(0.5),))
     monkeypatch.setattr("memguard.sampling.takes_over", lambda run: True)
-    monkeypatch.setattr("memguard.sampling.repeat", lambda run, start, redo: redo(kept) and kept)
+    told = []
+    monkeypatch.setattr(
+        "memguard.sampling.repeat", lambda run, start, redo, same: told.append(same) or (redo and redo(kept) and kept)
+    )
     driver.run.evidence.append(driver.evidence(made, 0, ()))
     treatment, found = driver.first(made)
     assert treatment is kept
     ramp = torch.linspace(0, 1, 64).reshape(8, 8)
     torch.testing.assert_close(found.predicted["prompt"] - found.predicted["negative"], (3 * ramp).expand(1, 4, 8, 8))
+    assert driver.first(made, same_prompt=False)[0] is kept and told == [True, False]
+    driver.run.evidence.clear()
+    assert driver.first(made)[0] is None  # without a score of its own there is nothing to score again

@@ -54,8 +54,12 @@ class Call:
         """Return the prediction under each role's conditionings, in units of epsilon (velocity for flow models)."""
         with aside(self.x):
             made = comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, self.x, self.sigma, self.options)
+        return [self.noise(denoised) for denoised in made]
+
+    def noise(self, denoised: Tensor) -> Tensor:
+        """Return a denoised prediction of the call in units of epsilon (velocity for flow models), float32."""
         sigma = self.sigma.float().reshape(-1, *[1] * (self.x.ndim - 1))
-        return [(self.x.float() - denoised.float()) / sigma for denoised in made]
+        return (self.x.float() - denoised.float()) / sigma
 
     def active(self, cond: Cond) -> bool:
         """Whether a conditioning acts at this noise level."""

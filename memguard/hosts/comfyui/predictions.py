@@ -67,15 +67,8 @@ class Predictions:
         """Return what was found, as evidence."""
         reference = self.reference
         assert reference is not None
-        noise = {role: noise for role, (noise, _) in self.found.items()}
-        return self.evidence_of(
-            step, sigma, noise, reference, both(self.found[roles.PROMPT][1], self.found[reference][1])
-        )
-
-    def evidence_of(
-        self, step: int, sigma: Tensor, noise: dict[str, Tensor], reference: str, covered: Tensor | None
-    ) -> StepEvidence:
-        """Return predictions by role, in units of epsilon, as evidence."""
+        (cond, acts), (uncond, other) = self.found[roles.PROMPT], self.found[reference]
+        covered = both(acts, other)
         sampling = self.guider.inner_model.model_sampling
         return StepEvidence(
             step=step,
@@ -83,15 +76,15 @@ class Predictions:
             sigma=float(sigma[0]),
             sigma_max=float(sampling.sigma_max),
             timestep=model.timestep(sampling, sigma),
-            noise_cond=as_picture(noise[roles.PROMPT]),
-            noise_uncond=as_picture(noise[reference]),
+            noise_cond=as_picture(cond),
+            noise_uncond=as_picture(uncond),
             coverage=None if covered is None else as_picture(covered),
             parameterization=model.parameterization(sampling),
             family=self.run.report.family,
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
             full_noise=True if self.from_nothing else None,
-            prompts=self._several(len(noise[roles.PROMPT])),
+            prompts=self._several(len(cond)),
         )
 
     def _several(self, images: int) -> tuple[int, ...]:

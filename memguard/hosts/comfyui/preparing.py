@@ -26,11 +26,14 @@ from ...attributions.moment import Encoded
 from ...mitigations.base import Start, Treatment, blend
 from ...mitigations.noise_adjustment import NoiseAdjustment
 from ...mitigations.prompt_optimization import PromptOptimization, optimize
+from ...sampling import Unwatched
 from ...troubles import in_words
 from . import roles
+from .attempts import Sampling
+from .began import Began
+from .model import family, name_of
 from .preflight import GUIDANCE, FirstCall
 from .prompts import Prompts
-from .starting import Began, start
 from .steering import Steering, apart
 from .watcher import unwatched
 
@@ -53,7 +56,8 @@ class _AtFirstCall(FirstCall):
     def call(self, model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> None:
         """Work at the first model call."""
         # what fails here fails the node, in words: there is no picture to be kept
-        steering = Steering(model.inner_model, Prompts(None, list), lambda rows: None, nullcontext)
+        run = Unwatched(model=name_of(patcher := model.inner_model.model_patcher), family=family(patcher))
+        steering = Steering(model.inner_model, Prompts(None, list), run, nullcontext)
         steering.began = self._began
         bar = comfy.utils.ProgressBar(self.rounds)
 
@@ -62,7 +66,8 @@ class _AtFirstCall(FirstCall):
             bar.update(1)
 
         with apart():
-            began = start(steering.predictor(x, sigma, extra_args["model_options"]), steering.prompts, "negative", None)
+            call = steering.evaluation(x, sigma, extra_args["model_options"], roles.NEGATIVE)
+            began = Sampling(run, call, steering.prompts).start(call)
             self.work(replace(began, cancelled=cancelled))
 
 

@@ -152,7 +152,7 @@ class Sampling:
             return
         same = self.place is not None and self.place.same_prompt
         with self.mitigating.careful():
-            self.mitigating.first(evidence, x, sigma, options, self.seen.evidence_of, same)
+            self.mitigating.first(evidence, x, sigma, options, same)
 
     def _follow(self, sigma: Tensor) -> None:
         """Add this call to the curve."""

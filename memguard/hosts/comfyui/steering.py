@@ -20,14 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...mitigations.base import Step, Treatment
+from ...mitigations.base import Treatment
 from ...mitigations.effect import Effect
-from . import model, roles
+from ...run import Run
+from ...sampling import Unwatched
+from . import roles
+from .attempts import Sampling
 from .attention import Careful
+from .began import Began
 from .calls import Call, alone, pooled_of, text_of
 from .edits import LEFT, Editor
+from .evaluation import Evaluation, exchanged
 from .prompts import Prompts
-from .starting import Began, Predictor, exchanged
 from .windows import past_windows
 
 NO_GUIDANCE = "guidance was left alone: the sampler makes no prediction without the prompt to guide away from"
@@ -51,7 +55,7 @@ class Steering:
     Args:
         guider: of the run.
         prompts: what is known of its texts.
-        count: told the rows that the treatment costs.
+        run: of the guard, or Unwatched.
         careful: the guard around each hook; it tells ``undo`` of an error.
 
     Attributes:
@@ -64,8 +68,8 @@ class Steering:
 
     """
 
-    def __init__(self, guider: Any, prompts: Prompts, count: Callable[[int], None], careful: Careful) -> None:
-        self.guider, self.prompts, self.count, self.careful = guider, prompts, count, careful
+    def __init__(self, guider: Any, prompts: Prompts, run: Run | Unwatched, careful: Careful) -> None:
+        self.guider, self.prompts, self.run, self.careful = guider, prompts, run, careful
         self.treatment = Treatment()
         self.effect = Effect(self.treatment)
         self.began: Began | None = None
@@ -164,9 +168,8 @@ class Steering:
             off = roles.NEGATIVE not in self.guider.conds or len(conds) > 1
             self.note(NO_GUIDANCE if off else TWO_CALLS)
             return
-        cond, uncond = predictions[found[roles.PROMPT]], predictions[found[reference]]
-        perp = reference == roles.PERP_EMPTY
-        predictions[found[roles.PROMPT]] = self._reshaped(cond, uncond, x, sigma, perp)
+        denoised = {role: predictions[found[role]] for role in (roles.PROMPT, reference)}
+        predictions[found[roles.PROMPT]] = self._reshaped(denoised, reference, x, sigma)
         self.effect.written()
 
     def adopt(self, treatment: Treatment, effect: Effect) -> None:
@@ -210,37 +213,46 @@ class Steering:
         left(0)
         raise again
 
-    def predictor(self, x: Tensor, sigma: Tensor, options: dict[str, Any], step: int = 0) -> Predictor:
-        """Return what predicts a model call again; a compiled network would not follow edits and has no gradient."""
-        return Predictor(Call(self.guider, x, sigma, alone(options)), self.began, self.editor, self.count, step)
+    def evaluation(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        options: dict[str, Any],
+        reference: str | None,
+        denoised: dict[str, Tensor] | None = None,
+    ) -> Evaluation:
+        """Return a model call; a compiled network would not follow edits and has no gradient.
 
-    def _reshaped(self, cond: Tensor, uncond: Tensor, x: Tensor, sigma: Tensor, perp: bool) -> Tensor:
-        """Return the denoised prediction with the prompt, its noise gap changed by the treatment's guidance."""
-        scale = sigma.float().reshape(-1, *[1] * (x.ndim - 1))
-        epsilon = (x.float() - uncond.float()) / scale
-        before = gap = (uncond.float() - cond.float()) / scale
-        gap = self.effect.guided(gap, self._step(x, sigma, epsilon + gap, epsilon))
-        if gap is before:
-            return cond
-        if perp and not bool(gap.any()):
-            gap = before * REST
-        moved = (uncond.float() - gap.to(uncond.device) * scale).to(cond)
-        images = self.treatment.images
-        return moved if images is None else cond.index_copy(0, images.to(cond.device), moved[images])
+        Args:
+            x: noisy latents.
+            sigma: noise level of the call.
+            options: model_options of the call.
+            reference: the role that the prompt is compared with.
+            denoised: what was predicted, by role.
 
-    def _step(self, x: Tensor, sigma: Tensor, cond: Tensor, uncond: Tensor) -> Step:
-        sampling = self.guider.inner_model.model_sampling
-        level = float(sigma.flatten()[0])
-        count, index = 0, self.calls - 1
+        """
+        level, index = float(sigma.flatten()[0]), self.calls - 1
         if self.began is not None:
             # a step of its own for each noise level: second-order samplers make several calls within a step
-            sigmas = self.began.sigmas
-            count = len(sigmas) - 1
-            index = max(0, int((sigmas[:-1] * (1 + 1e-4) >= level).sum()) - 1)
-        predict = self.predictor(x, sigma, self._options, index)
-        cfg = float(getattr(self.guider, "cfg1", getattr(self.guider, "cfg", 1.0)))
-        prompt = predict.encoded(roles.PROMPT)
-        return Step(index, count, level, model.timestep(sampling, sigma), cfg, predict, prompt, cond, uncond)
+            index = max(0, int((self.began.sigmas[:-1] * (1 + 1e-4) >= level).sum()) - 1)
+        call = Call(self.guider, x, sigma, alone(options))
+        return Evaluation(call, self.began, self.editor, reference, denoised, index)
+
+    def _reshaped(self, denoised: dict[str, Tensor], reference: str, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the denoised prediction with the prompt, its noise gap changed by the treatment's guidance."""
+        cond, uncond = denoised[roles.PROMPT], denoised[reference]
+        call = self.evaluation(x, sigma, self._options, reference, denoised)
+        moved = Sampling(self.run, call, self.prompts).guided(call, call.step, self.effect)
+        if moved is None:
+            return cond
+        before = call.predicted["negative"]
+        gap = moved - before
+        if reference == roles.PERP_EMPTY and not bool(gap.any()):
+            gap = REST * (call.predicted["prompt"] - before)
+        scale = sigma.float().reshape(-1, *[1] * (x.ndim - 1))
+        made = (uncond.float() - gap.to(uncond.device) * scale).to(cond)
+        images = self.treatment.images
+        return made if images is None else cond.index_copy(0, images.to(cond.device), made[images])
 
 
 def _again(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -20,10 +20,11 @@ from torch import Tensor
 from ...aside import aside
 from ...mitigations.base import Mitigation, Treatment, Unsuitable
 from ...mitigations.effect import NOTHING, Effect
+from ...sampling import Unwatched
 from ...troubles import Told, careful, in_words
-from . import roles
+from . import model, roles
+from .attempts import Sampling
 from .prompts import UNCONNECTED, Prompts, behind
-from .starting import start
 from .steering import ODD, Again, Steering, apart
 
 KEY = "memguard_treatment"
@@ -129,7 +130,8 @@ class _Treated:
     def __init__(self, treater: Treater, guider: Any) -> None:
         self.treater, self.guider = treater, guider
         self.prompts = Prompts(treater.clip, behind(), guider)
-        self.steering = Steering(guider, self.prompts, lambda rows: None, self.careful)
+        facts = {"model": model.name_of(guider.model_patcher), "family": model.family(guider.model_patcher)}
+        self.steering = Steering(guider, self.prompts, Unwatched(**facts), self.careful)
         self._chosen = False
         self._said: tuple[str, ...] = ()
 
@@ -170,8 +172,8 @@ class _Treated:
         if getattr(self.guider, "cfg1", getattr(self.guider, "cfg", 1.0)) == 1:
             reference = None  # the sampler leaves it out
         with aside(x), apart():
-            began = start(steering.predictor(x, sigma, options), self.prompts, reference, None)
-            return mitigation.treat(began, Treatment())
+            call = steering.evaluation(x, sigma, options, reference)
+            return mitigation.treat(Sampling(steering.run, call, self.prompts).start(call), Treatment())
 
     def _leave_out(self, error: Exception) -> None:
         why = in_words(error)

@@ -78,17 +78,9 @@ class Pair:
         made = call.repeat(rows, prompt, None if x is self.x else x)
         return self._here.convert(made, x.repeat(len(made) // len(x), *(1,) * (x.ndim - 1)))
 
-    def exchange(self, given: Mapping[Role, Encoded]) -> None:
-        """Take other prompts; the calls that follow have them in their arguments."""
-        self.given = dict(given)
-
     def put(self, predicted: Mapping[Role, Tensor], images: Tensor | None = None) -> None:
         """Keep other predictions, for ``output`` or for the scheduler's step."""
         self._put = predicted, images
-
-    def undo(self) -> None:
-        """Forget them."""
-        self._put = None
 
     def prediction(self, role: Role) -> Tensor:
         """Return what is to be used for a role, in the model's own units."""

@@ -11,7 +11,7 @@ import torch
 from memguard_pack.memguard import Guard
 from memguard_pack.memguard.hosts import inference
 from memguard_pack.memguard.hosts.comfyui import explaining, preflight, preparing
-from memguard_pack.memguard.hosts.comfyui.mitigating import CACHED
+from memguard_pack.memguard.hosts.comfyui.attempts import CACHED
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
 from memguard_pack.memguard.hosts.inference import differentiable
 from memguard_pack.memguard.mitigations.prompt_optimization import PromptOptimization

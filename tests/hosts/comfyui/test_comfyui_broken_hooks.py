@@ -45,7 +45,7 @@ MITIGATING = {
     "calc: announcement": f"{HERE}.edits.Editor.expect",
     "calc: first call": f"{HERE}.mitigating.Mitigating._keep",
     "calc: guidance": f"{HERE}.steering.Steering._guide",
-    "first call": f"{HERE}.mitigating.start",
+    "first call": "memguard_pack.memguard.sampling.Sampling.start",
     "adopt": f"{HERE}.mitigating.Steering.adopt",
     "attention: rows": f"{HERE}.edits.Editor.parts",
     "attention: edits": f"{HERE}.following.Followed.options",
@@ -183,7 +183,7 @@ def test_a_broken_hook_of_a_mitigation_node_costs_no_picture(name, mitigation, b
     here = Scene(monkeypatch)
     model = here.treated(made(mitigation))
     before = state(here.model), state(model)
-    reached = broken(MITIGATING[name].replace("mitigating.start", "treating.start"))
+    reached = broken(MITIGATING[name])
     assert torch.equal(plain(), sampled(here, model))
     assert reached, "the hook was not reached, so nothing was tested"
     assert (state(here.model), state(model)) == before

@@ -99,7 +99,7 @@ def test_an_error_of_ours_does_not_cost_the_picture(where, scene, monkeypatch):
         raise KeyError("inside")
 
     target = {
-        "start": "memguard_pack.memguard.hosts.comfyui.mitigating.start",
+        "start": "memguard_pack.memguard.sampling.Sampling.start",
         "edit": ScaleAndMask,
         "guidance": Static,
         "treat": "memguard_pack.memguard.mitigations.attention_scaling.AttentionScaling._treat",
