@@ -94,4 +94,5 @@ def _module(device: torch.device) -> Any:
 
 def _state(device: torch.device) -> Tensor:
     module = _module(device)
-    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    found: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return found

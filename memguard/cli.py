@@ -17,6 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .commands.extras import EXTRAS, remedy
 from .texts import shown
@@ -51,7 +52,7 @@ def _line(text: str) -> str:
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         self.exit(2, _line(f"{self.prog}: {_shortened(message)}; see {self.prog} --help"))
 

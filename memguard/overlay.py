@@ -47,13 +47,15 @@ def ramp() -> np.ndarray:
     )
     linear = (cone**3 @ to_rgb.T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (255 * srgb).round().astype(np.uint8)
+    found: np.ndarray = (255 * srgb).round().astype(np.uint8)
+    return found
 
 
 def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return the colour of each number, uint8 [..., 3]; NaN counts as low."""
     share = (np.nan_to_num(values, nan=low) - low) / max(high - low, np.finfo(np.float64).tiny)
-    return ramp()[(255 * share.clip(0, 1)).round().astype(int)]
+    found: np.ndarray = ramp()[(255 * share.clip(0, 1)).round().astype(int)]
+    return found
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.6, legend: str | None = "") -> np.ndarray:

@@ -29,7 +29,8 @@ def report_dict(report: Judged) -> dict[str, Any]:
         "message": message(report),
         "told": told(report),
     }
-    return _plain({"schema": SCHEMA, **values, **more})
+    found: dict[str, Any] = _plain({"schema": SCHEMA, **values, **more})
+    return found
 
 
 def report_fields(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def report_fields(values: dict[str, Any], known: Collection[str]) -> dict[str, A
 
 def attribution_dict(attribution: Attribution) -> dict[str, Any]:
     """Return an attribution as plain values, without its maps and images."""
-    return _plain(_written(attribution) | {"spans": [asdict(span) for span in attribution.spans]})
+    found: dict[str, Any] = _plain(_written(attribution) | {"spans": [asdict(span) for span in attribution.spans]})
+    return found
 
 
 def _written(record: Any) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def fold(probabilities: Tensor, tokens: int) -> Tensor:
     copies, rest = divmod(probabilities.shape[-1], tokens)
     if rest or copies == 0:
         return probabilities[..., :tokens]
-    return probabilities.unflatten(-1, (copies, tokens)).sum(-2)
+    found: Tensor = probabilities.unflatten(-1, (copies, tokens)).sum(-2)
+    return found
 
 
 def mass(probabilities: Tensor) -> Tensor:
@@ -80,7 +81,8 @@ def entropy(mass: Tensor, columns: Tensor | None = None) -> Tensor:
 
     """
     parts = torch.special.entr(mass)
-    return (parts if columns is None else parts * columns.to(parts)).sum(-1)
+    found: Tensor = (parts if columns is None else parts * columns.to(parts)).sum(-1)
+    return found
 
 
 def shares(mass: Tensor, spans: Sequence[TokenSpan]) -> tuple[float, ...]:

@@ -77,7 +77,8 @@ class Moment:
         gap = noise.float().reshape(-1, *reference.shape) - reference.float()
         if coverage is not None:
             gap = gap.masked_fill(~coverage.to(gap.device, torch.bool), 0)
-        return torch.linalg.vector_norm(gap.flatten(2), dim=-1)
+        found: Tensor = torch.linalg.vector_norm(gap.flatten(2), dim=-1)
+        return found
 
     @property
     def scores(self) -> Tensor:

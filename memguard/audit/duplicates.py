@@ -63,7 +63,8 @@ def near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     signs = [np.where(each, 1, -1).astype(np.int32) for each in (a[:, 0], b[:, 0], b[:, 1])]
     # the product of two rows of 64 signs is 64 - 2 * (signs that differ)
     alike = np.maximum(signs[0] @ signs[1].T, signs[0] @ signs[2].T)
-    return alike >= 64 - 2 * NEAR
+    found: np.ndarray = alike >= 64 - 2 * NEAR
+    return found
 
 
 def by_hash(a: Sequence[Picture], b: Sequence[Picture]) -> np.ndarray:

@@ -63,4 +63,5 @@ class Likeness:
             fine = align(made[rows], self._real[places.flatten()]).reshape(places.shape)
             # what was not looked at closely is no nearer than what was
             found = rough.minimum(fine.amin(1, keepdim=True)).scatter(1, places, fine)
-        return found.numpy().astype(np.float32)
+        result: np.ndarray = found.numpy().astype(np.float32)
+        return result

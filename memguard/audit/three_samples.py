@@ -187,4 +187,5 @@ def cells_of(pictures: np.ndarray, trained: int, seed: int = 0) -> np.ndarray | 
     from scipy.cluster.vq import kmeans2, vq
 
     centres, _ = kmeans2(pictures[:trained].astype(float), count, minit="++", seed=seed, missing="warn")
-    return vq(pictures.astype(float), centres)[0]
+    found: np.ndarray = vq(pictures.astype(float), centres)[0]
+    return found

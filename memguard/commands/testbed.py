@@ -93,7 +93,8 @@ def _check(args: argparse.Namespace) -> None:
 def _is_export(path: Path) -> bool:
     try:
         with safe_open(str(path), "pt") as file:
-            return (file.metadata() or {}).get("model", "").startswith("memguard test bed")
+            found: bool = (file.metadata() or {}).get("model", "").startswith("memguard test bed")
+            return found
     except (OSError, SafetensorError):
         return False
 

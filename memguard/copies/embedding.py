@@ -111,7 +111,8 @@ def _of_torchscript(path: Path) -> torch.nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.jit.load(str(path), map_location="cpu").eval()
+            found: torch.nn.Module = torch.jit.load(str(path), map_location="cpu").eval()
+            return found
     except (RuntimeError, ValueError, OSError):
         raise Refused(f"{path}: is damaged, or of another version of torch") from None
 
@@ -160,7 +161,8 @@ class _Vector(torch.nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Return [N, D] of pictures [N, 3, H, W]."""
         last = self.model(pixel_values=pictures).last_hidden_state
-        return last[:, 0] if last.ndim == 3 else last.flatten(2).mean(2)
+        found: Tensor = last[:, 0] if last.ndim == 3 else last.flatten(2).mean(2)
+        return found
 
 
 def _digest(path: Path) -> str:

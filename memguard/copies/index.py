@@ -175,7 +175,8 @@ def _insert_about(about: tuple[str, str]) -> str:
 
 
 def _read_about(db: sqlite3.Connection) -> tuple[str, str]:
-    return db.execute("SELECT folder, kind FROM about").fetchone()
+    found: tuple[str, str] = db.execute("SELECT folder, kind FROM about").fetchone()
+    return found
 
 
 def _read_pictures(db: sqlite3.Connection) -> list[tuple[str, Stamp, bytes]]:

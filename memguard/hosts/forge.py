@@ -60,7 +60,9 @@ class Watch(watch.Watch):
         self._empty = super().empty(p)  # the text encoder is asked before the sampler has the network in memory
         scales = [model.cfg(p)]
 
-        def asked(network, x, timestep, uncond, cond, scale, options, seed):
+        def asked(
+            network: Any, x: Any, timestep: Any, uncond: Any, cond: Any, scale: Any, options: Any, seed: Any
+        ) -> Any:
             scales[0] = scale
             with session.careful():
                 now.arm(len(x), columns(cond), total(p), len(cond) == 1, float(timestep[0]))

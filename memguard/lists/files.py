@@ -142,4 +142,5 @@ def locked(file: Any, path: Path) -> BinaryIO:
         if error.errno in BUSY:
             file.close()
             raise BadInput(f"{path}: another memguard is writing it; wait for its end or choose another name") from None
-    return file
+    found: BinaryIO = file
+    return found

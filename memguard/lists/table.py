@@ -46,7 +46,8 @@ def is_merged(path: Path) -> bool:
 
         try:
             with pyarrow.parquet.ParquetFile(path) as source:
-                return source.schema_arrow.names == [*COLUMNS]
+                found: bool = source.schema_arrow.names == [*COLUMNS]
+                return found
         except (OSError, ValueError, pyarrow.ArrowException):
             return False
     with path.open("rb") as file:

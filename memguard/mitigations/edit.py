@@ -219,7 +219,8 @@ def last_share(columns: Tensor, share: float) -> Tensor:
 
 def heads_last(values: Tensor, heads: int) -> Tensor:
     """Return [B, n, heads, d] of [B, n, heads * d]."""
-    return values.unflatten(-1, (heads, -1))
+    found: Tensor = values.unflatten(-1, (heads, -1))
+    return found
 
 
 def rows_of(table: Tensor, rows: int) -> Tensor:

@@ -14,6 +14,7 @@ May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -142,22 +143,24 @@ class NoiseAdjustment(Mitigation):
                     x.copy_(torch.where(wanted.reshape(-1, *[1] * (x.ndim - 1)), moved, held))
 
     def _target(self, start: Start) -> float:
-        size = (start.elements / SD1) ** 0.5
+        size = math.sqrt(start.elements / SD1)
         if self.target is not None:
             return self.target
         if self.method == "sail":
             return 8.2 * size
         paper = 0.9 * size
-        return paper if start.typical is None else min(paper, start.typical * start.elements**0.5)
+        return paper if start.typical is None else min(paper, start.typical * math.sqrt(start.elements))
 
 
 def _unit(gap: Tensor) -> Tensor:
     """Return each sample's direction."""
     norms = gap.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return gap / norms.reshape(-1, *[1] * (gap.ndim - 1))
+    found: Tensor = gap / norms.reshape(-1, *[1] * (gap.ndim - 1))
+    return found
 
 
 def _same_norm(x: Tensor, noise: Tensor) -> Tensor:
     """Return each sample of x with the norm that it has in the noise."""
     scale = noise.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
-    return x * scale.reshape(-1, *[1] * (x.ndim - 1))
+    found: Tensor = x * scale.reshape(-1, *[1] * (x.ndim - 1))
+    return found

@@ -74,6 +74,7 @@ def is_ours(path: Path) -> bool:
 
     try:
         with safe_open(str(path), "pt") as file:
-            return (file.metadata() or {}).get("kind", "").startswith("memguard-")
+            found: bool = (file.metadata() or {}).get("kind", "").startswith("memguard-")
+            return found
     except (OSError, SafetensorError, RuntimeError):
         return False

@@ -8,6 +8,8 @@ May import: torch, diffusers (the ``diffusers`` extra).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ SD_SCALE = 0.18215  # SD1's own factor between autoencoder and UNet
 ONE = 63  # the channel that carries the constant 1
 
 
-def build():
+def build() -> Any:
     """Return diffusers' AutoencoderTiny with the scaling that the test bed's pipeline uses."""
     from diffusers import AutoencoderTiny
 
@@ -24,7 +26,7 @@ def build():
 
 
 @torch.no_grad()
-def set_encoder(model, basis: Tensor, mean: Tensor, scale: Tensor) -> None:
+def set_encoder(model: Any, basis: Tensor, mean: Tensor, scale: Tensor) -> None:
     """Write the PCA into the encoder.
 
     Args:
@@ -62,7 +64,7 @@ def set_encoder(model, basis: Tensor, mean: Tensor, scale: Tensor) -> None:
         layers[14].weight[latent, latent + 4, 1, 1] = -LATENT_SCALE
 
 
-def _space_to_depth(conv, count: int) -> None:
+def _space_to_depth(conv: Any, count: int) -> None:
     """Make a stride-2 convolution that moves 2x2 pixels into channels ordered (dy, dx, channel)."""
     for dy in range(2):
         for dx in range(2):
@@ -72,7 +74,7 @@ def _space_to_depth(conv, count: int) -> None:
 
 
 @torch.no_grad()
-def start_decoder(model, basis: Tensor, mean: Tensor, scale: Tensor, seed: int = 0) -> None:
+def start_decoder(model: Any, basis: Tensor, mean: Tensor, scale: Tensor, seed: int = 0) -> None:
     """Write a decoder that paints each patch in its mean colour: where training starts."""
     generator = torch.Generator().manual_seed(seed)
     layers = model.decoder.layers

@@ -163,7 +163,8 @@ class Original:
 
 @lru_cache(maxsize=1)
 def _prompts() -> dict[str, Any]:
-    return json.loads((assets() / "prompts.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((assets() / "prompts.json").read_text(encoding="utf-8"))
+    return found
 
 
 def originals() -> list[Original]:

@@ -21,7 +21,7 @@ LATENT = 16
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def text_config(width: int = WIDTH, layers: int = LAYERS, heads: int = TEXT_HEADS, hidden: int | None = None):
+def text_config(width: int = WIDTH, layers: int = LAYERS, heads: int = TEXT_HEADS, hidden: int | None = None) -> Any:
     """Return the transformers configuration of the text encoder."""
     from transformers import CLIPTextConfig
 
@@ -40,7 +40,7 @@ def text_config(width: int = WIDTH, layers: int = LAYERS, heads: int = TEXT_HEAD
     )
 
 
-def build_text_encoder():
+def build_text_encoder() -> Any:
     """Return the small text encoder with the seeded embedding table for every BPE id."""
     from transformers import CLIPTextModel
 
@@ -57,7 +57,7 @@ def text_core(model: Any) -> Any:
     return getattr(model, "text_model", model)
 
 
-def build_unet():
+def build_unet() -> Any:
     """Return the small UNet: cross-attention at both levels and in the middle block."""
     from diffusers import UNet2DConditionModel
 

@@ -131,7 +131,8 @@ def _means(losses: Any) -> Tensor:
         what = "one number for a batch" if isinstance(losses, Tensor | float) else f"a {type(losses).__name__}"
         raise Refused(f"the meter's loss returned {what}; return the loss of each sample: reduction='none'")
     losses = losses.detach().float()
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    found: Tensor = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    return found
 
 
 def _variance(values: Tensor) -> float:

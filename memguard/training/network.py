@@ -55,7 +55,8 @@ def called(network: Any, noisy: Tensor, timesteps: Tensor, text: Tensor, more: M
     else:
         found = network(noisy, timesteps, text, **more)
     found = getattr(found, "sample", found)
-    return found[0] if isinstance(found, tuple) else found
+    made: Tensor = found[0] if isinstance(found, tuple) else found
+    return made
 
 
 def precision(given: Tensor, predicted: Tensor) -> Any:

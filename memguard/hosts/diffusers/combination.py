@@ -184,7 +184,7 @@ def _solve(basis: Sequence[Tensor], target: Tensor) -> tuple[list[float], float]
     gram, right = columns.T @ columns, columns.T @ goal
     try:
         found = torch.linalg.solve(gram, right)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return [], float("inf")
     return found.tolist(), float((columns @ found - goal).norm() / goal.norm())
 

@@ -20,6 +20,7 @@ from ...detectors import available
 from ...detectors.text_noise_norm import NAME
 from ...guard import Guard
 from ...records import Reference, Report
+from ...troubles import Refused
 from . import fields
 
 DETECTORS = (NAME, *(name for name, each in available().items() if name != NAME and "late" not in each.NEEDS))
@@ -66,7 +67,7 @@ class Request:
         """
         try:
             read = fields.read(FIELDS, given, "of a profile")
-        except fields.Refused as error:
+        except Refused as error:
             raise ProfileError(str(error)) from None
         own = tuple(text.strip() for text in read.pop("prompts", ()) if text.strip())
         if own and len(own) < MINIMUM:

@@ -18,7 +18,8 @@ from ...mitigations.effect import Effect
 from ...records import StepEvidence
 from ...sampling import Sampling, treated, unscored
 from . import model, tokens
-from .session import Pass, Session
+from .sampling import Pass
+from .session import Session
 from .texts import Texts
 from .treated import Again, Treated
 
