@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, KDPM2DiscreteSchedul
 
 import memguard
 from memguard import Guard
+from memguard.hosts.diffusers.projected import Reading
+from memguard.hosts.diffusers.rows import Unscored
 from tests.hosts import tiny
+from tests.hosts.test_diffusers_halves import InTwo
 
 PROMPTS = ["a red fox", "a blue house by the sea"]
 STEPS = 10
@@ -142,3 +146,29 @@ def test_fused_projections_have_a_reason(pipe):
     finally:
         pipe.unfuse_qkv_projections()
     assert norm.scores and "its projections are fused or replaced" in entropy.status
+
+
+@pytest.mark.parametrize("order", [("prompt", "negative"), ("negative", "prompt")])
+def test_of_two_calls_for_a_step_that_with_the_prompt_is_read(order):
+    two = tiny.sd(cls=type("Two", (InTwo,), {"order": order}))
+    for name, layer in two.unet.named_modules():
+        if name.endswith("attn2"):
+            layer.to_q.weight.data *= 200  # else every column has its equal share under either prompt
+    with recording(two.unet) as calls:
+        plain = run(two, PROMPTS[0])
+    guard = Guard(detectors=[E])
+    assert torch.equal(run(two, PROMPTS[0], guard), plain)
+    first = calls[order.index("prompt")]
+    layer = next(name for name in first if name.startswith("down_blocks.1"))
+    other = h(calls[1 - order.index("prompt")][layer]).tolist()
+    assert guard.report.findings[0].scores == pytest.approx(h(first[layer]).tolist(), rel=1e-3)
+    assert guard.report.findings[0].scores != pytest.approx(other, rel=1e-2)
+
+
+def test_rows_that_are_not_the_calls_have_a_reason():
+    text, read = torch.randn(2, 5, 8), Reading({"attn2": SimpleNamespace(heads=1, scale=1.0)})
+    read.begin(text)
+    for where in "qk":
+        read.keep(where, "attn2", torch.ones(6, 5, 8))  # each row repeated for three frames
+    with pytest.raises(Unscored, match="the attention of attn2 cannot be read: it has 6 rows for 2 prompts"):
+        read.take(slice(1, 2), text)

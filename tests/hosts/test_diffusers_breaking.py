@@ -11,7 +11,7 @@ class TestBreaking(BreakingContract):
     # what puts the methods in their places before any run, where a run begins and ends, and the guard around the hooks
     GUARDS = frozenset(
         "attach treat methods encoding keeping_latents _build _method _Watch.__init__ _Treating.__init__"
-        " denoiser Reading._keep Editor._forward _Watch.run _Treating.run Trouble.__init__ Trouble.__call__"
+        " denoiser Reading.guarded Editor._forward _Watch.run _Treating.run Trouble.__init__ Trouble.__call__"
         " _Step.__call__ _Step.leave".split()
     )
 

@@ -1,109 +1,63 @@
-"""Queries and keys of the cross-attention layers, read with hooks on their projections while the model runs.
+"""Which attention of a denoiser is read: a UNet's by its projections, any other's by structure.
 
 Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ...attributions.attention import Projected
-from ...troubles import careful, in_words
-from .rows import OWN, Unscored
-
-log = logging.getLogger("memguard")
+from .calls import by_name
+from .masses import Masses
+from .projected import Reading
+from .rows import Unscored
+from .structure import compiled, standing
 
 JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")  # prompt and picture share one attention
 ORDER = ("down", "mid", "up")  # of execution; named_modules() has the middle last
 
 
-class Reading:
-    """What the cross-attention layers of the last model call projected."""
-
-    def __init__(self, layers: dict[str, Any]) -> None:
-        self.layers = layers
-        self._q: dict[str, Tensor] = {}
-        self._k: dict[str, Tensor] = {}
-        self._again = False  # whether a call of our own is read
-        self.broken = ""
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Read the call that is made inside, although it is our own: the first one under a treatment."""
-        self._again, self._q, self._k = True, {}, {}
-        try:
-            yield
-        finally:
-            self._again = False
-
-    def take(self, rows: slice) -> dict[str, Projected]:
-        """Return rows of the last call, layer by layer in the order of execution, and forget the call.
-
-        Raises:
-            Unscored: if a layer was not called, because something else stands in its place, or none was.
-
-        """
-        if self.broken:
-            raise Unscored(f"the attention cannot be read: {self.broken}")
-        if not self._q and not self._k:
-            raise Unscored("the attention cannot be read: no cross-attention layer of the model was called")
-        missing = next((name for name in self.layers if name not in self._q or name not in self._k), None)
-        if missing is not None:
-            raise Unscored(f"the attention of {missing} cannot be read: its projections are fused or replaced")
-        found = {}
-        for name, layer in self.layers.items():
-            projected = Projected(self._q[name], self._k[name], int(layer.heads), float(layer.scale))
-            found[name] = projected.rows(rows)
-        self._q, self._k = {}, {}
-        return found
-
-    def _keep(self, where: str, name: str, output: Any) -> None:
-        if (OWN.get() and not self._again) or self.broken:
-            return
-        with careful(self._failed):
-            self._take(where, name, output)
-
-    def _take(self, where: str, name: str, output: Any) -> None:
-        getattr(self, where)[name] = output.detach()
-
-    def _failed(self, error: Exception) -> None:
-        log.warning("the attention cannot be read: %s", error, exc_info=error)
-        self.broken = in_words(error)
-
-
 @contextmanager
 def reading(module: nn.Module) -> Iterator[Reading]:
-    """Read the cross-attention of a UNet for the time of the block; no output is changed.
+    """Read the cross-attention of a denoiser for the time of the block; no output is changed.
 
     Raises:
-        Unscored: if the model has no cross-attention of its own, or is compiled.
+        Unscored: if the model is compiled.
 
     """
     plain = getattr(module, "_orig_mod", module)
-    if plain is not module or module._compiled_call_impl is not None:
-        raise Unscored("the model is compiled: its attention cannot be read")
     layers = cross_layers(plain)
+    if plain is not module or module._compiled_call_impl is not None or (not layers and compiled(plain)):
+        raise Unscored("the model is compiled: its attention cannot be read")
     if not layers:
-        raise Unscored(no_layers(plain))
+        masses = Masses(module)
+        with masses.structure.installed():
+            yield masses
+        return
     found = Reading(layers)
-    handles = []
-    try:
+
+    def call(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        found.guarded(begin, args, kwargs)
+        return inner(*args, **kwargs)
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if found.reads:
+            found.begin(by_name(module, args, kwargs).get("encoder_hidden_states"))
+
+    with ExitStack() as stack:
         for name, layer in layers.items():
-            for where, projection in (("_q", layer.to_q), ("_k", layer.to_k)):
+            for where, projection in (("q", layer.to_q), ("k", layer.to_k)):
 
                 def hook(_module: Any, _inputs: Any, output: Any, where: str = where, name: str = name) -> None:
-                    found._keep(where, name, output)
+                    found.guarded(found.keep, where, name, output)
 
-                handles.append(projection.register_forward_hook(hook))
+                stack.callback(projection.register_forward_hook(hook).remove)
+        stack.enter_context(standing(module, call))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

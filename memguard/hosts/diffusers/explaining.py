@@ -26,11 +26,13 @@ from . import pipes
 from .attention import reading
 from .caches import differentiable
 from .hooks import Trouble, listening
+from .ids import UNKNOWN_COLUMNS
 from .inputs import input_gradients
 from .keeping import Keeping
+from .masses import Masses
 from .methods import encoding, methods
-from .rows import Prompts, told, until_enough
-from .tokens import columns
+from .rows import Prompts, Unscored, told, until_enough
+from .tokens import columns, sure
 
 Method = Literal["gradient", "ablation", "attention"]
 With = Literal["input", "encoded"]
@@ -60,7 +62,7 @@ def explain(
         pipe: a diffusers text-to-image pipeline.
         prompt: the text.
         method: "gradient" (token significance, Wen et al., ICLR 2024), "ablation" (how far the score falls without the
-            word; forward only) or "attention" (what cross-attention gives to the word; UNets).
+            word; forward only) or "attention" (what cross-attention gives to the word; models that have it).
         num_images: images that the weights are averaged over.
         steps: model calls that the weights are averaged over, from the first on.
         num_inference_steps: of the schedule.
@@ -136,13 +138,15 @@ class _Explaining:
                 stack.enter_context(aside(module))
                 wants_attention = self.method == "attention" or {"bright_ending", "word"} & set(self.maps)
                 read = stack.enter_context(reading(module)) if wants_attention else None
+                if read is not None:
+                    read.positions = bool({"bright_ending", "word"} & set(self.maps))
                 watch = Keeping(self.pipe, prompts, read, self.steps, self.maps, swapped=self.parity is not None)
                 images = self._go(module, watch, prompts, call)
                 if not watch.moments:
                     why = watch.seen.reason or "the pipeline made no guided prediction"
                     return Attribution(self.method, status=why)
                 with told():
-                    return replace(self._weigh(module, watch, prompts), images=images)
+                    return replace(self._weigh(module, watch, prompts, isinstance(read, Masses)), images=images)
         except Told as reason:
             return Attribution(self.method, status=in_words(reason))
         finally:
@@ -165,9 +169,9 @@ class _Explaining:
         finally:
             self.pipe.set_progress_bar_config(**before)
 
-    def _weigh(self, module: nn.Module, watch: Keeping, prompts: Prompts) -> Attribution:
+    def _weigh(self, module: nn.Module, watch: Keeping, prompts: Prompts, by_structure: bool) -> Attribution:
         moments = watch.moments
-        spans = self._spans(moments[0].prompt)
+        spans = self._spans(moments[0].prompt, prompts.read if by_structure else None)
         found = replace(weighing.start(self.method, spans, moments), maps=watch.maps(spans))
         if self.method == "attention":
             return weighing.by_attention(found, watch.layers)
@@ -187,6 +191,9 @@ class _Explaining:
 
         return weighing.by_ablation(found, moments, self.prompt, encode, self.substitute)
 
-    def _spans(self, prompt: Encoded) -> tuple[TokenSpan, ...]:
+    def _spans(self, prompt: Encoded, read: Sequence[Sequence[int]] | None) -> tuple[TokenSpan, ...]:
+        """Return the words of the prompt; of attention by structure they are those that the encoders read."""
         parts, text = columns(self.pipe, self.prompt, prompt.text.shape[1])
+        if read is not None and not sure(self.pipe, read, parts):
+            raise Unscored(UNKNOWN_COLUMNS)
         return words.merge([words.spans(part, text) for part in parts])

@@ -14,10 +14,10 @@ from ...attributions import maps
 from ...attributions.moment import Encoded, Moment
 from ...detectors.text_noise_norm import gap_map
 from ...records import StepEvidence, TokenSpan
-from .attention import Reading
 from .batch import Seen
 from .calls import Call
 from .levels import level
+from .projected import Reading
 from .reader import Reader
 from .rows import Prompts, Unscored
 

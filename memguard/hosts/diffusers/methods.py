@@ -9,12 +9,13 @@ Room: memguard.hosts, diffusers. May import: torch and the standard library.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .hooks import Trouble
+from .ids import noting
 from .rows import OWN
 
 # of a method: what it stands for (unbound), the object, its arguments
@@ -76,10 +77,13 @@ def encoding(
         return {}
 
     def encode_prompt(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = inner(self, *args, **kwargs)
         now = None if OWN.get() else trouble()
-        if now is not None:
-            now(learn, inner.__get__(self), args, kwargs, result)
+        with ExitStack() as stack:
+            if now is not None:
+                now(lambda: stack.enter_context(noting(self)))
+            result = inner(self, *args, **kwargs)
+            if now is not None:
+                now(learn, inner.__get__(self), args, kwargs, result)
         return result
 
     return {"encode_prompt": encode_prompt}

@@ -111,7 +111,7 @@ class Plans:
         """Return what stands in each column of the prompt's rows; None where that is not known."""
         if self._groups is None:
             rows = len(text) // len(blocks)
-            table = groups_of(self.pipe, self.prompts.texts, text.shape[1], rows)
+            table = groups_of(self.pipe, self.prompts.texts, text.shape[1], rows, self.prompts.read)
             self._groups = None if table is None else table.to(text.device)
         return self._groups
 

@@ -20,11 +20,11 @@ from ...host import ROLES, Role
 from ...records import Reference, StepEvidence
 from ...sampling import flat
 from ...steps import Steps
-from .attention import Reading
 from .calls import Call
 from .levels import level, steps_of
 from .listener import Listener
 from .pipes import family, latent_pixels, learns_variance, model_calls, unguided
+from .projected import Reading
 from .received import Received, Untold
 from .rows import ONCE, OWN, SAME, SAME_EMPTY, UNCALLED, Prompts, Unguided, Unscored
 from .tokens import summary
@@ -290,9 +290,9 @@ class Reader:
         except Unscored as reason:
             return {"unread": str(reason)}
         masses = {name: mass(found) for name, found in probabilities.items()}
-        last = summary(self.pipe, self.prompts.texts, call.text.shape[1], rows.stop - rows.start)
+        last = summary(self.pipe, self.prompts, call.text.shape[1], rows.stop - rows.start)
         return {"attention": masses, "summary": None if last is None else last.to(call.text.device)}
 
     def _read_attention(self, read: Reading, call: Call, rows: slice) -> dict[str, Tensor]:
         """Return the attention of these rows, layer -> [B, positions, tokens]."""
-        return {name: found.probabilities() for name, found in read.take(rows).items()}
+        return {name: found.probabilities() for name, found in read.take(rows, call.text).items()}

@@ -19,6 +19,7 @@ from torch import Tensor, equal
 from ...aside import aside
 from ...attributions import moment
 from ...troubles import Told, in_words
+from .ids import READ
 
 log = logging.getLogger("memguard")
 
@@ -125,6 +126,7 @@ class Prompts:
         cond: the prompt.
         uncond: what the pipeline encoded to guide away from; None without classifier-free guidance.
         texts: the prompt's texts, where the pipeline was given texts.
+        read: the ids that its text encoders read, row by row.
 
     """
 
@@ -133,6 +135,7 @@ class Prompts:
         self.cond: Encoded | None = None
         self.uncond: Encoded | None = None
         self.texts: tuple[str, ...] = ()
+        self.read: list[list[int]] = []
         self._encode: Callable[..., tuple[Encoded, Encoded | None]] | None = None
         self._paired = False
         self._wished: Encoded | None = None
@@ -141,6 +144,7 @@ class Prompts:
 
     def learn(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Take one call ``encode(*args, **kwargs) -> result`` of the pipeline's ``encode_prompt``, bound."""
+        self.read += READ.get() or []
         signature = inspect.signature(encode)
         self._unknown = "prompt" not in signature.parameters
         paired = "negative_prompt" in signature.parameters

@@ -16,7 +16,7 @@ from ...mitigations.edit import CODES, OTHER
 from . import pipes
 from .calls import Call
 from .rows import Encoded, Prompts
-from .tokens import columns
+from .tokens import columns, sure
 
 
 class Texts:
@@ -41,7 +41,7 @@ class Texts:
 
     def table(self, columns: int) -> Tensor | None:
         """Return what stands in each column of the prompts, int8 [B, columns]; None where that is not known."""
-        return groups_of(self.pipe, self.prompts.texts, columns, self.rows)
+        return groups_of(self.pipe, self.prompts.texts, columns, self.rows, self.prompts.read)
 
     def encode(self, texts: Sequence[str], padding: int | None = None) -> Encoded:
         """Encode other texts, one row each.
@@ -59,13 +59,27 @@ class Texts:
         return None if self.tokenizer is None else str(self.tokenizer.decode([number]).strip())
 
 
-def groups_of(pipe: Any, texts: Sequence[str], count: int, rows: int) -> Tensor | None:
-    """Return what stands in each column of the prompts' rows, int8 [rows, count]; None where that is not known."""
+def groups_of(
+    pipe: Any, texts: Sequence[str], count: int, rows: int, read: Sequence[Sequence[int]] | None = None
+) -> Tensor | None:
+    """Return what stands in each column of the prompts' rows, int8 [rows, count]; None where that is not known.
+
+    Args:
+        pipe: the pipeline.
+        texts: the prompts.
+        count: number of columns.
+        rows: number of rows.
+        read: what the text encoders read, where that is to be compared, see ``tokens.sure``.
+
+    """
     if not texts or rows % len(texts):
         return None
     table = torch.full((len(texts), count), OTHER, dtype=torch.int8)
     for row, text in enumerate(texts):
-        for token in (token for part in columns(pipe, text, count)[0] for token in part):
+        parts = columns(pipe, text, count)[0]
+        if read is not None and not sure(pipe, read, parts):
+            return None
+        for token in (token for part in parts for token in part):
             if token.column < count:
                 table[row, token.column] = CODES[token.group]
     return table.repeat_interleave(rows // len(texts), 0)

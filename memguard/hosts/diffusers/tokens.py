@@ -16,6 +16,10 @@ from torch import Tensor
 
 from ...attributions.words import Token
 from ...texts import UNREAD
+from .attention import cross_layers
+from .ids import confirmed
+from .pipes import denoiser
+from .rows import Prompts
 
 log = logging.getLogger("memguard")
 COPY = re.compile(r"_\d+$")  # of a textual inversion of several vectors: <cat>, <cat>_1, <cat>_2
@@ -83,27 +87,44 @@ def _beyond(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[int, str
     return left, f"the {end} {UNREAD} {room} tokens"
 
 
-def summary(pipe: Any, texts: Sequence[str], count: int, rows: int) -> Tensor | None:
+def summary(pipe: Any, prompts: Prompts, count: int, rows: int) -> Tensor | None:
     """Return which columns hold EOS and padding (Ren et al.: summary tokens), bool [rows, count].
 
     Args:
         pipe: the pipeline.
-        texts: the prompts of its call, each of which has the same number of rows.
+        prompts: of its call, each of which has the same number of rows.
         count: number of columns.
         rows: number of rows.
 
     Returns:
-        None where the texts are not known.
+        None where the texts or their columns are not known.
 
     """
+    texts = prompts.texts
     if not texts or rows % len(texts):
         return None
     table = torch.zeros((len(texts), count), dtype=torch.bool)
     for row, text in enumerate(texts):
         parts, _ = columns(pipe, text, count)
+        if not sure(pipe, prompts.read, parts):
+            return None
         last = [token.column for part in parts for token in part if token.group in ("eos", "padding")]
         table[row, last] = True
     return table.repeat_interleave(rows // len(texts), 0)
+
+
+def sure(pipe: Any, read: Sequence[Sequence[int]], parts: Sequence[Sequence[Token]]) -> bool:
+    """Whether the tokens of a prompt may be shown of its attention: beyond named UNets, if its encoders read them.
+
+    Args:
+        pipe: the pipeline.
+        read: what its text encoders read, rows of ids.
+        parts: from ``columns``.
+
+    """
+    module = denoiser(pipe)
+    named = module is not None and bool(cross_layers(getattr(module, "_orig_mod", module)))
+    return named or confirmed(read, parts)
 
 
 def _encoders(pipe: Any, count: int) -> list[tuple[Any, int, int]]:
@@ -125,16 +146,23 @@ def _t5(tokenizer: Any) -> bool:
 
 
 def _tokens(tokenizer: Any, ids: list[int], start: int) -> list[Token]:
-    """Return one token per column; the first EOS after the words is EOS, what follows is padding."""
+    """Return one token per column; the first EOS after the words is EOS, what follows is padding.
+
+    Without an EOS (Gemma's tokenizer writes none) the fillers at the end are padding.
+    """
     pieces = tokenizer.convert_ids_to_tokens(ids)
     added = {v: k for k, v in tokenizer.get_added_vocab().items()}
     special = set(tokenizer.all_special_ids)
     found: list[Token] = []
     over = False
+    words = len(ids)
+    if tokenizer.eos_token_id not in ids:
+        while words and ids[words - 1] == tokenizer.pad_token_id:
+            words -= 1
     ended = True  # whether the last piece closed its word
     for offset, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
         column = start + offset
-        if over:
+        if over or offset >= words:
             found.append(Token(column, "", number, "padding"))
         elif number == tokenizer.eos_token_id:
             found.append(Token(column, "", number, "eos"))

@@ -25,6 +25,7 @@ from .hooks import Trouble, listening
 from .latents import keeping_latents
 from .methods import encoding, methods
 from .mitigating import Mitigating
+from .projected import Reading
 from .reader import Reader
 from .received import Received, receiving
 from .rows import SWAPPED, Prompts
@@ -130,6 +131,8 @@ class _Watch:
         if received is not None and self.guard.policy != "mitigate":
             stack.enter_context(receiving(getattr(pipe, "scheduler", None), reader.take, self.trouble))
         reader.read = stack.enter_context(attending(self.guard.attention, module))
+        if isinstance(reader.read, Reading) and not self.guard.late:
+            reader.read.wants = lambda: run.wants(reader.step)
         if self.guard.policy == "mitigate":
             hook = Mitigating(run, reader, module, stack, self.trouble, scale)
             self.trouble.undo = hook.undo
