@@ -1,6 +1,6 @@
 """What a host saw of a run. The only record with tensors of a sampling run, and the only way they reach the core.
 
-May import: torch and the standard library.
+May import: memguard.layout, torch and the standard library.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from .layout import Layout
 
 if TYPE_CHECKING:  # a command that only prints its help does not wait for it
     from torch import Tensor
@@ -28,9 +30,10 @@ class StepEvidence:
         sigma: noise level in the variance-exploding scale, sqrt((1 - alpha_bar) / alpha_bar); for flow models in 0..1.
         sigma_max: the model's largest sigma.
         timestep: the same on the 1000-step training schedule, where the model has one.
-        noise_cond: prediction with the prompt, [B, C, h, w], in units of epsilon; of the velocity for flow models.
-        noise_uncond: prediction of the same rows with the reference prompt, [B, C, h, w].
-        coverage: where both prompts act, bool [B or 1, 1, h, w]; None means everywhere.
+        noise_cond: prediction with the prompt, [B, C, ...] as the model has it: [B, C, h, w] for pictures. In units of
+            epsilon; of the velocity for flow models.
+        noise_uncond: prediction of the same rows with the reference prompt, in the same shape.
+        coverage: where both prompts act, bool [B or 1, 1, ...]; None means everywhere.
         parameterization: "epsilon" (also for v-prediction, converted) or "flow_velocity".
         family: "sd15", "sd2", "sdxl", "sd3", "flux" or "other".
         reference: what ``noise_uncond`` was conditioned on.
@@ -42,6 +45,7 @@ class StepEvidence:
         summary: columns of EOS and padding, bool [B or 1, tokens]; None where the tokens are not known.
         unread: why attention was not read, where a detector asked for it.
         prompts: number of the prompt of each image, where a batch holds several prompts; empty for one prompt.
+        layout: how the predictions lie.
 
     """
 
@@ -62,6 +66,12 @@ class StepEvidence:
     summary: Tensor | None = None
     unread: str = ""
     prompts: tuple[int, ...] = ()
+    layout: Layout = Layout()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its maps: of a picture's latents, or of all frames, one below the other."""
+        return self.layout.size(self.noise_cond)
 
     def rows(self, rows: slice | Tensor) -> StepEvidence:
         """Return the evidence of some images, by a slice or their numbers."""

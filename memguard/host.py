@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from .attributions.moment import Encoded
+from .layout import Layout
 from .mitigations.base import Encode
 from .mitigations.edit import Edit
 from .mitigations.effect import Effect
@@ -51,13 +52,14 @@ class Call(Protocol):
     Attributes:
         level: how noisy it is.
         scale: guidance scale that its predictions are joined with.
-        x: noisy latents, [B, C, h, w] as the sampler has them.
+        x: noisy latents, [B, C, h, w] for pictures, as the sampler has them.
         noise: of unit variance, what the run started from, float32 as ``x``; None where it cannot start from another.
         given: what the network was conditioned on, B rows each; under a treatment that of the treatment. A prompt that
             cannot be exchanged (joined of several) is missing, and so is a negative prompt without guidance.
-        predicted: float32 [B, C, h, w]; what the host left out is missing.
+        predicted: float32, in the shape of ``x``; what the host left out is missing.
         why: in words for a person, why something is missing in ``predicted``; "" where nothing is.
-        coverage: where both predictions act, bool [B or 1, 1, h, w]; None is everywhere.
+        coverage: where both predictions act, bool [B or 1, 1, ...]; None is everywhere.
+        layout: how ``x`` lies.
 
     """
 
@@ -85,11 +87,14 @@ class Call(Protocol):
     @property
     def coverage(self) -> Tensor | None: ...  # noqa: D102 likewise
 
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102 likewise
+
     def latents(self, noise: Tensor, images: Tensor | None = None) -> Tensor:
         """Return the noisy latents of a run that starts from other noise of unit variance.
 
         Args:
-            noise: [B, C, h, w].
+            noise: in the shape of ``x``.
             images: numbers of those that do; the others keep ``x`` bit for bit. None is all.
 
         """

@@ -176,24 +176,25 @@ class Sampling:
             family=report.family,
             reference=self.run.guard.reference,
             prompts=prompts,
+            layout=call.layout,
             **asdict(call.level) | attention,
         )
 
     def start(self, call: Call) -> Start:
         """Return what mitigations get of the first call."""
-        report, prompt, size = self.run.report, call.given["prompt"], tuple(call.x.shape)
+        report, prompt = self.run.report, call.given["prompt"]
         scored = next((finding for finding in report.findings if finding.detector == NORM), None)
         usual = (
             (scored.threshold, scored.typical)
             if scored
-            else ordinary(report.model, call.level.sigma, (size[-2], size[-1]))
+            else ordinary(report.model, call.level.sigma, call.layout.size(call.x))
         )
         table = self.texts.table(prompt.text.shape[1])
         return Start(
             prompt=prompt,
-            reference=call.given.get("negative") if self.empty is None else self.empty.expand(size[0]),
+            reference=call.given.get("negative") if self.empty is None else self.empty.expand(len(call.x)),
             noise=call.noise,
-            size=size[1:],
+            size=tuple(call.x.shape[1:]),
             predict=self._predictor(call),
             groups=None if table is None else table.to(prompt.text.device),
             texts=self.texts.known,
@@ -220,10 +221,10 @@ class Sampling:
 
         """
         cond, uncond = call.predicted["prompt"], call.predicted["negative"]
-        level, count = call.level, self.count()
+        level, count, layout = call.level, self.count(), call.layout
         predict, prompt = self._predictor(call), call.given["prompt"]
         with torch.inference_mode(False), torch.no_grad():
-            step = Step(index, count, level.sigma, level.timestep, call.scale, predict, prompt, cond, uncond)
+            step = Step(index, count, level.sigma, level.timestep, call.scale, predict, prompt, cond, uncond, layout)
             before = cond - uncond
             gap = effect.guided(before, step)
             return None if gap is before else uncond + gap
@@ -267,8 +268,3 @@ def treated(given: Mapping[Role, Encoded], treatment: Treatment, effect: Effect 
 
 def _latents(call: Call, treatment: Treatment) -> Tensor:
     return call.x if treatment.noise is None else call.latents(treatment.noise, treatment.images)
-
-
-def flat(latents: Tensor) -> Tensor:
-    """Return latents as evidence has them, [B, C, h, w]: frames one below the other."""
-    return latents.flatten(2, 3) if latents.ndim == 5 else latents

@@ -51,12 +51,11 @@ class Moment:
     """One model call.
 
     Attributes:
-        evidence: what was predicted, [B, C, h, w] for B images.
+        evidence: what was predicted, [B, C, ...] for B images.
         prompt: what the call was conditioned on, B rows.
         reference: the prompt that it is compared with, B rows; None where the host does not know it.
-        predict: from a prompt of V * B rows, variant by variant, to the prediction [V * B, C, h, w] of the same latents
-            in the units of the evidence, float32. Follows torch's gradient mode. Latents of frames may keep their axis,
-            [V * B, C, T, h, w], where the evidence has the frames below each other, [B, C, T * h, w].
+        predict: from a prompt of V * B rows, variant by variant, to the prediction [V * B, C, ...] of the same latents
+            in the units and the shape of the evidence, float32. Follows torch's gradient mode.
 
     """
 
@@ -73,7 +72,6 @@ class Moment:
     def norms(self, noise: Tensor) -> Tensor:
         """Return d_j = ||noise_j - noise_uncond_j||_2 of each row, float32 [V, B] (Wen et al., ICLR 2024, eq. 3)."""
         reference, coverage = self.evidence.noise_uncond.to(noise.device), self.evidence.coverage
-        # shaped as the evidence, never broadcast to it: an axis of frames would meet that of the channels
         gap = noise.float().reshape(-1, *reference.shape) - reference.float()
         if coverage is not None:
             gap = gap.masked_fill(~coverage.to(gap.device, torch.bool), 0)

@@ -111,7 +111,7 @@ def _have(finding: Finding, report: Report, evidence: Sequence[StepEvidence]) ->
         sigma=first.sigma,
         steps_scored=len(evidence),
         reference=finding.reference,
-        latent=(first.noise_cond.shape[-2], first.noise_cond.shape[-1]),
+        latent=first.size,
         negative=negative_of(report.negative_prompt),
         images=min(map(scored.count, scored)),
         scheduler=report.sampler,

@@ -24,7 +24,7 @@ UNIT = "L2 norm of the noise gap"
 
 
 def noise_gap(step: StepEvidence) -> Tensor:
-    """Return the noise gap of one step, float32 [B, C, h, w], zero where not both prompts act."""
+    """Return the noise gap of one step, float32 [B, C, ...], zero where not both prompts act."""
     gap = step.noise_cond.float() - step.noise_uncond.float()
     # filled, not multiplied: a host may leave NaN where a prompt does not act, and 0 * NaN is NaN
     return gap if step.coverage is None else gap.masked_fill(~step.coverage.to(gap.device, torch.bool), 0)
@@ -32,7 +32,7 @@ def noise_gap(step: StepEvidence) -> Tensor:
 
 def gap_map(step: StepEvidence) -> Tensor:
     """Return the squared noise gap per pixel, float32 [B, h, w], mean over channels."""
-    return noise_gap(step).pow(2).mean(1)
+    return step.layout.picture(noise_gap(step)).pow(2).mean(1)
 
 
 def detect(evidence: Sequence[StepEvidence]) -> Finding:
@@ -52,7 +52,7 @@ def detect(evidence: Sequence[StepEvidence]) -> Finding:
     for step in evidence:
         gap = noise_gap(step)
         elements = _elements(step, gap)
-        norm = torch.linalg.vector_norm(gap, dim=(1, 2, 3))
+        norm = torch.linalg.vector_norm(gap.flatten(1), dim=1)
         for image, (elements_here, norm_here) in enumerate(zip(elements.tolist(), norm.tolist(), strict=True)):
             reasons[image] = reasons[image] or _reason(step, elements_here, norm_here)
         norms.append(norm)
@@ -98,7 +98,7 @@ def _elements(step: StepEvidence, gap: Tensor) -> Tensor:
     if step.coverage is None:
         return gap.new_full((len(gap),), math.prod(gap.shape[1:]))
     covered = step.coverage.to(gap.device, torch.bool).expand(len(gap), 1, *gap.shape[2:])
-    return covered.sum((1, 2, 3)).to(gap) * gap.shape[1]
+    return covered.flatten(1).sum(1).to(gap) * gap.shape[1]
 
 
 def _without(first: StepEvidence, status: str) -> Finding:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..aside import aside
 from ..attributions.moment import Encoded
 from ..host import Level, Role
+from ..layout import Layout
 from .webui import model, tokens
 from .webui.session import SKIPPED
 
@@ -56,6 +57,7 @@ class Call:
     """
 
     coverage = None
+    layout = Layout()
 
     def __init__(self, params: Any, restarts: bool = False) -> None:
         self.denoiser, self.sigma, self.rows_x = params.denoiser, params.sigma, params.x

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attributions.moment import Encoded
 from ..host import Level, Role
+from ..layout import Layout
 from .inference import normal
 from .webui import model
 from .webui.session import SKIPPED
@@ -72,6 +73,7 @@ class Call(Conditionings):
     """
 
     coverage = None
+    layout = Layout()
 
     def __init__(self, p: Any, args: dict[str, Any], scale: float, restarts: bool = False) -> None:
         super().__init__(args["cond"], args["uncond"])

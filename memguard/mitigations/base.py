@@ -4,7 +4,7 @@ A host builds one ``Start`` at the first model call, hands it to the mitigation,
 comes back: edits inside cross-attention, other rows of text, other starting noise, another way to use the noise gap.
 Treatments add up: each mitigation gets that of the one before.
 
-May import: memguard.records, memguard.attributions.moment, memguard.mitigations.edit, torch.
+May import: memguard.records, memguard.layout, memguard.attributions.moment, memguard.mitigations.edit, torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..attributions.moment import Encoded
+from ..layout import Layout
 from ..setting import of, setting
 from ..troubles import Told
 from .edit import Edit
@@ -156,6 +157,7 @@ class Step:
         prompt: what the prompt's rows are conditioned on in this run.
         cond: the prompt's prediction.
         uncond: the prediction of the same rows without it.
+        layout: how both lie, and the noise gap.
 
     """
 
@@ -168,13 +170,14 @@ class Step:
     prompt: Encoded
     cond: Tensor
     uncond: Tensor
+    layout: Layout = Layout()
 
 
 class Guidance(Protocol):
     """Another way to use the noise gap: called once per model call of one run, in order; may keep state."""
 
     def __call__(self, gap: Tensor, step: Step) -> Tensor:
-        """Return the noise gap [B, C, h, w] that the sampler's guidance scale is applied to instead."""
+        """Return the noise gap, in the layout of the step, that the sampler's guidance scale is applied to instead."""
 
 
 @dataclass(frozen=True)

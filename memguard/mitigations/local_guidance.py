@@ -45,7 +45,21 @@ class LocalGuidance(Mitigation):
 
 
 class Limiter(Guidance):
-    """The guidance of ``LocalGuidance``; holds the running map of one run."""
+    """The guidance of ``LocalGuidance``: a video and its sound are limited each by a map of its own."""
+
+    def __init__(self, settings: LocalGuidance, ordinary: float | None) -> None:
+        self.settings, self.ordinary = settings, ordinary
+        self._limits: list[Limits] = []
+
+    def __call__(self, gap: Tensor, step: Step) -> Tensor:
+        """Return the gap, limited pixel by pixel."""
+        parts = step.layout.parts(gap)
+        self._limits = self._limits or [Limits(self.settings, self.ordinary) for _ in parts]
+        return step.layout.whole([own.limited(part) for own, part in zip(self._limits, parts, strict=True)])
+
+
+class Limits:
+    """The running map of one run's latents of one kind, and the gap limited by it."""
 
     def __init__(self, settings: LocalGuidance, ordinary: float | None) -> None:
         self.settings, self.ordinary = settings, ordinary
@@ -53,8 +67,8 @@ class Limiter(Guidance):
         self._limit = torch.zeros(())  # at the first call, [B, 1, ...]
         self._median = torch.ones(())
 
-    def __call__(self, gap: Tensor, step: Step) -> Tensor:
-        """Return the gap [B, C, h, w] or [B, C, T, h, w], limited pixel by pixel."""
+    def limited(self, gap: Tensor) -> Tensor:
+        """Return the gap [B, C, h, w], of frames [B, C, T, h, w], of sound also [B, C, n], limited pixel by pixel."""
         here = smooth(gap.float().square().mean(1, keepdim=True).sqrt())
         if self._map is None:
             self._map, self._median = here, median(here)
@@ -69,7 +83,7 @@ class Limiter(Guidance):
 
 
 def smooth(values: Tensor) -> Tensor:
-    """Return maps [B, 1, h, w], or [B, 1, T, h, w] of frames, averaged over 3 x 3 pixels of each frame."""
+    """Return maps [B, 1, h, w], [B, 1, T, h, w] of frames, [B, 1, n] of sound, averaged over 3 x 3 pixels of each."""
     frames = values.reshape(-1, 1, *values.shape[-2:])
     padded = functional.pad(frames, (1, 1, 1, 1), mode="replicate")
     return functional.avg_pool2d(padded, 3, 1).reshape(values.shape)

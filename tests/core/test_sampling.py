@@ -11,7 +11,7 @@ from memguard.attributions.moment import Encoded
 from memguard.mitigations.base import Mitigation, Treatment, View
 from memguard.mitigations.edit import Edit
 from memguard.mitigations.effect import Effect
-from memguard.sampling import SAME, Sampling, Unwatched, flat, same, treated, unscored
+from memguard.sampling import SAME, Sampling, Unwatched, same, treated, unscored
 from tests.core.toy_host import SIGMA, Call, Texts, Toy, sample
 
 FAMOUS, PLAIN = "a famous fox", "a fox"
@@ -157,14 +157,8 @@ def test_without_a_finding_the_levels_are_those_of_a_stored_profile(monkeypatch)
     driver.run = Unwatched(model="00000000cafe0001", family="sdxl", steps=9)
     start = driver.start(made)
     assert (start.threshold, start.typical, start.model, start.family) == (0.3, 0.1, "00000000cafe0001", "sdxl")
-    assert asked == [("00000000cafe0001", SIGMA, (8, 6))] and start.size == (4, 3, 8, 6)
+    assert asked == [("00000000cafe0001", SIGMA, (24, 6))] and start.size == (4, 3, 8, 6)
     assert driver.count() == 9 and driver.run.carry(Treatment()).done == ()
-
-
-def test_frames_lie_below_each_other_in_evidence():
-    frames = torch.arange(24.0).reshape(1, 2, 3, 2, 2)
-    assert flat(frames).shape == (1, 2, 6, 2)
-    assert torch.equal(flat(frames)[:, :, 2:4], frames[:, :, 1]) and flat(frames[:, :, 0]).shape == (1, 2, 2, 2)
 
 
 def test_a_vector_that_the_call_does_not_take_is_not_given_to_it():

@@ -8,6 +8,7 @@ import torch
 
 from memguard.attributions.moment import Encoded
 from memguard.host import Level
+from memguard.layout import Layout
 from memguard.mitigations.edit import Plan
 from memguard.sampling import Sampling, treated, unscored
 
@@ -62,6 +63,7 @@ class Call:
     """memguard.host.Call of the toy."""
 
     coverage, why = None, "nothing was predicted without the prompt"
+    layout = Layout()
 
     def __init__(self, network, x, given, scale=7.5, guided=True, effect=None):
         self.network, self.x, self.given, self.scale, self.noise = network, x, given, scale, x / SIGMA

@@ -7,7 +7,6 @@ import torch
 from memguard import Guard, mitigations
 from memguard.hosts.diffusers.layouts import Layout
 from memguard.mitigations.base import Treatment
-from memguard.sampling import flat
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.contract_treated import OTHER, Gap, Given, other_text
@@ -143,7 +142,7 @@ def test_a_layout_leads_there_and_back(shape, arguments, plain):
     layout = Layout.of(given, arguments, 4)
     assert tuple(layout.latents(given).shape) == plain
     assert torch.equal(layout.back(layout.latents(given)), given)
-    assert flat(layout.latents(given)).ndim == 4
+    assert layout.picture(given).ndim == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The step of a pipeline as the driver sees it: other noise, several prompts at once, other predictions in its output."""
+"""The step of a pipeline as the driver sees it: other noise, several prompts, other predictions in its output."""
 
 import pytest
 import torch

@@ -23,7 +23,6 @@ from memguard.hosts.diffusers.layouts import Layout
 from memguard.hosts.diffusers.levels import level
 from memguard.hosts.diffusers.received import Received, Untold, receiving
 from memguard.hosts.diffusers.rows import UNKNOWN, Prompts, Unscored
-from memguard.sampling import flat
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.contract_treated import Gap, Given
@@ -184,13 +183,13 @@ class TestLayouts:
     )
     def test_shapes(self, shape, channels, ratio, made):
         given = drawn(*shape)
-        found = flat(Layout.like(given, channels, ratio).latents(given))
+        found = Layout.like(given, channels, ratio).picture(given)
         assert tuple(found.shape) == made
         assert torch.equal(found.flatten().sort().values, given.flatten().sort().values)
 
     def test_channels_stay_together(self):
         given = torch.arange(24.0).reshape(1, 2, 3, 4, 1).expand(1, 2, 3, 4, 5)
-        found = flat(Layout.like(given, 3, None).latents(given))
+        found = Layout.like(given, 3, None).picture(given)
         assert torch.equal(found[0, :, :, 0], torch.arange(24.0).reshape(2, 3, 4).transpose(0, 1).flatten(1))
 
 

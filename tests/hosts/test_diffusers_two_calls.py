@@ -13,7 +13,7 @@ from memguard import Guard, MemorizationStop, testbed
 from memguard.calibration import fit
 from memguard.hosts.diffusers.halves import Halves
 from memguard.mitigations import available, get
-from memguard.mitigations.local_guidance import Limiter
+from memguard.mitigations.local_guidance import Limits
 from tests.hosts import tiny
 from tests.hosts.contract import profile
 from tests.hosts.test_diffusers import STEPS, generate, seeded
@@ -141,8 +141,8 @@ def test_local_guidance(pipe, way, keep):
         found, threshold = generate(pipe, guard, **GIVEN), guard.report.findings[0].threshold
     else:
         found, threshold = attached(pipe, get("local_guidance")), None
-    limiter = Limiter(get("local_guidance"), threshold)
-    torch.testing.assert_close(found, by_hand(pipe, lambda gap, *_: limiter(gap, None)), **CLOSE)
+    limits = Limits(get("local_guidance"), threshold)
+    torch.testing.assert_close(found, by_hand(pipe, lambda gap, *_: limits.limited(gap)), **CLOSE)
     assert not torch.allclose(found, generate(pipe, **GIVEN), atol=1e-2)
 
 

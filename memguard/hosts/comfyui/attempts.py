@@ -26,7 +26,6 @@ from . import roles
 from .attention import AttentionReader, Unreadable
 from .calls import Call, rows_of
 from .evaluation import Evaluation, Texts, exchanged
-from .predictions import as_picture
 from .prompts import Prompts
 
 READ_BEFORE = "attention could not be read again under the mitigation"
@@ -135,7 +134,7 @@ class Attempts(Sampling):
         other = before is not None and (moved or not torch.equal(x, before.x))
         if before is not None and other and _cached(before, answer, call.roles["negative"]):
             raise Unsuitable(CACHED)
-        predicted = {role: as_picture(at.noise(denoised[name])) for role, name in call.roles.items()}
+        predicted = {role: at.noise(denoised[name]) for role, name in call.roles.items()}
         return Remade(predicted, effect, self._attention(reader, treatment), answer=answer)
 
     def _reader(self, guider: Any, treatment: Treatment) -> AttentionReader | None:

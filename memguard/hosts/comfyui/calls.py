@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ...aside import aside
 from ...attributions.moment import Encoded
+from ...layout import Layout
 from ...troubles import Told
 from ..inference import normal
 
 TEXT, POOLED = "c_crossattn", "y"  # how ComfyUI's models call what they are conditioned on
 LEADING = "memguard_leading"  # of a processed conditioning: columns before those of its prompt
 COMPILED = "torch.compile"  # key of the wrapper that puts a compiled network in place
+SHAPES = "latent_shapes"  # of latents that are packed into one: a video and its sound
 CACHES = ("easycache", "lazycache")  # of wrappers that answer from a cache of earlier calls
 SPLIT = "multigpu_clones"  # of the copies that calls are split over, by their devices
 Cond = dict[str, Any]
@@ -96,9 +98,21 @@ class Call:
                 pooled = None if prompt.pooled is None else prompt.pooled[part]
                 exchanged = with_prompt(conds[index], prompt.text[part], pooled)
                 variants.append([*conds[:index], exchanged, *conds[index + 1 :]])
-            return torch.cat(self.predict(variants))
+            try:
+                return torch.cat(self.predict(variants))
+            except ValueError:  # a network that takes one row only (MiniMax H3)
+                if len(variants) == 1:
+                    raise
+                return torch.cat([self.predict([each])[0] for each in variants])
 
         return predict
+
+
+def layout_of(conds: Sequence[Cond]) -> Layout:
+    """Return how latents lie in a run's tensors, by what the network itself gets to unpack them."""
+    found = (getattr(cond["model_conds"].get(SHAPES), "cond", None) for cond in conds)
+    shapes = next((each for each in found if each is not None and len(each) > 1), ())
+    return Layout(streams=tuple(tuple(shape[1:]) for shape in shapes))
 
 
 def text_of(cond: Cond) -> Tensor:
@@ -126,6 +140,21 @@ def leading(cond: Cond) -> int:
     if more <= 0 or text.shape[-1] != own.shape[-1]:
         return 0
     return more if torch.equal(text[:1, more:].detach(), own[:1].detach().to(text)) else 0
+
+
+def trailing(cond: Cond) -> int:
+    """Return how many columns a model puts behind those of the prompt: Stable Audio has two that say how long it is."""
+    text, own = text_of(cond), cond.get("cross_attn")
+    if own is None or text.shape[-1] != own.shape[-1]:
+        return 0
+    return max(0, text.shape[1] - own.shape[1] - leading(cond))
+
+
+def as_encoded(cond: Cond) -> bool:
+    """Whether a model gets the encoded prompt itself; some hand on what a network of their own makes of it (LTX-2)."""
+    own = cond["cross_attn"]
+    text = text_of(cond)[:1, leading(cond) :][:, : own.shape[1]]
+    return text.shape == own[:1].shape and torch.equal(text.detach(), own[:1].detach().to(text))
 
 
 def pooled_of(cond: Cond) -> Tensor | None:

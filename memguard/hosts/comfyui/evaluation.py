@@ -22,7 +22,7 @@ from ...mitigations.effect import Effect
 from ..inference import differentiable
 from . import model, roles
 from .began import Began
-from .calls import Call, Cond, leading, normal_cond, rows_of, with_prompt
+from .calls import Call, Cond, layout_of, leading, normal_cond, rows_of, trailing, with_prompt
 from .edits import Editor
 from .prompts import Prompts
 
@@ -61,6 +61,7 @@ class Evaluation:
         self.roles: dict[Role, str] = {"prompt": roles.PROMPT}
         self.roles |= {} if reference is None else {"negative": reference}
         guider, sampling, sigma = call.guider, call.guider.inner_model.model_sampling, call.sigma
+        self.layout = layout_of(guider.conds[roles.PROMPT])
         self.level = host.Level(float(sigma.flatten()[0]), float(sampling.sigma_max), model.timestep(sampling, sigma))
         self.scale = float(getattr(guider, "cfg1", getattr(guider, "cfg", 1.0)))
         # the guider's own prompts are known again by identity: predicting with one takes all its parts and areas
@@ -171,11 +172,11 @@ class Texts:
         if len(self.parts) != 1:
             exchanged(self.parts, self.prompt)
         made = self.prompts.encode(texts, padding)
-        filled = self.prompt.text.shape[1] - made.text.shape[1] if leading(self.parts[0]) else 0
-        if filled <= 0:
-            return made
-        left = self.prompt.text[:1, :filled].to(made.text).expand(len(texts), -1, -1)  # as the model fills up its own
-        return replace(made, text=torch.cat([left, made.text], 1))
+        behind = trailing(self.parts[0])
+        filled = self.prompt.text.shape[1] - made.text.shape[1] - behind if leading(self.parts[0]) else 0
+        own = self.prompt.text[:1].to(made.text).expand(len(texts), -1, -1)  # as the model fills up its own
+        left, right = own[:, : max(0, filled)], own[:, own.shape[1] - behind :]
+        return replace(made, text=torch.cat([left, made.text, right], 1))
 
 
 def exchanged(conds: Sequence[Cond], prompt: Encoded) -> Cond:

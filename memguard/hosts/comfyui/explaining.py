@@ -8,6 +8,7 @@ Part of the ComfyUI host; may import: comfy, torch, memguard's core.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,25 +16,30 @@ from typing import Any, Literal
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...aside import aside
 from ...attributions import ablation
 from ...records import Attribution, StepEvidence
+from ...troubles import UNFORESEEN, Told, careful, in_words
 from . import graph, model, screen, tokens
 from .attention import AttentionReader, Unreadable
-from .calls import Call, Unknown, alone
+from .calls import Call, alone, layout_of
 from .coverage import both, coverage
 from .naming import Namer
 from .preflight import GUIDANCE, FirstCall
 from .watcher import unwatched
 from .weighing import NOT_YET, Method, Weighing
 
+log = logging.getLogger("memguard")
+
 STOOD_IN = "no gradient ({}); ablation stood in"
 SAME = (
     "the model gives the same prediction without any of the words: it makes nothing of the prompt, or another node "
     "answers from a cache"
 )
+FAILED = "the first model call failed ({}); ComfyUI's log tells more"
 
 
 def explain(
@@ -72,6 +78,31 @@ def explain(
     """
     if positive is None and not prompt.strip():
         raise ValueError("text is empty; give the prompt to explain")
+    reasons = []
+
+    def failed(error: Exception) -> None:
+        if not isinstance(error, Told):
+            log.warning("%s: %s", type(error).__name__, error, exc_info=error)
+        said = in_words(error)
+        reasons.append(FAILED.format(type(error).__name__) if said == UNFORESEEN else said)
+
+    with careful(failed, InterruptProcessingException):
+        return _explain(patcher, clip, prompt, negative, latent, seed, method, respect_to, substitute, positive)
+    return Attribution(method, status=reasons[0])
+
+
+def _explain(
+    patcher: Any,
+    clip: Any,
+    prompt: str,
+    negative: Any,
+    latent: dict[str, Any],
+    seed: int,
+    method: Method,
+    respect_to: Literal["input", "encoded"],
+    substitute: str,
+    positive: Any,
+) -> Attribution:
     prompt_id, node_id = screen.place()
     behind = graph.prompt_texts(screen.running_prompt(prompt_id), node_id, "positive", screen.index())
     namer = Namer(clip, [prompt, *behind] if positive is not None else [prompt])
@@ -88,16 +119,11 @@ def explain(
     weigh = Weighing(namer, method, respect_to, substitute)
     sampler = _Explaining(patcher, weigh, list(others))
     mask = latent.get("noise_mask")
-    try:
-        with aside(patcher.load_device):
-            noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
-            guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
-    except (Unreadable, Unknown) as reason:
-        return Attribution(method, status=str(reason))
+    with aside(patcher.load_device):
+        noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+        guider.sample(noise, image, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
     if weigh.failed and method == "gradient":
-        found = explain(
-            patcher, clip, prompt, negative, latent, seed, "ablation", substitute=substitute, positive=positive
-        )
+        found = _explain(patcher, clip, prompt, negative, latent, seed, "ablation", respect_to, substitute, positive)
         return replace(found, notes=(*found.notes, STOOD_IN.format(weigh.failed)))
     # after the sampler: network and text encoder need not share the GPU's memory
     return _honest(weigh.finish())
@@ -169,6 +195,7 @@ class _Explaining(FirstCall):
             timestep=model.timestep(sampling, sigma),
             noise_cond=cond,
             noise_uncond=uncond,
+            layout=layout_of(guider.conds["positive"]),
             parameterization=model.parameterization(sampling),
             family=model.family(self.patcher),
         )

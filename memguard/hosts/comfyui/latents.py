@@ -23,7 +23,12 @@ KEPT_MAPS = 32  # runs; the page's maps of one are up to a megabyte
 
 
 def fingerprint(latent: Any) -> str | None:
-    """Return the hash of a latent's float32 values; None for what is no plain tensor (nested audio and video)."""
+    """Return the hash of a latent's float32 values, of a video and its sound (nested) as samplers pack them.
+
+    None for what is no tensor.
+    """
+    if getattr(latent, "is_nested", False):
+        latent = torch.cat([part.flatten(1) for part in latent.unbind()], 1)
     if not isinstance(latent, torch.Tensor):
         return None
     values = latent.detach().to("cpu", torch.float32).contiguous()

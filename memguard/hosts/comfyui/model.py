@@ -5,7 +5,7 @@ Part of the ComfyUI host; may import: comfy, torch, memguard.calibration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,10 +70,10 @@ def timestep(sampling: Any, sigma: Tensor) -> float | None:
     return float(sampling.timestep(sigma[:1]))
 
 
-def pixels(patcher: Any, latent: Tensor) -> tuple[int, int]:
-    """Return width and height of the picture that a latent decodes to."""
+def pixels(patcher: Any, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """Return width and height of the picture that latents of a shape decode to; None for sound, [B, C, n]."""
     ratio = getattr(patcher.model.latent_format, "spacial_downscale_ratio", 8)
-    return latent.shape[-1] * ratio, latent.shape[-2] * ratio
+    return (shape[-1] * ratio, shape[-2] * ratio) if len(shape) > 3 else (None, None)
 
 
 def remarks(patcher: Any, conds: Iterable[Any] = ()) -> tuple[str, ...]:

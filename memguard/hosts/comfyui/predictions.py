@@ -16,7 +16,7 @@ from ...attributions.moment import Encoded
 from ...guard import Run
 from ...records import Reference, StepEvidence
 from . import model, roles
-from .calls import TEXT
+from .calls import TEXT, layout_of
 from .coverage import both, coverage
 
 
@@ -76,15 +76,16 @@ class Predictions:
             sigma=float(sigma[0]),
             sigma_max=float(sampling.sigma_max),
             timestep=model.timestep(sampling, sigma),
-            noise_cond=as_picture(cond),
-            noise_uncond=as_picture(uncond),
-            coverage=None if covered is None else as_picture(covered),
+            noise_cond=cond,
+            noise_uncond=uncond,
+            coverage=covered,
             parameterization=model.parameterization(sampling),
             family=self.run.report.family,
             reference=self._label(reference),
             roles=(roles.PROMPT, reference),
             full_noise=True if self.from_nothing else None,
             prompts=self._several(len(cond)),
+            layout=layout_of(self.guider.conds[roles.PROMPT]),
         )
 
     def _several(self, images: int) -> tuple[int, ...]:
@@ -102,10 +103,3 @@ class Predictions:
             return "empty"
         asked = self.run.guard.reference == "empty"
         return "empty" if asked and (self.negative_is_empty or self.run.report.negative_prompt == "") else "negative"
-
-
-def as_picture(values: Tensor) -> Tensor:
-    """Return [B, C, h, w]: sound has one axis less, video's frames lie below each other."""
-    if values.ndim == 3:
-        return values.unsqueeze(2)
-    return values if values.ndim == 4 else values.flatten(2, -2)

@@ -113,7 +113,7 @@ def calibrate(
         conditions = Conditions(
             model=model.sampled(patcher),
             family=model.family(patcher),
-            latent=(first.noise_cond.shape[-2], first.noise_cond.shape[-1]),
+            latent=first.size,
             sigma=first.sigma,
             timestep=first.timestep,
             steps_scored=1,

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...attributions.moment import Encoded
 from ...mitigations.edit import CODES, OTHER, PADDING
 from . import graph, roles, screen, tokens
-from .calls import Cond, leading, text_of
+from .calls import Cond, leading, text_of, trailing
 from .naming import Namer, Segment
 
 UNCONNECTED = (
@@ -98,7 +98,8 @@ class Prompts:
         for segment in found:
             for group, columns in segment.groups(self.clip).items():
                 table[0, columns] = CODES[group]
-        return functional.pad(table, (leading(cond), 0), value=PADDING)
+        table = functional.pad(table, (leading(cond), 0), value=PADDING)
+        return functional.pad(table, (0, trailing(cond)), value=OTHER)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:

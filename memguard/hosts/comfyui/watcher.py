@@ -21,6 +21,7 @@ from ...records import Report
 from ...troubles import careful
 from ...wording import message
 from . import graph, known, model, roles, schedule, screen, texts, treating
+from .calls import SHAPES
 from .continuing import Place
 from .explanation import Explanation, When
 from .kept import KeptMaps
@@ -225,6 +226,8 @@ def _keep(sampling: Sampling, latent: Any, maps: dict[str, Tensor]) -> tuple[str
         return ()
     height, width = next(iter(maps.values())).shape[-2:]
     colours = sampling.guider.model_patcher.model.latent_format
+    if isinstance(latent, torch.Tensor):
+        latent = sampling.run.evidence[0].layout.parts(latent)[0]
     kept: tuple[str, ...] = ()
     with careful(sampling.run.noted):  # a screen must not cost the picture
         own = KeptMaps((height, width), maps, latent, colours, owner=screen.owner())
@@ -261,7 +264,7 @@ def _facts(guider: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *res
     nodes = screen.running_prompt(prompt_id)
     denoise_mask = rest[0] if rest else named.get("denoise_mask")
     seed = rest[3] if len(rest) > 3 else named.get("seed")
-    width, height = model.pixels(patcher, noise)
+    width, height = model.pixels(patcher, (named.get(SHAPES) or [noise.shape])[0])
     notes = model.remarks(patcher, [cond for part in guider.conds.values() for cond in part or ()])
     if denoise_mask is not None:
         notes += ("a noise mask is set: only a part of the picture is repainted; the score is of the whole",)

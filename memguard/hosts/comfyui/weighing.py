@@ -23,7 +23,7 @@ from ...attributions.moment import Encoded, Moment
 from ...records import Attribution, StepEvidence
 from ...troubles import Told, careful, in_words
 from ..inference import differentiable, normal
-from .calls import Call, Cond, leading, normal_cond
+from .calls import Call, Cond, as_encoded, leading, normal_cond
 from .inputs import Pullback, input_gradients, is_open
 from .naming import Namer, Segment
 
@@ -32,6 +32,7 @@ log = logging.getLogger("memguard")
 Method = Literal["gradient", "ablation", "attention"]
 Variants = Mapping[tuple[int, str], Encoded]  # (part, text) -> the part with that text in place of its own
 NO_INPUT = "a textual inversion has no embedding of its own words; weights are of the encoded prompt"
+NO_WAY_BACK = "the model makes something of its own of the encoded prompt; weights are of that"
 NO_ENCODER = "the text encoder gives no gradient ({}); weights are of the encoded prompt"
 NOT_ASKED = "the model could not be asked without the words ({})"
 NO_TEXT = "no known text encodes to this prompt, so its words have no names; connect the CLIP that encoded it"
@@ -46,6 +47,7 @@ class _Part:
     vectors: Tensor  # [1, tokens, d]
     moment: Moment
     active: bool
+    as_encoded: bool  # whether the model gets the vectors themselves
     gradient: tuple[Tensor, Tensor | None] | None = None
     masses: dict[str, Tensor] | None = None
     weighed: Attribution | None = None  # where the network had to be asked about each word
@@ -93,7 +95,7 @@ class Weighing:
         other = None if reference is None else call.encoded(reference)
         for index, cond in enumerate(conds):
             moment = Moment(evidence, call.encoded(cond), other, call.again(conds, index))
-            part = _Part(cond["cross_attn"], moment, call.active(cond))
+            part = _Part(cond["cross_attn"], moment, call.active(cond), as_encoded(cond))
             self._parts.append(part)
             if self.method == "gradient" and part.active and not self.failed:
                 with careful(self._fails, InterruptProcessingException):
@@ -143,7 +145,9 @@ class Weighing:
         if self.respect_to == "encoded" or any(segment.text is None for segment in segments):
             return weighing.by_gradient(found, [part.gradient])
         note = NO_INPUT
-        if all(is_open(self.namer.clip, segment.text or "") for segment in segments):
+        if not part.as_encoded:
+            note = NO_WAY_BACK
+        elif all(is_open(self.namer.clip, segment.text or "") for segment in segments):
             with careful(self._fails, InterruptProcessingException):
                 return weighing.by_gradient(found, [part.gradient], self._pullback(segments))
             note = NO_ENCODER.format(self.failed)

@@ -1,46 +1,22 @@
-"""How latents lie in a model's own tensors, and the way to [B, C, h, w] or, of frames, [B, C, T, h, w] and back.
+"""How latents lie in a denoiser's own tensors: as pictures, as frames, or packed into tokens.
 
-Room: memguard.hosts, diffusers. May import: torch, einops.
+Room: memguard.hosts, diffusers. May import: memguard.layout, torch, einops.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from einops import rearrange
 from torch import Tensor
 
-PICTURE, FRAMES = "b c h w", "b c t h w"
+from ... import layout
+from ...layout import FRAMES
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A layout, in the notation of einops.
-
-    Attributes:
-        own: the model's axes.
-        plain: the same as a picture, or as frames.
-        sizes: of axes that are packed into one.
-
-    """
-
-    own: str = PICTURE
-    plain: str = PICTURE
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    def latents(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the model's as [B, C, h, w] or [B, C, T, h, w]."""
-        return self._moved(tensor, self.own, self.plain)
-
-    def back(self, latents: Tensor) -> Tensor:
-        """Return latents as the model's tensors are."""
-        return self._moved(latents, self.plain, self.own)
-
-    def _moved(self, tensor: Tensor, one: str, other: str) -> Tensor:
-        return tensor if one == other else rearrange(tensor, f"{one} -> {other}", **dict(self.sizes))
+class Layout(layout.Layout):
+    """A layout, found by how a denoiser is called or by what it gives."""
 
     @classmethod
     def of(cls, tensor: Tensor, arguments: Mapping[str, Any], channels: int | None) -> Layout | None:

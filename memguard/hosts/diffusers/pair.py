@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import host
 from ...attributions.moment import Encoded
 from ...host import Role
+from ...layout import Layout
 from .calls import Call, output_of, prompt_of, tensor_of
 from .latents import Latents
 from .levels import gain, level
@@ -32,6 +33,7 @@ class Pair:
     """
 
     coverage: Tensor | None = None
+    layout = Layout()
     why = ""
 
     def __init__(

@@ -18,7 +18,6 @@ from ...attributions.attention import mass
 from ...attributions.moment import Encoded
 from ...host import ROLES, Role
 from ...records import Reference, StepEvidence
-from ...sampling import flat
 from ...steps import Steps
 from .calls import Call
 from .levels import level, steps_of
@@ -267,8 +266,8 @@ class Reader:
             sigma=here.sigma,
             sigma_max=here.sigma_max,
             timestep=here.timestep,
-            noise_cond=flat(here.convert(call.prediction[rows], x)),
-            noise_uncond=flat(here.convert(reference, x)),
+            noise_cond=here.convert(call.prediction[rows], x),
+            noise_uncond=here.convert(reference, x),
             parameterization=here.parameterization,
             family=family(call.module),
             reference=self.reference,

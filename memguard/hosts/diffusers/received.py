@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ...records import StepEvidence
-from ...sampling import flat
 from .combination import Alike, Combination, find, parts
 from .hooks import Trouble
 from .layouts import Layout
@@ -124,8 +123,8 @@ class Received:
             sigma=here.sigma,
             sigma_max=here.sigma_max,
             timestep=here.timestep,
-            noise_cond=flat(joined.cond),
-            noise_uncond=flat(joined.uncond),
+            noise_cond=joined.cond,
+            noise_uncond=joined.uncond,
             parameterization=here.parameterization,
             family=family(self.module),
             full_noise=here.full_noise,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ... import host, sampling
 from ...host import Role
@@ -19,7 +18,7 @@ from ...mitigations.base import Treatment
 from ...mitigations.edit import Edit, Plan
 from ...mitigations.effect import Effect
 from ...run import Run
-from ...sampling import Unwatched, flat
+from ...sampling import Unwatched
 from .caches import ANSWERED, differentiable
 from .calls import Call, as_given, with_latents
 from .edits import PLAN, Editor, following
@@ -121,8 +120,7 @@ class Sampling(sampling.Sampling):
             attention = {"unread": EDITED}  # what was read are the projections before the edit
         made += [self._again(each, rows, treatment, effect) for each, rows in rest]
         again = call.made([each for each, _ in made])
-        predicted = {role: flat(values) for role, values in again.predicted.items()}
-        return Again(predicted, effect, attention, pair=again, outputs=tuple(output for _, output in made))
+        return Again(again.predicted, effect, attention, pair=again, outputs=tuple(output for _, output in made))
 
     def _again(
         self, call: Call, blocks: Mapping[Role, slice], treatment: Treatment, effect: Effect
@@ -144,7 +142,3 @@ class Sampling(sampling.Sampling):
     def count(self) -> int:
         """Return how many calls of the model the pipeline makes, 0 where it cannot tell."""
         return model_calls(self.plans.pipe)
-
-    def compared(self, call: host.Call, treatment: Treatment | None = None) -> Tensor:
-        """Return what a call predicts with the empty prompt, [B, C, h, w], frames below each other."""
-        return flat(super().compared(call, treatment))

@@ -8,8 +8,9 @@ from memguard_pack.memguard.hosts.comfyui.calls import leading
 from memguard_pack.memguard.hosts.comfyui.treating import Treater
 from memguard_pack.memguard.hosts.comfyui.watcher import Watcher
 from memguard_pack.tests.hosts.comfyui import tiny
+from memguard_pack.tests.hosts.comfyui.kinds import WIDTH, build
 from memguard_pack.tests.hosts.comfyui.scene import made
-from memguard_pack.tests.hosts.comfyui.test_comfyui_frames import WIDTH, build, check_weights
+from memguard_pack.tests.hosts.comfyui.test_comfyui_frames import check_weights
 
 FLUX2 = {
     "image_model": "flux2",
@@ -45,12 +46,12 @@ ERNIE = {
     "text_in_dim": WIDTH,
     "rope_axes_dim": (8, 12, 12),
 }
-KINDS = {"Flux2": FLUX2, "ErnieImage": ERNIE}
+KINDS = {name: (settings, [(128, 4, 4)], WIDTH, {}) for name, settings in (("Flux2", FLUX2), ("ErnieImage", ERNIE))}
 
 
 @pytest.fixture(params=KINDS)
 def picture(request, monkeypatch):
-    return build(request.param, KINDS[request.param], (128, 4, 4), monkeypatch)
+    return build(request.param, KINDS[request.param], monkeypatch)
 
 
 def test_word_weights_are_the_finite_differences(picture, monkeypatch):
