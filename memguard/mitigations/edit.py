@@ -109,9 +109,10 @@ class Plan:
     ) -> None:
         self.edits, self.conditional, self.groups, self.step, self.sigma = edits, conditional, groups, step, sigma
         self.effect = effect
-        keeps = [edit.keep(conditional, groups) for edit in edits]
-        self._cutting = [n for n, keep in enumerate(keeps) if keep is not None and not bool(keep.all())]
-        self._alike = _alike(keeps)
+        self._keeps = [edit.keep(conditional, groups) for edit in edits]
+        self._cutting = [n for n, keep in enumerate(self._keeps) if keep is not None and not bool(keep.all())]
+        self._alike = _alike(self._keeps)
+        self._spared = False  # whether the model's own mask was asked for
         self.cuts = self._alike is not None  # whether keys are left out, in every layer
 
     def followed_by(self, other: Plan) -> Plan:
@@ -125,8 +126,33 @@ class Plan:
         """Whether a layer sees the rows that the plan was made for; regional prompts change their number inside."""
         return len(k) == len(self.conditional) and (self.groups is None or self.groups.shape[-1] == k.shape[1])
 
-    def attend(self, layer: str, heads: int, scale: float, q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
-        """Return the output of one layer under all edits."""
+    def attend(
+        self,
+        layer: str,
+        heads: int,
+        scale: float,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        backend: Backend,
+        live: Callable[[], Tensor | None] = lambda: None,
+    ) -> Tensor:
+        """Return the output of one layer under all edits.
+
+        Args:
+            layer: its name.
+            heads: number of heads.
+            scale: of the logits.
+            q: queries, [B, positions, heads * d].
+            k: keys, [B, tokens, heads * d].
+            v: values, like k.
+            backend: the host's own attention.
+            live: gives the keys that the model itself lets take part, bool [B, tokens], the same in every layer; None
+                for all.
+
+        """
+        if self._cutting and not self._spared:
+            self._spare(live())
         site = AttentionSite(layer, heads, scale, self.conditional, self.groups, self.step, self.sigma)
         bias, acted = None, list(self._cutting)
         for number, edit in enumerate(self.edits):
@@ -142,6 +168,14 @@ class Plan:
         if self.effect is not None and acted:
             self.effect.edited(acted)
         return out
+
+    def _spare(self, live: Tensor | None) -> None:
+        """Leave out no key for an edit that leaves out nothing but what the model masks anyway."""
+        self._spared = True
+        if live is None:
+            return
+        keeps = [None if keep is None or not bool((~keep & live).any()) else keep for keep in self._keeps]
+        self._cutting, self._alike = [n for n, keep in enumerate(keeps) if keep is not None], _alike(keeps)
 
     def _output(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
         if self._alike is None:

@@ -13,6 +13,7 @@ May import: memguard.mitigations, torch.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,6 +26,7 @@ from .base import Mitigation, Start, Treatment, Unsuitable
 from .edit import BOS, CHUNK, NOWHERE, AttentionSite, Edit, heads_last, rows_of
 
 EARLY = ("down_blocks", "mid_block")
+ELSEWHERE = "it acts on the way down and in the middle, and the layers of this model stand in one row"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ class SpikeAttenuation(Mitigation):
         alpha = 1 - (1 - self.alpha) * self.strength
         if alpha == 1 and self.rule == "positive":
             return before
-        if not start.widths:
-            raise Unsuitable(NOWHERE)
+        refuse(start.widths)
         edit = Attenuate(alpha, self.tau, self.strength if self.rule == "cap" else None, self.parity == "official")
         how = "cut at mean + tau std" if self.rule == "cap" else f"x {alpha:g}"
         return replace(before, edits=(*before.edits, edit)).note(f"attention spikes (z above {self.tau:g}) {how}")
@@ -112,6 +113,14 @@ class Attenuate(Edit):
             return (rows_of(site.groups, len(highest)) == BOS)[:, None]
         columns = torch.arange(highest.shape[-1], device=highest.device)
         return (columns % CHUNK == 0).expand(len(highest), 1, -1)
+
+
+def refuse(layers: Collection[str]) -> None:
+    """Raise Unsuitable if there are no layers on the way down or in the middle."""
+    if not layers:
+        raise Unsuitable(NOWHERE)
+    if not any(layer.startswith(EARLY) for layer in layers):
+        raise Unsuitable(ELSEWHERE)
 
 
 def logits(q: Tensor, k: Tensor, site: AttentionSite) -> Tensor:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..setting import setting
-from .base import Guidance, Mitigation, Start, Step, Treatment, Unsuitable, View
-from .edit import NOWHERE, Edit
-from .spike_attenuation import Attenuate
+from .base import Guidance, Mitigation, Start, Step, Treatment, View
+from .edit import Edit
+from .spike_attenuation import Attenuate, refuse
 
 CLOSE, LARGEST = 0.9, 2.0
 
@@ -44,8 +44,7 @@ class ThreeRows(Mitigation):
     orthogonalize: bool = setting(False, "Take the plain direction out of the attenuated one.")
 
     def _treat(self, start: Start, before: Treatment) -> Treatment:
-        if not start.widths:
-            raise Unsuitable(NOWHERE)
+        refuse(start.widths)
         official = self.parity == "official"
         alpha = 1 - (1 - self.alpha) * self.strength
         edit = Attenuate(alpha, self.tau, official=official)

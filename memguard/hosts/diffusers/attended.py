@@ -62,6 +62,22 @@ class Attended:
         """Return what torch gives out, [B, heads, positions, e]."""
         return ATTEND(self.query, self.key, self.value, attn_mask=self.mask, scale=self.scale, **self.others)
 
+    def whole(self) -> Attended:
+        """Return the same with as many heads of keys and values as of queries."""
+        if self._shared == 1:
+            return self
+        key, value = (each.repeat_interleave(self._shared, 1) for each in (self.key, self.value))
+        others = {name: value for name, value in self.others.items() if name != "enable_gqa"}
+        return Attended(self.query, key, value, self.mask, self.scale, others)
+
+    def masked(self, rows: Tensor | slice, columns: Tensor | slice) -> Tensor | None:
+        """Return the mask of some rows and tokens."""
+        if self.mask is None:
+            return None
+        mask = _whole(self.mask)
+        mask = mask[rows] if len(mask) > 1 else mask
+        return mask[..., columns] if mask.shape[-1] > 1 else mask
+
     def mass(self) -> Tensor:
         """Return the mean of the probabilities over heads and positions, float32 [B, tokens]."""
         rows, heads, positions, _ = self.query.shape

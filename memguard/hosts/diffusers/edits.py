@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from ...mitigations.edit import Plan
 from .attention import cross_layers
+from .edited import Edited
 from .hooks import Trouble
 from .rows import OWN
+from .structure import compiled
 
 # The plan that layers follow now. A context variable: a backward pass that computes a block again finds the plan of its
 # forward pass (memguard.attributions.lean).
@@ -39,6 +41,10 @@ def following(plan: Plan | None) -> Iterator[None]:
         PLAN.reset(token)
 
 
+def _none() -> AbstractContextManager[None]:
+    return following(None)
+
+
 class Editor:
     """Stands in the way of a denoiser's cross-attention layers.
 
@@ -50,17 +56,29 @@ class Editor:
 
     def __init__(self, module: nn.Module, trouble: Trouble | None = None) -> None:
         self.module, self.trouble = module, trouble or Trouble()
-        self.layers = cross_layers(getattr(module, "_orig_mod", module))
+        plain = getattr(module, "_orig_mod", module)
+        self.layers = cross_layers(plain)
+        self.edited = (
+            None
+            if self.layers or any(map(compiled, plain.children()))
+            else Edited(plain, PLAN.get, _none, self.trouble)
+        )
         self._known: dict[str, frozenset[str]] = {}  # what the processors know besides text and mask
 
     @property
     def widths(self) -> dict[str, int]:
         """The number of value neurons of each layer."""
+        if self.edited is not None:
+            return self.edited.widths
         return {name: int(layer.to_v.out_features) for name, layer in self.layers.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Stand there for the time of the block."""
+        if self.edited is not None:
+            with self.edited.installed():
+                yield
+            return
         saved = [(layer, layer.__dict__.get("forward")) for layer in self.layers.values()]
         self._known.clear()
         try:

@@ -12,6 +12,7 @@ Room: memguard.hosts, diffusers. May import: torch and the standard library.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -25,6 +26,7 @@ from .lineage import OTHER, PICTURE, TEXT, Lineage
 
 See = Callable[[str, Attended], "Tensor | None"]  # what is given out instead; None leaves it
 Guarded = Callable[..., Any]  # calls a function with arguments; None after an error
+NAMED = re.compile(r"(attn2|cross_attn|cross_attention)$")
 PROJECTIONS = ("to_q", "to_k", "to_query", "to_qkv", "to_kv", "q_proj", "k_proj")
 
 
@@ -178,6 +180,16 @@ def layers(module: nn.Module) -> dict[str, Any]:
         attends = hasattr(part, "processor") or any(hasattr(part, each) for each in PROJECTIONS)
         if name and attends and not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = part
+    return found
+
+
+def crossing(module: nn.Module) -> dict[str, Any]:
+    """Return the layers that look like cross-attention before any call has told, by what they say or are called."""
+    found = {}
+    for name, layer in layers(module).items():
+        said = getattr(layer, "is_cross_attention", None)
+        if said or (said is None and NAMED.search(name)):
+            found[name] = layer
     return found
 
 
