@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, KDPM2DiscreteSchedul
 import memguard
 from memguard import Guard
 from memguard.hosts.diffusers.projected import Reading
-from memguard.hosts.diffusers.rows import Unscored
+from memguard.hosts.diffusers.rows import Prompts, Unscored
 from tests.hosts import tiny
 from tests.hosts.test_diffusers_halves import InTwo
 
@@ -163,6 +163,26 @@ def test_of_two_calls_for_a_step_that_with_the_prompt_is_read(order):
     other = h(calls[1 - order.index("prompt")][layer]).tolist()
     assert guard.report.findings[0].scores == pytest.approx(h(first[layer]).tolist(), rel=1e-3)
     assert guard.report.findings[0].scores != pytest.approx(other, rel=1e-2)
+
+
+@pytest.mark.parametrize("order", [None, ("prompt", "negative"), ("negative", "prompt")])
+def test_rows_that_the_scheduler_tells_have_the_attention_of_the_prompt(order, monkeypatch):
+    two = tiny.sd() if order is None else tiny.sd(cls=type("Two", (InTwo,), {"order": order}))
+    for name, layer in two.unet.named_modules():
+        if name.endswith("attn2"):
+            layer.to_q.weight.data *= 200
+    told = Guard(detectors=["text_noise_norm", E])
+    run(two, PROMPTS[:1], told, images=2)
+
+    def untold(*_):
+        raise Unscored("rows tell nothing")
+
+    monkeypatch.setattr(Prompts, "roles", untold)
+    guard = Guard(detectors=["text_noise_norm", E])
+    plain = run(two, PROMPTS[:1], images=2)
+    assert torch.equal(run(two, PROMPTS[:1], guard, images=2), plain)
+    for found, expected in zip(guard.report.findings, told.report.findings, strict=True):
+        assert len(expected.scores) == 2 and found.scores == pytest.approx(expected.scores, rel=1e-4)
 
 
 def test_rows_that_are_not_the_calls_have_a_reason():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memguard.hosts.diffusers.lineage import OTHER, PICTURE, TEXT, Lineage
+from memguard.hosts.diffusers.lineage import JOINED, OTHER, PICTURE, TEXT, Lineage
 from memguard.hosts.diffusers.masses import refuse_rows
 from memguard.hosts.diffusers.rows import Unscored
 from memguard.hosts.diffusers.structure import standing
@@ -45,7 +45,8 @@ def test_what_a_tensor_comes_from():
         cases = (
             (text.view(2, 12), TEXT),
             (text * given["timestep"][:, None, None], TEXT),
-            (torch.cat([text, picture], 1)[:, :3], TEXT | PICTURE),
+            (torch.cat([text, picture], 1)[:, :3], TEXT | PICTURE | JOINED),
+            (text + picture[:, :3], TEXT | PICTURE),  # a picture that has attended to the text is not joined with it
             (text.type_as(picture) + torch.zeros_like(picture[:, :3]), TEXT),
             (written.unbind(1)[0], TEXT),
             (part, PICTURE),

@@ -102,8 +102,9 @@ class Attended:
         expected = torch.stack(
             [self._softmax(head, here, 1)[0] @ self.value[0, head // shared].float() for head in range(heads)]
         )
+        expected, found = expected.nan_to_num(), made[0, :, here].float().nan_to_num()  # NaN is said of the masses
         largest = expected.abs().amax().clamp(min=1e-6)
-        return bool((expected - made[0, :, here].float()).abs().amax() <= CLOSE.get(made.dtype, 0.05) * largest)
+        return bool((expected - found).abs().amax() <= CLOSE.get(made.dtype, 0.05) * largest)
 
     def live(self) -> Tensor | None:
         """Return which tokens take part at all, bool [B, tokens]; None where all do."""

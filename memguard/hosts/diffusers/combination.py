@@ -161,6 +161,17 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return float((_exact(a) - _exact(b)).norm()) > least * float(_exact(a).norm())
 
 
+def where(output: Tensor, part: Tensor, received: Tensor) -> slice | None:
+    """Return the rows of an output that are one of its ``parts``; None where it is none of them."""
+    for share in range(1, SHARES + 1):
+        size, rest = divmod(len(output), share)
+        for start in range(0, 0 if rest else len(output), max(size, 1)):
+            one = shaped(output[start : start + size], received)
+            if one is not None and torch.equal(one, part.to(one)):
+                return slice(start, start + size)
+    return None
+
+
 def shaped(part: Tensor, received: Tensor) -> Tensor | None:
     """Return a prediction in the shape of what is received, without what a model predicts beside that.
 

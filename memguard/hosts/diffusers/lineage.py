@@ -9,7 +9,9 @@ Room: memguard.hosts, diffusers. May import: torch.
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,8 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 log = logging.getLogger("memguard")
 
-TEXT, PICTURE, OTHER = 1, 2, 4
+TEXT, PICTURE, OTHER, JOINED = 1, 2, 4, 8  # the last: text and picture were put into one sequence
 SHAPED = ("to", "type_as", "expand_as", "view_as", "reshape_as")  # of what follows the first, the shape or type alone
+JOINS = ("cat", "concat", "concatenate")
 SEQUENCE = 3  # axes of what is attended to: [rows, columns, features]
 
 
@@ -53,7 +56,7 @@ class Lineage(TorchFunctionMode):
             self._mark(tensor, kind)
 
     def of(self, tensor: Tensor) -> int:
-        """Return what a tensor comes from: TEXT, PICTURE and OTHER, added up; 0 where nothing is known."""
+        """Return what a tensor comes from: TEXT, PICTURE, OTHER and JOINED, added up; 0 where nothing is known."""
         return int(self._known.get(tensor, 0))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,9 +74,10 @@ class Lineage(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name.endswith("_like") or name.startswith("new_"):
             return
-        kind = 0
-        for tensor in _tensors(args[:1] if name in SHAPED else (args, given)):
-            kind |= self.of(tensor)
+        kinds = [self.of(tensor) for tensor in _tensors(args[:1] if name in SHAPED else (args, given))]
+        kind = functools.reduce(operator.or_, kinds, 0)
+        if kind & PICTURE and name in JOINS and any(each & TEXT and not each & PICTURE for each in kinds):
+            kind |= JOINED
         if kind:
             for tensor in _tensors(made):
                 self._mark(tensor, kind)

@@ -74,14 +74,27 @@ class Reading:
             Unscored: if a layer was not called, because something else stands in its place, or none was.
 
         """
-        if self.broken:
-            raise Unscored(f"the attention cannot be read: {self.broken}")
         number = next((n for n, (known, _) in enumerate(self.calls) if known is text), None)
         if number is None:
+            self._refuse()
             raise Unscored("the attention cannot be read: no cross-attention layer of the model was called")
         _, found = self.calls[number]
         del self.calls[number]
+        return self.rows(found, rows, text)
+
+    def rows(self, found: dict[str, Any], rows: slice, text: Tensor) -> Mapping[str, Probable]:
+        """Return rows of a call by what was kept of it.
+
+        Raises:
+            Unscored: as ``take``.
+
+        """
+        self._refuse()
         return self._rows(found, rows, text)
+
+    def _refuse(self) -> None:
+        if self.broken:
+            raise Unscored(f"the attention cannot be read: {self.broken}")
 
     def _rows(self, found: dict[str, Any], rows: slice, text: Tensor) -> Mapping[str, Probable]:
         if not found:

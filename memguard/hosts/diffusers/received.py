@@ -3,7 +3,7 @@
 What the denoiser gave since the last step is kept until the scheduler's ``step`` is called; ``combination`` then tells
 the roles. The scheduler's step gets its arguments as they came.
 
-Room: memguard.hosts, diffusers. May import: memguard.records, torch and the standard library.
+Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attributions, torch and the standard library.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...attributions.attention import mass
 from ...records import StepEvidence
-from .combination import Alike, Combination, find, parts
+from .combination import Alike, Combination, find, parts, where
 from .hooks import Trouble
 from .layouts import Layout
 from .levels import Level, gain, level
 from .pipes import family, model_calls
+from .projected import Reading
 from .rows import ALIKE, ONCE, Unscored
 
-UNREAD = "the rows that carry the prompt are told by what the scheduler receives, after attention was computed"
+UNREAD = "the rows of the attention that carry the prompt are not told by what the scheduler receives"
 
 
 class Untold(Unscored):
@@ -78,6 +80,7 @@ class Received:
         attention: whether a detector asks for attention.
 
     Attributes:
+        read: the attention of its calls; ``unread`` says why it is not known.
         taken: steps of the scheduler so far.
         last: what was given in the step that was just taken.
         follows: whether steps that are not scored are of use as well.
@@ -87,19 +90,31 @@ class Received:
     def __init__(self, pipe: Any, module: Any, given: dict[str, Any], scale: float | None, attention: bool) -> None:
         self.pipe, self.module, self.given, self.scale = pipe, module, given, scale
         self.unread = UNREAD if attention else ""
+        self.read: Reading | None = None
         self.taken = 0
         self.last: list[Tensor] = []
         self.follows = False
         self._outputs: list[Tensor] = []
+        self._calls: list[tuple[Tensor, Tensor | None, dict[str, Any]]] = []  # prediction, text, attention
+
+    def take_attention(self, read: Reading | str) -> None:
+        """Take the attention of the run's calls, or why it cannot be read."""
+        if isinstance(read, str):
+            self.unread = read
+        else:
+            self.read = read
 
     def add(self, output: Any) -> None:
         """Take what one call of the denoiser gave."""
-        self._outputs += _tensors(output)
+        made = _tensors(output)
+        self._outputs += made
+        if self.read is not None and self.read.calls and made:
+            self._calls.append((made[0], *self.read.calls[-1]))
 
     def step(self) -> None:
         """The scheduler has taken a step; what was kept belongs to it."""
         self.taken += 1
-        self.last, self._outputs = self._outputs, []
+        self.last, self._outputs, self._calls = self._outputs, [], []
 
     def evidence(self, step: int, received: Tensor, timestep: Any, sample: Any) -> StepEvidence:
         """Return the evidence of the step that is about to be taken.
@@ -129,8 +144,21 @@ class Received:
             family=family(self.module),
             full_noise=here.full_noise,
             prompts=self._numbers(len(joined.cond)),
-            unread=self.unread,
+            **self._attention(joined.found.cond, received),
         )
+
+    def _attention(self, cond: Tensor, received: Tensor) -> dict[str, Any]:
+        """Return what StepEvidence holds of the attention of the rows that have made a prediction."""
+        for output, text, found in self._calls:
+            rows = where(output, cond, received)
+            if rows is None or self.read is None or text is None or len(text) != len(output):
+                continue
+            try:
+                taken = self.read.rows(found, rows, text)
+            except Unscored as reason:
+                return {"unread": str(reason)}
+            return {"attention": {name: mass(each.probabilities()) for name, each in taken.items()}}
+        return {"unread": self.unread}
 
     def joined(self, outputs: Sequence[Tensor], received: Tensor, timestep: Any, sample: Any) -> Joined:
         """Return how the predictions of a step were joined.

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attended import ATTEND, Attended
 from .calls import by_name
-from .lineage import OTHER, PICTURE, TEXT, Lineage
+from .lineage import JOINED, OTHER, PICTURE, TEXT, Lineage
 
 See = Callable[[str, Attended], "Tensor | None"]  # what is given out instead; None leaves it
 Guarded = Callable[..., Any]  # calls a function with arguments; None after an error
@@ -119,12 +119,12 @@ class Structure:
     def _learn(self, name: str, number: int, found: Attended, lineage: Lineage) -> None:
         self._computed.add(name)
         query, key, value = (lineage.of(each) for each in (found.query, found.key, found.value))
-        if key & TEXT and key & PICTURE:
+        if key & JOINED:
             self._joint = True
-        elif key & TEXT and query & PICTURE:
+        elif key & TEXT and not key & PICTURE and query & PICTURE:
             assert self.text is not None
-            whole = found.plain and found.key.shape[2] == self.text.shape[1] and len(found.key) % len(self.text) == 0
-            if (key | value) & OTHER or not value & TEXT or not whole or name in self.sites:
+            whole = found.plain and found.key.shape[2] == self.text.shape[-2] and len(found.key) % len(self.text) == 0
+            if (key | value) & OTHER or value & PICTURE or not value & TEXT or not whole or name in self.sites:
                 self._beside.add(name)
             else:
                 self.sites[name] = number

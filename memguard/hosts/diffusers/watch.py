@@ -133,6 +133,8 @@ class _Watch:
         reader.read = stack.enter_context(attending(self.guard.attention, module))
         if isinstance(reader.read, Reading) and not self.guard.late:
             reader.read.wants = lambda: run.wants(reader.step)
+        if received is not None and reader.read is not None:
+            received.take_attention(reader.read)
         if self.guard.policy == "mitigate":
             hook = Mitigating(run, reader, module, stack, self.trouble, scale)
             self.trouble.undo = hook.undo
