@@ -359,6 +359,16 @@ def test_predictions_that_were_turned_into_something_else_are_scored_in_its_unit
         received.evidence(1, *given)
 
 
+def test_an_embedding_that_is_denoised_is_no_picture():
+    pipe = tiny.sd()
+    pipe.scheduler.set_timesteps(4)
+    received = Received(pipe, pipe.unet, {"prompt": "a fox"}, 5.0, False)
+    cond, uncond = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0))
+    received.add((torch.cat([uncond, cond]),))
+    with pytest.raises(Unscored, match="no picture"):
+        received.evidence(0, uncond + 5 * (cond - uncond), pipe.scheduler.timesteps[0], torch.zeros(1, 32))
+
+
 def test_a_schedule_that_counts_the_share_of_the_picture_begins_at_full_noise():
     plan = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     plan.set_timesteps(4)

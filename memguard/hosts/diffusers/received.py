@@ -31,6 +31,10 @@ from .rows import ALIKE, ONCE, Unscored
 UNREAD = "the rows of the attention that carry the prompt are not told by what the scheduler receives"
 
 
+PICTURE = 3  # axes at the least: images, channels, places
+VECTOR = "what is denoised is one vector for each image (an embedding), and no picture"
+
+
 class Untold(Unscored):
     """The guidance equation does not tell the roles."""
 
@@ -184,6 +188,8 @@ class Received:
             raise Unscored(ONCE)
         if found is None:
             raise Untold("no two predictions of the step combine to what the scheduler receives")
+        if found.cond.ndim < PICTURE:
+            raise Unscored(VECTOR)
         here = level(self.pipe.scheduler, torch.as_tensor(timestep))
         x = torch.zeros_like(found.cond) if same is None else same
         cond, uncond = (here.convert(found.unit * each, x) for each in (found.cond, found.uncond))
