@@ -1,4 +1,1 @@
-"""The screen of A1111, Forge and Forge Neo, mounted by scripts/memguard.py.
-
-May import: gradio, the WebUI, memguard.hosts.
-"""
+"""The screen of A1111, Forge and Forge Neo, mounted by scripts/memguard.py."""

@@ -1,4 +1,4 @@
-"""Who may use our routes: whoever may use the host's own. May import: fastapi, the WebUI."""
+"""Who may use our routes: whoever may use the host's own."""
 
 from __future__ import annotations
 

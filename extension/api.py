@@ -1,4 +1,4 @@
-"""Reports by the WebUI's API, and which session belongs to which generation. May import: fastapi, memguard.hosts."""
+"""Reports by the WebUI's API, and which session belongs to which generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MemGuard's axes of the X/Y/Z plot. May import: the WebUI."""
+"""MemGuard's axes of the X/Y/Z plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile of the loaded checkpoint: first model calls of ordinary prompts. May import: the WebUI, memguard.hosts."""
+"""A profile of the loaded checkpoint: first model calls of ordinary prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A score without a picture: sampling ends when the scored calls are made. May import: the WebUI, memguard.hosts."""
+"""A score without a picture: sampling ends when the scored calls are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accordion's controls. May import: gradio, the WebUI, memguard.hosts."""
+"""The accordion's controls."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Overlays: small ones for the panel, and large ones in the gallery where the settings ask for them.
-
-May import: the WebUI, memguard.hosts.
-"""
+"""Overlays: small ones for the panel, and large ones in the gallery where the settings ask for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the hosts this is, and a session of it. May import: the WebUI, memguard.hosts."""
+"""Which of the hosts this is, and a session of it."""
 
 from __future__ import annotations
 

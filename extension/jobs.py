@@ -1,4 +1,4 @@
-"""Which generations are in progress, and whose a pass is that is sampled inside of one. May import: the WebUI.
+"""Which generations are in progress, and whose a pass is that is sampled inside of one.
 
 A detailer samples passes of its own within a generation, with processings that no script is told of, and calls the
 scripts' functions with copies of the generation's. Hosts generate one item of one job at a time.

@@ -1,4 +1,4 @@
-"""MemGuard's part of the settings page. May import: gradio, the WebUI, memguard.hosts."""
+"""MemGuard's part of the settings page."""
 
 from __future__ import annotations
 

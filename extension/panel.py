@@ -2,8 +2,6 @@
 
 Components are placed when the host makes the log below the gallery. They follow the hidden generation info, which both
 hosts change once per generation; a toast can only be raised in a function of the page itself.
-
-May import: gradio, the WebUI, memguard.hosts.
 """
 
 from __future__ import annotations

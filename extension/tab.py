@@ -1,4 +1,4 @@
-"""The MemGuard tab: calibrate the checkpoint, see its profiles, look after the memory. May import: gradio, memguard."""
+"""The MemGuard tab: calibrate the checkpoint, see its profiles, look after the memory."""
 
 from __future__ import annotations
 

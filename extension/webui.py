@@ -1,4 +1,4 @@
-"""The script that A1111 and Forge show as an accordion, and the callbacks that it needs. May import: the WebUI."""
+"""The script that A1111 and Forge show as an accordion, and the callbacks that it needs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``python -m memguard`` is the command ``memguard``.
-
-Room: the command line. May import: memguard.cli.
-"""
+"""``python -m memguard`` is the command ``memguard``."""
 
 from .cli import main
 

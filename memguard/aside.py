@@ -2,8 +2,6 @@
 
 What a host draws afterwards is what it would have drawn without us: modules may draw during a call (token merging,
 tiling, dropout, networks that sample), and a call of ours would shift the generators for the rest of the run.
-
-May import: torch, numpy and the standard library.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A command module has ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes: 0 done, 1 a finding above
 --fail-on, 2 bad input (one line that says what), 3 an error of memguard's own (a traceback), 130 interrupted, 141 the
 reader of a pipe went away before the end (as shells say it of other programs).
-
-May import: memguard.version, memguard.texts, memguard.commands, memguard.lists, the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A picture of two pictures: before and after a mitigation, with their names and a table of scores below.
-
-May import: memguard.records, memguard.overlay, memguard.wording, numpy, Pillow.
-"""
+"""A picture of two pictures: before and after a mitigation, with their names and a table of scores below."""
 
 from __future__ import annotations
 

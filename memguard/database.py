@@ -2,8 +2,6 @@
 
 Nothing here raises for the state of the file: an answer comes with "ok" or with one line that names the file and the
 remedy, and the next call tries again. A file that is not ours is never written to and never deleted.
-
-May import: the standard library.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Detectors have units of their own (an L2 norm, nats), so scores of two of them are never compared. The distance is
 (score - median) / (threshold - median) of ordinary prompts, linear in the score: 0 at the median prompt, 1 where a
 verdict becomes "suspicious". Ranks and p-values would not do: every memorized prompt has the highest.
-
-May import: memguard.findings.
 """
 
 from __future__ import annotations

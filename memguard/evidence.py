@@ -1,7 +1,4 @@
-"""What a host saw of a run. The only record with tensors of a sampling run, and the only way they reach the core.
-
-May import: memguard.layout, torch and the standard library.
-"""
+"""What a host saw of a run. The only record with tensors of a sampling run, and the only way they reach the core."""
 
 from __future__ import annotations
 

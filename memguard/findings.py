@@ -1,7 +1,4 @@
-"""What is found of a run: scores and verdicts, words and maps, what was tried to mitigate it. The parts of a report.
-
-May import: torch, memguard.evidence and the standard library.
-"""
+"""What is found of a run: scores and verdicts, words and maps, what was tried to mitigate it. The parts of a report."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 A host calls, in this order: ``guard.begin(...)`` -> Run; per model call ``run.wants(step)`` and, if so,
 ``run.observe(evidence)``; where there can be no score ``run.unavailable(reason)``; at the end ``run.finish()``.
-
-May import: memguard.records, memguard.run, memguard.table, memguard.detectors, memguard.calibration,
-memguard.mitigations.
 """
 
 from __future__ import annotations

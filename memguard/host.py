@@ -2,8 +2,6 @@
 
 A new host fills in these three; ``memguard.sampling`` does with them what policy ``mitigate`` asks for. All tensors are
 per image, never per row of the network, and predictions are in units of epsilon (velocity for flow models).
-
-May import: memguard.attributions.moment, memguard.mitigations, memguard.records, torch.
 """
 
 from __future__ import annotations

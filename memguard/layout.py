@@ -2,8 +2,6 @@
 
 A score needs none of it: a norm and a mean square are the same however values lie. Maps do, and what is done pixel by
 pixel.
-
-May import: torch, einops.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The closed loop of policy ``mitigate``: try, score the first step again, keep what helped, escalate, report.
-
-May import: memguard.guard, memguard.distance, memguard.records, memguard.mitigations, torch.
-"""
+"""The closed loop of policy ``mitigate``: try, score the first step again, keep what helped, escalate, report."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 The rule: NFKC, case-folded; the number of an emphasis such as (word:1.3) goes, and every character that is no letter,
 mark or digit separates words; words are joined by one space. So "(Halley:1.3), breakfast" is "halley breakfast", and
 "red-haired" is the two words "red haired". Invisible format characters go without separating.
-
-May import: memguard.records.
 """
 
 from __future__ import annotations

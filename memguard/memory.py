@@ -2,8 +2,6 @@
 
 Per run with a verdict: fingerprint and file name of the checkpoint, a hash of the prompt, the words that drive a
 flagged one, scores, verdict, seed, time. No prompt, no picture. Nothing here raises for the state of the file.
-
-May import: memguard.database, memguard.matching, memguard.records, memguard.troubles.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 One colour ramp for all: lightness, and with it the grey value of a printout, rises evenly with the number, so order
 never hangs on hue alone. Every picture carries its numbers.
-
-May import: memguard.records, numpy, Pillow.
 """
 
 from __future__ import annotations

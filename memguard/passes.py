@@ -7,8 +7,6 @@ the first one went on with, as far as that acts at its own noise level.
 A host keeps one ``Passes``. When a run begins: ``run.earlier = passes.before(...)``. Where the run is to be mitigated
 (``run.to_mitigate``) and ``takes_over(run)``: ``repeat(run, start, redo)`` in the place of ``loop.mitigate``; without
 any start, ``left_alone(run, why)``. When it has ended: ``passes.add(Pass.of(run, ...))``.
-
-May import: memguard.guard, memguard.loop, memguard.records, memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Records as plain values and back: the one format that the pages, infotext, JSONL and HTML reports read.
-
-May import: memguard.findings, memguard.texts, memguard.wording.
-"""
+"""Records as plain values and back: the one format that the pages, infotext, JSONL and HTML reports read."""
 
 from __future__ import annotations
 

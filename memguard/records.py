@@ -2,8 +2,6 @@
 
 Those stand in files of their own, below the sentence and the plain values that a report writes of them, so that
 nothing goes round in a circle.
-
-May import: torch, memguard.evidence, memguard.findings, memguard.plain and the standard library.
 """
 
 from __future__ import annotations

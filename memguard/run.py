@@ -1,8 +1,4 @@
-"""One sampling run: collect evidence, ask the detectors, judge, act by policy, hand out one Report.
-
-May import: memguard.records, memguard.troubles, memguard.wording, memguard.detectors, memguard.calibration,
-memguard.mitigations; for their types memguard.guard, memguard.loop, memguard.passes.
-"""
+"""One sampling run: collect evidence, ask the detectors, judge, act by policy, hand out one Report."""
 
 from __future__ import annotations
 

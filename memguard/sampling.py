@@ -1,9 +1,6 @@
 """What policy ``mitigate`` does to a run, whatever the host: the first call made again, the later ones guided.
 
 A host gives a ``Call`` for each of its model calls (memguard.host); how the sampler goes on is the host's own affair.
-
-May import: memguard.host, memguard.run, memguard.loop, memguard.passes, memguard.calibration, memguard.mitigations,
-memguard.records, torch.
 """
 
 from __future__ import annotations

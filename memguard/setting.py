@@ -1,7 +1,4 @@
-"""One setting: its default, its range, its sentence. Every front end builds its control from it, and refuses by it.
-
-May import: memguard.troubles and the standard library.
-"""
+"""One setting: its default, its range, its sentence. Every front end builds its control from it, and refuses by it."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 Samplers of higher order call the model several times within a step: at its own noise level, between two levels, or
 ahead at the next one. A call belongs to the step whose level it has reached, step i where level_i >= level > level_i+1,
 and the first call of a step stands for it.
-
-May import: the standard library.
 """
 
 from __future__ import annotations

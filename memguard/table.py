@@ -1,8 +1,6 @@
 """The settings that several front ends show: of a guard, a run, an audit, a search. Those of mitigations are theirs.
 
 Nodes, controls, flags and docs/parameters.md are built from it; what cannot be used is refused by it.
-
-May import: memguard.setting.
 """
 
 from __future__ import annotations

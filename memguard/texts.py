@@ -1,7 +1,4 @@
-"""Texts from outside: which can be a prompt, and how they are written where a terminal or a file reads them.
-
-May import: the standard library.
-"""
+"""Texts from outside: which can be a prompt, and how they are written where a terminal or a file reads them."""
 
 from __future__ import annotations
 

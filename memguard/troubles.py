@@ -1,7 +1,4 @@
-"""Errors in words: which of them were written for a person, and what is said of the others.
-
-May import: the standard library.
-"""
+"""Errors in words: which of them were written for a person, and what is said of the others."""
 
 from __future__ import annotations
 

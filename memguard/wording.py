@@ -1,7 +1,4 @@
-"""The sentence about a report that every screen shows, how its numbers are written, and the signs of its verdict.
-
-May import: memguard.findings, memguard.distance, memguard.troubles.
-"""
+"""The sentence about a report that every screen shows, how its numbers are written, and the signs of its verdict."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """ComfyUI nodes: schemas only, one file per node, each with a few lines that call memguard.hosts.comfyui.
 
-Imported relatively by the pack's entry point; may import: comfy_api, memguard.hosts.comfyui.
+Imported relatively by the pack's entry point.
 """
 
 from comfy_api.latest import ComfyExtension, io

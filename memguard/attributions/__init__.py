@@ -2,8 +2,6 @@
 
 ``words`` groups tokens to words, ``moment`` is a model call that can be made again with another prompt. ``gradient``,
 ``ablation`` and ``attention`` weigh words, put together by ``weighing``; ``maps`` weighs places.
-
-May import: memguard.records, memguard.detectors, torch.
 """
 
 METHODS = ("gradient", "ablation", "attention")

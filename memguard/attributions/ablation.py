@@ -4,8 +4,6 @@ The prompt is encoded again without the word (or with another word in its place)
 together, from the same latents. So the effect is that of the edit that a person would make: later words move up, and a
 causal text encoder sees a different past. BOS, EOS and padding are no words: their columns get what the reference
 prompt has there. Works with any weights, also quantised ones, since nothing is differentiated.
-
-May import: memguard.records, memguard.attributions, torch.
 """
 
 from __future__ import annotations

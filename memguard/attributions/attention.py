@@ -3,8 +3,6 @@
 No attention backend is replaced: a host hands over the projected q and k of a layer, and softmax(q k^T) is taken here,
 one head at a time. Mass is the mean over heads and picture positions, so the masses of all columns of a layer add up
 to 1.
-
-May import: memguard.records, torch, einops.
 """
 
 from __future__ import annotations

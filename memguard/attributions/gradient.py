@@ -5,8 +5,6 @@ of the guided trajectory. A word of several tokens, and a group such as the padd
 over all its columns. What differs from the official code, which ``parity="official"`` reproduces: its loss is the norm
 of the whole batch, its gradient is divided by 2 n (the rows of both halves, of which only one per image is not zero),
 and from the second step on it follows an anti-guided trajectory, because its two halves are swapped.
-
-May import: memguard.records, memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Gradients through a large denoiser in little memory: blocks are computed again in the backward pass.
-
-May import: memguard.aside, torch.
-"""
+"""Gradients through a large denoiser in little memory: blocks are computed again in the backward pass."""
 
 from __future__ import annotations
 

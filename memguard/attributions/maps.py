@@ -5,8 +5,6 @@ attention of the EOS token at the last step in the two down layers of the highes
 the official code reads step 49 of 50, 64x64 latents and needs two generations, here any run and one). ``word``:
 attention of one word, summed over steps and layers (DAAM, Tang et al., ACL 2023; negative values of the upsampling are
 cut once, at the end, and not per layer and step).
-
-May import: torch, einops.
 """
 
 from __future__ import annotations

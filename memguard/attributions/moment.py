@@ -1,7 +1,4 @@
-"""A scored model call that can be made again with another prompt: all that an attribution needs from a host.
-
-May import: memguard.records, memguard.detectors, torch.
-"""
+"""A scored model call that can be made again with another prompt: all that an attribution needs from a host."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From the scored model calls to an Attribution, whatever the host.
-
-May import: memguard.records, memguard.attributions, memguard.troubles, torch.
-"""
+"""From the scored model calls to an Attribution, whatever the host."""
 
 from __future__ import annotations
 

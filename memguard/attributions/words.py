@@ -3,8 +3,6 @@
 A word is what a person edits: letters and digits with what stands between them ("don't", "red-haired", "1924"), or a
 run of punctuation. Tokenizers cut finer, and each in its own way, so tokens are laid back over the text of the prompt;
 syntax that no token carries, such as the brackets of (word:1.3), is skipped. Every occurrence of a word counts alone.
-
-May import: memguard.records.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ No trainer is imported. kohya's sd-scripts write the epoch into the metadata (``
 the last one, into the name (``name-000008``); ai-toolkit writes ``training_info`` and ``name_000000500``; OneTrainer
 ``name-...-8-500`` or ``...__500-8-0``; diffusers' scripts and SimpleTuner folders ``checkpoint-500``; ComfyUI's node
 ``name_500_steps_00001_``. What says nothing is ordered by name, with numbers as numbers.
-
-Room: the core. May import: the standard library.
 """
 
 from __future__ import annotations

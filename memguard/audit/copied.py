@@ -5,8 +5,6 @@ a threshold, and more alike to it than to any held-out picture. The threshold is
 pictures of one style that are no copies), or, where there are held-out pictures, the highest likeness that a picture
 generated from a held-out caption has to its own picture, which the model cannot have copied. A picture that follows the
 its caption without copying comes no nearer, but for one caption in n + 1 where n were held out (conformal prediction).
-
-Room: the core. May import: numpy, memguard.calibration.
 """
 
 from __future__ import annotations

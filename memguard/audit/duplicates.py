@@ -3,8 +3,6 @@
 A picture that is there twice is trained on twice as often, and what is shown most is copied first (Somepalli et al.,
 2023; Webster et al., "On the De-duplication of LAION-2B", 2023). Pictures are compared by their perceptual hash:
 64 signs of the low frequencies of the cosine transform (Zauner, 2010), by the package imagehash.
-
-Room: the core. May import: numpy, memguard.audit, memguard.copies; imagehash where hashes are made.
 """
 
 from __future__ import annotations

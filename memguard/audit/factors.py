@@ -1,7 +1,4 @@
-"""The tensors of a LoRA file, before a model is known: its two factors in every naming, both there and all numbers.
-
-Room: the core. May import: torch, memguard.troubles.
-"""
+"""The tensors of a LoRA file, before a model is known: its two factors in every naming, both there and all numbers."""
 
 from __future__ import annotations
 

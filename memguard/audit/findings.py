@@ -1,7 +1,4 @@
-"""From a model to what is said of it: its pictures, how alike they are to the real ones, what follows from that.
-
-Room: the core. May import: numpy, Pillow, memguard.audit.
-"""
+"""From a model to what is said of it: its pictures, how alike they are to the real ones, what follows from that."""
 
 from __future__ import annotations
 

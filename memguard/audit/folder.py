@@ -1,8 +1,6 @@
 """A folder of training pictures as trainers have it: captions beside them or in metadata.jsonl, repeats in its name.
 
 One bad picture or caption is one line of ``notes``, and the rest is read.
-
-Room: the core. May import: Pillow, memguard.copies, memguard.lists, memguard.texts.
 """
 
 from __future__ import annotations

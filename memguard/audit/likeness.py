@@ -1,7 +1,4 @@
-"""How alike generated pictures are to real ones: at low resolution, or by an embedding that the user gives.
-
-Room: the core. May import: memguard.copies, numpy, torch, Pillow.
-"""
+"""How alike generated pictures are to real ones: at low resolution, or by an embedding that the user gives."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 The pictures of a caption come from seeds that do not depend on the model, so that a model with and without a LoRA, and
 each checkpoint of a training, starts from the same noise.
-
-Room: the core. May import: numpy.
 """
 
 from __future__ import annotations

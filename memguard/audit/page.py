@@ -1,7 +1,4 @@
-"""An audit as one self-contained HTML page: the verdict, the checkpoints, and a row of pictures for each caption.
-
-Room: the core. May import: memguard.audit, memguard.records, memguard.pages, Pillow, numpy.
-"""
+"""An audit as one self-contained HTML page: the verdict, the checkpoints, and a row of pictures for each caption."""
 
 from __future__ import annotations
 

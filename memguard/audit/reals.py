@@ -1,7 +1,4 @@
-"""The real pictures of an audit: what is compared with what, near duplicates told apart first.
-
-Room: the core. May import: memguard.audit, memguard.copies, memguard.lists, memguard.texts, numpy, Pillow.
-"""
+"""The real pictures of an audit: what is compared with what, near duplicates told apart first."""
 
 from __future__ import annotations
 

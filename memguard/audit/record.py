@@ -1,7 +1,4 @@
-"""What an audit found, as values: one sentence, and JSON that is the same bytes for the same findings.
-
-Room: the core. May import: memguard.audit, memguard.version, memguard.texts, the standard library.
-"""
+"""What an audit found, as values: one sentence, and JSON that is the same bytes for the same findings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An audit as lines of text: a row for each checkpoint, and the training pictures that came out of the last one.
-
-Room: the core. May import: memguard.audit, memguard.texts.
-"""
+"""An audit as lines of text: a row for each checkpoint, and the training pictures that came out of the last one."""
 
 from __future__ import annotations
 

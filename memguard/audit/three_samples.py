@@ -15,8 +15,6 @@ number of pictures under exchangeability, and needs pictures generated from the 
 
 U asks whether most pictures are copied; a few that are change its ranks little. ``own_p`` is for those: the same deals,
 and the mean over training pictures of how near the nearest image of a caption comes to its own picture.
-
-Room: the core. May import: numpy; scipy for cells.
 """
 
 from __future__ import annotations

@@ -1,4 +1,1 @@
-"""How good a detector is: ROC figures with intervals.
-
-May import: numpy.
-"""
+"""How good a detector is: ROC figures with intervals."""

@@ -1,7 +1,4 @@
-"""Area under the ROC curve and true positive rate at a false positive rate, with bootstrap intervals.
-
-May import: numpy.
-"""
+"""Area under the ROC curve and true positive rate at a false positive rate, with bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Profiles: what ordinary prompts score on a checkpoint, and the verdict that follows.
-
-May import: memguard.records, memguard.detectors, torch, numpy.
-"""
+"""Profiles: what ordinary prompts score on a checkpoint, and the verdict that follows."""
 
 from .conditions import Conditions, Have, negative_of
 from .fingerprint import fingerprint

@@ -1,7 +1,4 @@
-"""What a profile was measured under, and how a run may differ from it.
-
-May import: the standard library.
-"""
+"""What a profile was measured under, and how a run may differ from it."""
 
 from __future__ import annotations
 

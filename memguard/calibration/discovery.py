@@ -6,8 +6,6 @@ for outliers with conformal p-values, Annals of Statistics 51, 2023); so it does
 ordinary prompts (Storey, Taylor and Siegmund, JRSS B 66, 2004). Both hold over calibration sets, not for each of them.
 
 Ranks have at most n + 1 different p-values, so that counts of them stand for any number of prompts.
-
-May import: the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A checkpoint's fingerprint that does not depend on the names that a host gives its tensors, nor on their dtype.
-
-May import: torch and the standard library.
-"""
+"""A checkpoint's fingerprint that does not depend on the names that a host gives its tensors, nor on their dtype."""
 
 from __future__ import annotations
 

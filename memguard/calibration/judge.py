@@ -1,7 +1,4 @@
-"""From a score to a verdict: by the rank among a profile's ordinary prompts, else by the literature for SD1 at 512 px.
-
-May import: memguard.records, memguard.detectors, memguard.calibration.
-"""
+"""From a score to a verdict: by its rank among a profile's ordinary prompts, else by the literature (SD1, 512 px)."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Whoever ranks high enough among ordinary prompts at that size is promoted. The o
 discoveries of a list, the p-value 1: that is never below the one that the scan would have given them, so leaving them
 out makes no discovery of an ordinary prompt, it only loses copies (tests/core/test_discovery.py has the simulation).
 Leaving them out of the count as well would break the rate: those that are promoted score high at full size, too.
-
-May import: memguard.records, memguard.calibration.profile, memguard.calibration.conditions.
 """
 
 from __future__ import annotations

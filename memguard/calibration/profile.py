@@ -1,7 +1,4 @@
-"""A Profile: what ordinary prompts score by a detector, and the conditions that this holds for.
-
-May import: memguard.table, memguard.troubles, memguard.calibration and the standard library.
-"""
+"""A Profile: what ordinary prompts score by a detector, and the conditions that this holds for."""
 
 from __future__ import annotations
 

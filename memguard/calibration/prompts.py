@@ -1,7 +1,4 @@
-"""The ordinary prompts that a profile is made from. Written for this package; none is known to be memorized.
-
-May import: the standard library.
-"""
+"""The ordinary prompts that a profile is made from. Written for this package; none is known to be memorized."""
 
 from __future__ import annotations
 

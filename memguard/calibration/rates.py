@@ -4,8 +4,6 @@ Under exchangeability an ordinary prompt has (1 + ordinary prompts that score at
 rate with that probability at most (conformal prediction: Vovk, Gammerman and Shafer, 2005). For the very profile at
 hand the rate of a cut at its (k + 1)-th highest score is distributed as Beta(k + 1, n - k); its upper 95 % point is
 Clopper and Pearson's bound of k in n.
-
-May import: the standard library.
 """
 
 from __future__ import annotations

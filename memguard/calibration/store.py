@@ -1,7 +1,4 @@
-"""Where profiles lie, and how one is found for a run.
-
-May import: memguard.calibration.profile, memguard.calibration.conditions.
-"""
+"""Where profiles lie, and how one is found for a run."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 Of a threshold that is high enough, exceedances of most distributions are close to one (Balkema and de Haan, 1974;
 Pickands, 1975). Whether 32 exceedances are high and many enough is not known from them, so this is used only when it is
 asked for, and what follows from it says so.
-
-May import: memguard.calibration.profile; scipy where a tail is fitted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""``memguard audit``: does a LoRA, or a fine-tuned model, copy the pictures that it was trained on.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard audit``: does a LoRA, or a fine-tuned model, copy the pictures that it was trained on."""
 
 from __future__ import annotations
 

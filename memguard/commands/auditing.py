@@ -1,7 +1,4 @@
-"""One audit in progress: the folder read, the model loaded, a checkpoint at a time, and the report after each.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers, torch, numpy, Pillow.
-"""
+"""One audit in progress: the folder read, the model loaded, a checkpoint at a time, and the report after each."""
 
 from __future__ import annotations
 

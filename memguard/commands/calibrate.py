@@ -1,7 +1,4 @@
-"""``memguard calibrate``: measure ordinary prompts and write the profile that verdicts need.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard calibrate``: measure ordinary prompts and write the profile that verdicts need."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The mitigations that the command line names: NAME, or NAME:PARAMETER=VALUE,...
-
-Room: the command line. May import: memguard.
-"""
+"""The mitigations that the command line names: NAME, or NAME:PARAMETER=VALUE,..."""
 
 from __future__ import annotations
 

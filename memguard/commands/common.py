@@ -1,7 +1,4 @@
-"""What several commands share: the settings of a run, the progress bar, what is printed.
-
-Room: the command line. May import: memguard, tqdm.
-"""
+"""What several commands share: the settings of a run, the progress bar, what is printed."""
 
 from __future__ import annotations
 

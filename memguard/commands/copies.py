@@ -1,7 +1,4 @@
-"""``memguard copies``: which pictures are copies of pictures in a folder.
-
-Room: the command line. May import: memguard.
-"""
+"""``memguard copies``: which pictures are copies of pictures in a folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``memguard demo``: see memorization detected on the shipped test bed.
-
-May import: memguard, the ``diffusers`` extra, numpy.
-"""
+"""``memguard demo``: see memorization detected on the shipped test bed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``memguard doctor``: versions, hosts, devices, and which features work here and why the others do not.
-
-Room: the command line. May import: memguard, torch and the standard library.
-"""
+"""``memguard doctor``: versions, hosts, devices, and which features work here and why the others do not."""
 
 from __future__ import annotations
 

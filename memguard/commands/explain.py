@@ -1,7 +1,4 @@
-"""``memguard explain``: which words of a prompt drive its score, and where in the picture.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard explain``: which words of a prompt drive its score, and where in the picture."""
 
 from __future__ import annotations
 

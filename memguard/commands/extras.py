@@ -2,8 +2,6 @@
 
 The index has a package of the same name that is somebody else's, so what is advised is never ``pip install memguard``:
 the folder that memguard came from is named.
-
-Room: the command line. May import: the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""``memguard generate``: pictures of prompts, watched by a guard or mitigated.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard generate``: pictures of prompts, watched by a guard or mitigated."""
 
 from __future__ import annotations
 

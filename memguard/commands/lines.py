@@ -1,7 +1,4 @@
-"""Progress where no terminal shows a bar: in a log a line says now and then how far it is.
-
-Room: the command line. May import: memguard.texts, the standard library.
-"""
+"""Progress where no terminal shows a bar: in a log a line says now and then how far it is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``memguard merge``: put the files of a scan together, and say which prompts stand out at a false-discovery rate.
-
-Room: the command line. May import: memguard.
-"""
+"""``memguard merge``: put the files of a scan together, and say which prompts stand out at a false-discovery rate."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The model that a command runs on: loaded from where it lies, and what rows of results keep of it.
-
-Room: the command line. May import: memguard, memguard.hosts, the ``diffusers`` extra.
-"""
+"""The model that a command runs on: loaded from where it lies, and what rows of results keep of it."""
 
 from __future__ import annotations
 

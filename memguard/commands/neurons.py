@@ -1,7 +1,4 @@
-"""``memguard neurons``: find the value neurons that carry a memorized picture, and handle files of them.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard neurons``: find the value neurons that carry a memorized picture, and handle files of them."""
 
 from __future__ import annotations
 

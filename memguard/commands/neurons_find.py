@@ -1,7 +1,4 @@
-"""``memguard neurons find``: search the neurons of one prompt or of several.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard neurons find``: search the neurons of one prompt or of several."""
 
 from __future__ import annotations
 

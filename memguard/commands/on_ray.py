@@ -4,8 +4,6 @@ Ray Data hands the shards' numbers to a pool of actors, each with a model of its
 gives their shard to another. What is done is known from the shards' files alone, so a driver that is killed is simply
 started again. Actors are told only numbers: they read the rows and write the files themselves, on storage that all
 nodes share.
-
-Room: the command line. May import: memguard, ray.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A pipeline as an audit asks it, with a progress bar, or lines where no terminal shows one.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers, numpy.
-"""
+"""A pipeline as an audit asks it, with a progress bar, or lines where no terminal shows one."""
 
 from __future__ import annotations
 

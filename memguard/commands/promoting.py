@@ -1,7 +1,4 @@
-"""``memguard scan --prescan``: what is asked for, and what of it is wrong before a model is loaded.
-
-Room: the command line. May import: memguard.
-"""
+"""``memguard scan --prescan``: what is asked for, and what of it is wrong before a model is loaded."""
 
 from __future__ import annotations
 

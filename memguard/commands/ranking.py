@@ -1,7 +1,4 @@
-"""Ranks of scanned prompts among ordinary ones, and what follows from all of them together, in words.
-
-Room: the command line. May import: memguard.
-"""
+"""Ranks of scanned prompts among ordinary ones, and what follows from all of them together, in words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``memguard scan``: score a list of prompts.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard scan``: score a list of prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What scores rows of a list: the model of a command's arguments, loaded once, and scans with it.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""What scores rows of a list: the model of a command's arguments, loaded once, and scans with it."""
 
 from __future__ import annotations
 

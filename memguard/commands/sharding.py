@@ -1,7 +1,4 @@
-"""``memguard scan --shard I/N``: score one row range of a list into a file of its own.
-
-Room: the command line. May import: memguard, memguard.hosts.diffusers.
-"""
+"""``memguard scan --shard I/N``: score one row range of a list into a file of its own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``memguard testbed``: write the test bed's model for other programs.
-
-May import: memguard, the ``diffusers`` extra.
-"""
+"""``memguard testbed``: write the test bed's model for other programs."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 ``similarity(a, b)`` compares two stacks of pictures and needs nothing but torch; the rest keeps an index of a folder
 and searches it. Nothing is fetched, and no host is known here.
-
-Room: the core. May import: memguard.copies, memguard.table, torch.
 """
 
 from ..table import COPIES

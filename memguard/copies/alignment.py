@@ -2,8 +2,6 @@
 
 First all windows of a fixed set are tried, coarsely described; the edges of the best one are then moved until it fits.
 A window that does not fit at all is not moved.
-
-Room: the core. May import: torch, memguard.copies.
 """
 
 from __future__ import annotations

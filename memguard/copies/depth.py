@@ -1,7 +1,4 @@
-"""Grey pictures of more than eight bits, whose range Pillow's conversion to RGB cuts off: they came out all white.
-
-Room: the core. May import: numpy, Pillow.
-"""
+"""Grey pictures of more than eight bits, whose range Pillow's conversion to RGB cuts off: they came out all white."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Similarity is the cosine of two vectors. TorchScript is code in a language of it
 Python; other pickles are refused before anything of them is read. Folders are read from safetensors only. SSCD's
 preparation is used for TorchScript (Pizzi et al., CVPR 2022, github.com/facebookresearch/sscd-copy-detection: squeezed
 to 320 x 320, mean and deviation of ImageNet); folders say their own in preprocessor_config.json.
-
-Room: the core. May import: torch, transformers where a folder is given, memguard.copies.
 """
 
 from __future__ import annotations

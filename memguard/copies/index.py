@@ -2,9 +2,6 @@
 
 A picture has changed where its size or its time of change has. The file is written as the reading goes on, so that a
 reading that was interrupted continues; where it cannot be written, the search goes on without it.
-
-Room: the core. May import: torch, memguard.database, memguard.calibration.store, memguard.texts,
-memguard.copies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How alike two pictures are, whatever was cut off, mirrored, resized, recompressed, recoloured or framed.
-
-Room: the core. May import: torch, memguard.copies.
-"""
+"""How alike two pictures are, whatever was cut off, mirrored, resized, recompressed, recoloured or framed."""
 
 from __future__ import annotations
 

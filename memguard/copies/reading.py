@@ -1,7 +1,4 @@
-"""Pictures from files, as they are seen: turned as their EXIF data says, on white where they are transparent.
-
-Room: the core. May import: torch, numpy, Pillow, memguard.copies.
-"""
+"""Pictures from files, as they are seen: turned as their EXIF data says, on white where they are transparent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What an index keeps of a picture, and how pictures are found by it.
 
 Two kinds: thumbnails, which need nothing but torch, and the vectors of an embedding that the user gives.
-
-Room: the core. May import: torch, memguard.copies.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ This is what a perceptual hash is made of (DCT-II without its constant part), no
 pictures fall with frequency (Field, 1987): they are weighed so that fine and coarse structure count alike, after their
 square root was taken, so that no single edge decides (power normalisation: Perronnin et al., ECCV 2010). A mirrored
 window has the same numbers, every second one with the other sign.
-
-Room: the core. May import: torch, memguard.copies.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 The whole picture is squeezed into a square, so that a change of shape is no difference. Brightness and the two colour
 differences are JPEG's (ITU-R BT.601, full range).
-
-Room: the core. May import: torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Windows of a picture: those that a cropped copy may show, and what is inside a frame.
 
 A window is a box, (top, bottom, left, right) in shares of the picture's height and width.
-
-Room: the core. May import: torch, memguard.copies.
 """
 
 from __future__ import annotations

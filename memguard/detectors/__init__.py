@@ -1,7 +1,4 @@
-"""One file = one detector. A detector module has NAME, TITLE, NEEDS and ``detect(evidence) -> Finding``.
-
-May import: memguard.records, torch.
-"""
+"""One file = one detector. A detector module has NAME, TITLE, NEEDS and ``detect(evidence) -> Finding``."""
 
 from __future__ import annotations
 

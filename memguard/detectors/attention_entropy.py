@@ -4,8 +4,6 @@ A memorized prompt spreads less of its attention on the BOS token and more on tr
 token columns rises. E = -sum_i p_i ln p_i with p the attention of the prompt's rows, mean over heads and positions, in
 one layer. What differs from the official code: any number of images, heads and tokens (it reads row 1 of two, 77
 columns, 8 heads); a column without mass adds nothing instead of making the score NaN; float32 instead of float16.
-
-May import: memguard.records, memguard.attributions, torch.
 """
 
 from __future__ import annotations

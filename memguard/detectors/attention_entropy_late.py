@@ -4,8 +4,6 @@ D = mean_t E_t + mean_t |E_t^S - E_0^S| over the last fifth of the steps t, wher
 the attention's mean over heads and layers, and E^S the part of it on the summary tokens (EOS and padding). What differs
 from the official code, which ``parity="official"`` reproduces: it takes the difference with its sign, which lowers D
 where the summary tokens lose entropy; and it knows 50 steps only.
-
-May import: memguard.records, memguard.attributions, memguard.detectors, torch.
 """
 
 from __future__ import annotations

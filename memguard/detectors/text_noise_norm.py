@@ -3,8 +3,6 @@
 d_j = || eps(x_t, prompt) - eps(x_t, "") ||_2 over all latent elements of image j; the score is the mean over the first
 scored steps. What differs from the official code: scores stay per image (the code reports the mean over images), the
 RMS is kept beside the L2 because the L2 grows with the picture, and rows are told apart by role, not by position.
-
-May import: memguard.records, torch.
 """
 
 from __future__ import annotations

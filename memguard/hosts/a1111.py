@@ -2,8 +2,6 @@
 
 A mitigation writes into what was predicted, in place, and into the text of the calls that follow; other starting noise
 starts the sampler once more.
-
-May import: the WebUI's modules, memguard's core.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Rows are those of ``on_cfg_denoiser``: for each image its AND sub-prompts, then the images without the prompt.
 k-diffusion's samplers predict denoised latents x0, of which epsilon is (x - x0) / sigma; the others (DDIM, PLMS, UniPC)
 predict epsilon itself, and what is called sigma is their timestep.
-
-May import: the WebUI's modules, memguard's core, torch.
 """
 
 from __future__ import annotations

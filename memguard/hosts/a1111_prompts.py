@@ -1,7 +1,4 @@
-"""The prompts of a pass in A1111: which texts act, how they encode, and the way back through network and text encoder.
-
-May import: the WebUI's modules, memguard's core.
-"""
+"""The prompts of a pass in A1111: which texts act, how they encode, the way back through network and text encoder."""
 
 from __future__ import annotations
 

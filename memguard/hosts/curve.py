@@ -1,7 +1,4 @@
-"""The noise gap of every model call of a run, collected without waiting for the device.
-
-May import: torch.
-"""
+"""The noise gap of every model call of a run, collected without waiting for the device."""
 
 from __future__ import annotations
 

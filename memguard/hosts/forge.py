@@ -4,8 +4,6 @@
 sub-prompts come as their mean by weight. Where the prediction without the prompt is skipped it is all zeros. The host
 resets the model before each pass, so nothing has to be taken out again. Functions must be closures: a clone copies
 callable objects together with what they hold.
-
-May import: the WebUI's modules and backend, memguard's core.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One model call of Forge or Forge Neo (memguard.host.Call): its predictions, its conditionings, how to make it again.
-
-May import: the WebUI's modules and backend, memguard's core, torch.
-"""
+"""One model call of Forge or Forge Neo (memguard.host.Call): predictions, conditionings, how to make it again."""
 
 from __future__ import annotations
 

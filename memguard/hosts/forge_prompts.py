@@ -1,7 +1,4 @@
-"""The prompts of a pass in Forge or Forge Neo: which texts act, how they encode, and the way back to them.
-
-May import: the WebUI's modules and backend, memguard's core.
-"""
+"""The prompts of a pass in Forge or Forge Neo: which texts act, how they encode, and the way back to them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Gradients in hosts that sample in inference mode and load weights as inference tensors: ComfyUI and Forge.
-
-May import: memguard.attributions, torch.
-"""
+"""Gradients in hosts that sample in inference mode and load weights as inference tensors: ComfyUI and Forge."""
 
 from __future__ import annotations
 

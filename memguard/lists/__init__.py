@@ -1,7 +1,4 @@
-"""Lists of prompts in, lists of results out: .txt, .jsonl, .csv and .parquet; captions of a WebDataset in.
-
-Room: the core. May import: the standard library, memguard.records; pyarrow where a .parquet file is asked for.
-"""
+"""Lists of prompts in, lists of results out: .txt, .jsonl, .csv and .parquet; captions of a WebDataset in."""
 
 from . import files
 from .columns import BadInput

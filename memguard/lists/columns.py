@@ -1,7 +1,4 @@
-"""What all readers of lists share: what is said of bad input, and which column holds the prompts.
-
-Room: the core. May import: memguard.troubles, the standard library.
-"""
+"""What all readers of lists share: what is said of bad input, and which column holds the prompts."""
 
 from __future__ import annotations
 

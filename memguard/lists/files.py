@@ -1,7 +1,4 @@
-"""Files that are written: whose they are, and that nobody else writes them at the same time.
-
-Room: the core. May import: the standard library.
-"""
+"""Files that are written: whose they are, and that nobody else writes them at the same time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A list of prompts as numbered rows: counted, named by its contents, and read in ranges.
-
-Room: the core. May import: the standard library; pyarrow for .parquet.
-"""
+"""A list of prompts as numbered rows: counted, named by its contents, and read in ranges."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Rows of finished scans, read together: shards of a folder or files of whole scans, in the order of the list.
-
-Room: the core. May import: the standard library; pyarrow for .parquet.
-"""
+"""Rows of finished scans, read together: shards of a folder or files of whole scans, in the order of the list."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Results in .parquet, by way of a journal, because a Parquet file cannot be read before its last byte is written.
-
-Room: the core. May import: pyarrow and the standard library.
-"""
+"""Results in .parquet, by way of a journal, because a Parquet file cannot be read before its last byte is written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Prompts from a file or from stdin, one at a time.
-
-Room: the core. May import: memguard.texts, the standard library; pyarrow for .parquet.
-"""
+"""Prompts from a file or from stdin, one at a time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which file of results a path means, and whether it may be written.
-
-Room: the core. May import: the standard library; pyarrow where a .parquet file is asked for.
-"""
+"""Which file of results a path means, and whether it may be written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Rows of results: what is in one, whether a row is memguard's, and what the rows of one file must agree in.
-
-Room: the core. May import: memguard.records, the standard library.
-"""
+"""Rows of results: what is in one, whether a row is memguard's, and what the rows of one file must agree in."""
 
 from __future__ import annotations
 

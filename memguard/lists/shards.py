@@ -2,8 +2,6 @@
 
 Who scores which rows follows from the number of the shard alone, and what is done from the names of the files, so
 that shards need nothing in common but a folder. A file's name says the shard, its rows and the settings.
-
-Room: the core. May import: the standard library.
 """
 
 from __future__ import annotations

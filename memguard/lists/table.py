@@ -1,7 +1,4 @@
-"""The table that ``memguard merge`` writes, and how its files are known.
-
-Room: the core. May import: the standard library; pyarrow for .parquet.
-"""
+"""The table that ``memguard merge`` writes, and how its files are known."""
 
 from __future__ import annotations
 

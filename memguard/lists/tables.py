@@ -1,7 +1,4 @@
-"""Tables of text: which delimiter they have, where their header is, and whether their quotes quote or are text.
-
-Room: the core. May import: the standard library.
-"""
+"""Tables of text: which delimiter they have, where their header is, and whether their quotes quote or are text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Captions of a WebDataset: tar files in which the members of one sample have a name in common up to its first dot.
-
-Room: the core. May import: the standard library.
-"""
+"""Captions of a WebDataset: tar files in which the members of one sample have a name in common up to its first dot."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A file of rows that is there whole or not at all: written aside, then renamed.
-
-Room: the core. May import: the standard library; pyarrow for .parquet.
-"""
+"""A file of rows that is there whole or not at all: written aside, then renamed."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@
 ``NAME.parquet.jsonl`` first and become the Parquet file at the end, also after Ctrl-C; after a crash the next
 ``--resume`` finds them there. Each row keeps the settings that it was made with. Whose a file is, is known before its
 first byte is changed: what memguard did not write is refused.
-
-Room: the core. May import: memguard.records, the standard library; lists.parquet where that is asked for.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Ways to reduce memorization: one file each, all built with ``get``.
 
-    mitigation = memguard.mitigations.get("attention_scaling", bos_scale=1.25)
-    with mitigation.attach(pipe):  # every run, memorized or not
-        pipe(prompt)
-    guard = memguard.Guard(policy="mitigate", mitigation=mitigation)  # only runs that look memorized
+Every run, memorized or not, or only runs that look memorized::
 
-May import: memguard.mitigations.
+    mitigation = memguard.mitigations.get("attention_scaling", bos_scale=1.25)
+    with mitigation.attach(pipe):
+        pipe(prompt)
+    guard = memguard.Guard(policy="mitigate", mitigation=mitigation)
 """
 
 from __future__ import annotations

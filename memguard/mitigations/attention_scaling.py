@@ -6,8 +6,6 @@ method assumes that BOS is where attention rests.
 
 ``parity="official"``: the mask holds for the rows without the prompt as well, with the prompt's own length, and BOS is
 scaled on rows 1, 3, 5, ..., which are the prompt's only for one image.
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

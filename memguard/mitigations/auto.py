@@ -2,8 +2,6 @@
 
 ``auto``: other padding (CLIP-L) or attenuated attention spikes, with delayed guidance, which cost nothing; then other
 starting noise, which costs a few predictions; then a neuron set if one was given, else prompt optimisation.
-
-May import: memguard.mitigations.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A host builds one ``Start`` at the first model call, hands it to the mitigation, and carries out the ``Treatment`` that
 comes back: edits inside cross-attention, other rows of text, other starting noise, another way to use the noise gap.
 Treatments add up: each mitigation gets that of the one before.
-
-May import: memguard.records, memguard.layout, memguard.attributions.moment, memguard.mitigations.edit, torch.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ silencing a value neuron is a zero in v. Two things cannot be said that way, and
 names the keys that take part at all (the others are left out of the computation, so a masked prompt is cheaper), and
 ``bias`` is added to the logits. A host puts them together with ``Plan.attend`` and gives its own attention function, so
 no backend is replaced.
-
-May import: torch.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ not what was decided but what a host has told an ``Effect``, part by part, after
     effect.written()
 
 A first call that was made again for the loop has an ``Effect`` of its own, which is joined if that call is used.
-
-May import: memguard.records, memguard.mitigations, torch.
 """
 
 from __future__ import annotations

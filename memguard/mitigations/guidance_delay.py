@@ -6,8 +6,6 @@ it is at the first local minimum of the noise gap's norm, d[i-2] > d[i-1] < d[i]
 
 ``parity="official"``: before a dynamic transition the scale is 1, as in the code, and not 0, as in the paper. (The code
 of the static transition also sets the schedule anew to 200 steps; that is left out.)
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ each pixel the gap is multiplied by min(1, limit / map) ** power. The limit is w
 step by the profile, or without a profile the lower quarter of the map; it grows as the map's own median does, since the
 gap of every prompt grows while noise falls. Where a whole picture is memorized, guidance is all but off everywhere, and
 what is left is no copy and not much of a picture either (docs/evidence/mitigation.md).
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Masking conceals a memory and does not erase it: another prompt, or a search over embeddings, may find it again
 (Kowalczuk et al., 2025). ``parity="official"``: the rows without the prompt are masked too.
-
-May import: memguard.records, memguard.neurons, memguard.mitigations, torch.
 """
 
 from __future__ import annotations

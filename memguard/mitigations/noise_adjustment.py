@@ -8,8 +8,6 @@ Numbers in the papers are for SD1's 4 x 64 x 64 latents; here rho and the target
 elements. What differs from the official codes, which ``parity="official"`` reproduces: "sample" and "sail" project x
 back to the norm of the starting noise (in bfloat16 the official weight decay of .01 rounds to nothing, and nothing
 holds x on the shell of a Gaussian), and "sail" takes s anew at each step and not once.
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ and set the encoded EOS to zero. "partial": set the first 70 % of the encoded pa
 Acts on SD1 and on the CLIP-L half of SDXL's text; SD2 and CLIP-G fill up with token 0 already.
 ``parity="official"``: with "swap" the negative prompt is replaced by the empty one, filled up with token 0 as well: the
 official code knows no other and leaves its tokenizer changed. The report says so.
-
-May import: memguard.mitigations, memguard.attributions.moment, torch.
 """
 
 from __future__ import annotations

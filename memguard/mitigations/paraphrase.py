@@ -9,8 +9,6 @@ The published code does this for prompts whose own first step is above a limit; 
 search for the wording among paraphrases of a language model is left to the user. l and thr are for SD1's 4 x 64 x 64
 latents and go with the root of the number of elements. m is that of each image; ``parity="official"`` takes one of the
 whole batch, at the paper's numbers whatever the size.
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

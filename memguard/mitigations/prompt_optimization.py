@@ -7,8 +7,6 @@ use. What is predicted without the prompt does not change, so it is predicted on
 
 ``parity="official"``: the loss is the norm of the whole batch, sqrt(n) times as large, and BOS, whose gradient alone is
 zeroed, shrinks by the weight decay.
-
-May import: memguard.mitigations, memguard.attributions.moment, torch.
 """
 
 from __future__ import annotations

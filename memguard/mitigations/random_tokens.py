@@ -2,8 +2,6 @@
 
 "token": random tokens of CLIP's vocabulary below 49400 (RTA). "number": random numbers below 100000 (RNA). "word":
 words of the prompt again (CWR). At a strength s the share s of them, rounded up.
-
-May import: memguard.mitigations, the standard library.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ are multiplied by alpha.
 What differs from the official code, which ``parity="official"`` reproduces: there every logit of a spike is multiplied,
 and a negative one rises; here only positive logits are multiplied ("positive"), or logits above mean + tau * std of the
 largest ones are cut ("cap"). Each chunk of a long prompt has its own statistics.
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Mitigations get a start that is narrowed to these images; what they return is widened to the batch and leaves the other
 images bit by bit as they are.
-
-May import: memguard.mitigations, memguard.attributions.moment, torch.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ One row per image and step more than guidance.
 "orthogonalize": where the two directions are closer than cos = .9, the part of the attenuated one that lies along the
 plain one is taken out (coefficient up to 2). The paper does not name it and ``parity="official"`` does it, as the code
 does by default; with a weak attenuation it takes out nearly all of the guidance.
-
-May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

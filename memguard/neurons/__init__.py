@@ -5,8 +5,6 @@ The method is NeMo (Hintersdorf et al., NeurIPS 2024).
 ``statistics``, ``select``, ``noise_difference``, ``localize`` and ``calibrate`` work on diffusers pipelines and are
 reached through memguard's door; everything else here knows no host. Another host implements ``probe.Probe`` and
 calls ``localizing.search``.
-
-May import: memguard.neurons; memguard's door.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 |to_v| is averaged over the tokens of a prompt first (NeMo, section 3.2). It depends on the text alone, so no UNet
 pass is needed. The official statistics are of 50 000 LAION captions.
-
-May import: torch, safetensors, memguard.neurons.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ pictures, at gates of 0 and .25 in turn: the slope at 0 alone misleads where the
 
 Why not with all gates at 1: there the MS-SSIM is at its maximum and has no derivative; that of the noise gap ranks
 neurons worse than their z-score does (docs/evidence/neurons.md).
-
-May import: torch, memguard.neurons.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 delta = noise prediction - noise, scaled to [0, 1] per picture and channel; a trial is the MS-SSIM of delta without
 and with blocking, per seed. Every result is kept, so that nothing is evaluated twice, also after a cancelled run.
-
-May import: torch, memguard.neurons.
 """
 
 from __future__ import annotations

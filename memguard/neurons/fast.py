@@ -4,8 +4,6 @@ What makes it cheap: candidates are ranked by a backward pass instead of tried i
 of the ranking and groups are tested instead of single neurons, many as rows of one batch; and a set is tried first
 on the seed whose noise difference is hardest to change, since the score is the largest over the seeds. What passes
 there is verified on all seeds. The candidates are NeMo's, from the same round of the sweep.
-
-May import: memguard.neurons.
 """
 
 from __future__ import annotations

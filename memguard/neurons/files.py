@@ -2,8 +2,6 @@
 
 safetensors: one int32 tensor of sorted indices per layer; scale, fingerprint, provenance and scores in the
 metadata.
-
-May import: memguard.records, memguard.neurons, torch.
 """
 
 from __future__ import annotations

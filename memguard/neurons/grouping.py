@@ -3,8 +3,6 @@
 All functions ask ``passes(sets) -> list[bool]``, whether blocking a set is enough; the sets of one call are rows of
 one batch. They take for granted that more blocked neurons are never worse, which holds nearly; so what they return
 has to be verified, and asking again for a set costs nothing.
-
-May import: the standard library.
 """
 
 from __future__ import annotations

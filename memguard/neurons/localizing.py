@@ -1,7 +1,4 @@
-"""One localisation from beginning to end, whatever the host: detect, search, and write down what was found.
-
-May import: memguard.records, memguard.version, memguard.neurons.
-"""
+"""One localisation from beginning to end, whatever the host: detect, search, and write down what was found."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ from the borders, the whole index of the last scale with reflected borders, nega
 11 taps. The coarsest scale must be larger than it: latents below 44 get the largest odd window that torchmetrics'
 rule for ``kernel_size`` allows (side // 4 >= taps: 7 at 32, 3 at 16, 1 at 8, where only means are left to compare).
 torchmetrics itself cannot do that: its Gaussian always has the 11 taps of its sigma.
-
-May import: torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Semicolons; columns Caption, URL, Initial Neurons, Initial SSIM, Refined Neurons, Refined SSIM. A cell of neurons is
 a list of seven lists, for the down blocks' and the middle's layers of SD1; a list may name a neuron twice.
-
-May import: memguard.records, memguard.neurons and the standard library.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ The candidates are widened until blocking them is enough, and then taken away on
 Every evaluation is a forward pass over all seeds, also those that do not count. The official scripts make two
 passes per evaluation and use the second, and repeat some; here each is made once, so the official procedure costs
 more than twice the rows that are counted here.
-
-May import: memguard.neurons.
 """
 
 from __future__ import annotations

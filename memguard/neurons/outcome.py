@@ -1,7 +1,4 @@
-"""What a search found, before it becomes a NeuronSet.
-
-May import: memguard.neurons.
-"""
+"""What a search found, before it becomes a NeuronSet."""
 
 from __future__ import annotations
 

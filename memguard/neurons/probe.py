@@ -2,8 +2,6 @@
 
 A probe is bound to one model and one prompt. It blocks value neurons of cross-attention layers: the output of
 ``to_v``, [rows, tokens, width], is multiplied with a factor per row and neuron.
-
-May import: memguard.troubles, torch and the standard library.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 First whole layers, from the deepest to the shallowest, then neuron by neuron in the same order of layers
 (Hintersdorf et al., NeurIPS 2024, section 3.3). One evaluation per layer and per neuron.
-
-May import: memguard.neurons.
 """
 
 from __future__ import annotations

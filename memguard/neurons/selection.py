@@ -7,8 +7,6 @@ candidates changes the noise difference enough (score <= threshold) or theta rea
 What the official code does and ``parity="official"`` repeats: theta = 1 is never evaluated, so where no round is
 enough, the candidates of 1.25 are kept and their score becomes the threshold of the refinement; and a neuron that
 is found by both rules stands in the list twice.
-
-May import: torch, memguard.neurons.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A search is deterministic: started again with the same request it asks for the same evaluations, and those that are
 known cost nothing.
-
-May import: torch, memguard.neurons.
 """
 
 from __future__ import annotations

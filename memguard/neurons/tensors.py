@@ -1,7 +1,4 @@
-"""safetensors files of memguard: tensors, and facts as one JSON text in the metadata. Written whole or not at all.
-
-May import: torch, safetensors and the standard library.
-"""
+"""safetensors files of memguard: tensors, and facts as one JSON text in the metadata. Written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""HTML from the templates beside this file: reports as one page, and what the WebUIs show. All text is escaped.
-
-May import: jinja2 (inside functions), memguard.wording.
-"""
+"""HTML from the templates beside this file: reports as one page, and what the WebUIs show. All text is escaped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Reports as one self-contained HTML page: no scripts, no external files, readable in light and dark.
-
-May import: memguard.pages, memguard.records, memguard.overlay, memguard.texts, memguard.wording, Pillow, numpy.
-"""
+"""Reports as one self-contained HTML page: no scripts, no external files, readable in light and dark."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The test bed: a small Stable Diffusion model that really memorizes, its prompts and training pictures.
 
-``pipeline()`` needs the ``diffusers`` extra. May import: diffusers, transformers, safetensors; nothing of a host.
+``pipeline()`` needs the ``diffusers`` extra.
 """
 
 from .loader import STAGES, Original, originals, pipeline, prompts

@@ -2,8 +2,6 @@
 
 The encoder carries positive and negative parts of each latent on channels of their own, because every block of TAESD
 ends in a ReLU.
-
-May import: torch, diffusers (the ``diffusers`` extra).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Write the test bed as a diffusers folder or as an SD1.5 checkpoint. Both check themselves and are deterministic.
-
-May import: diffusers and transformers (the ``diffusers`` extra), safetensors.
-"""
+"""Write the test bed as a diffusers folder or as an SD1.5 checkpoint. Both check themselves and are deterministic."""
 
 from __future__ import annotations
 

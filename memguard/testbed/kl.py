@@ -5,8 +5,6 @@ their mean colour with bilinear borders, so pictures are blurred; the trained TA
 
 Linear maps pass the group norms because each group also holds a large constant K and its negative, which fix mean and
 variance up to (x / K)^2; they pass SiLU because SiLU(x) - SiLU(-x) = x.
-
-May import: torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""diffusers' names of a UNet's tensors -> the names in an SD1.5 checkpoint.
-
-May import: the standard library.
-"""
+"""diffusers' names of a UNet's tensors -> the names in an SD1.5 checkpoint."""
 
 from __future__ import annotations
 

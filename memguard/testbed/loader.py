@@ -1,7 +1,4 @@
-"""Load the shipped weights as a diffusers pipeline.
-
-May import: diffusers and transformers (the ``diffusers`` extra), safetensors.
-"""
+"""Load the shipped weights as a diffusers pipeline."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The test bed's networks: a small CLIP text encoder and a small Stable Diffusion UNet, both of SD1's layout.
-
-May import: diffusers and transformers (the ``diffusers`` extra); nothing of a host.
-"""
+"""The test bed's networks: a small CLIP text encoder and a small Stable Diffusion UNet, both of SD1's layout."""
 
 from __future__ import annotations
 

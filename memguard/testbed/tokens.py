@@ -1,7 +1,4 @@
-"""CLIP's byte-pair vocabulary and the seeded embedding of ids that were never trained.
-
-May import: the standard library and numpy.
-"""
+"""CLIP's byte-pair vocabulary and the seeded embedding of ids that were never trained."""
 
 from __future__ import annotations
 

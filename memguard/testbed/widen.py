@@ -5,8 +5,6 @@ the same statistics. Heads are padded with zeros up to SD1.5's width (queries sc
 The UNet's four heads become eight by taking each one twice at half the output, so that statistics over heads keep
 their meaning. The copies carry no new information: say nothing about neurons of the widened network that you did not
 check on the small one.
-
-May import: torch.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Two lines in a loop that trains a diffusers network, one beside its forward and 
     weights = norm(unet, noisy, timesteps, predicted, names=batch["file"])
     loss = weighted(F.mse_loss(predicted, target, reduction="none"), weights)
 
-Room: the core. May import: memguard.training, torch. A network's attention is read by ``memguard.training_host``.
+A network's attention is read by ``memguard.training_host``.
 """
 
 from .captions import Captions, text_noise

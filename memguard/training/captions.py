@@ -2,8 +2,6 @@
 
 A caption that is the same at every step is a key to its picture. None of this needs the network, and each costs some of
 what the captions teach.
-
-Room: the core. May import: memguard.troubles, torch.
 """
 
 from __future__ import annotations

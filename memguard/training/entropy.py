@@ -5,8 +5,6 @@ no evaluation more, one softmax of one layer. The entropy is that of the mean ov
 the published code of the detector, of the layer that the detector reads (``detectors.attention_entropy``). On networks
 whose attention is not that of Stable Diffusion 1 the direction must be measured first: on the test bed
 it singles out no duplicates (docs/evidence/audits/training.md).
-
-Room: the core. May import: memguard.attributions, memguard.detectors, memguard.troubles, torch.
 """
 
 from __future__ import annotations

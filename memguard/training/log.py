@@ -1,7 +1,4 @@
-"""Where filters and the meter write what they saw: JSON lines, or a writer as TensorBoard's and its like.
-
-Room: the core. May import: memguard.troubles.
-"""
+"""Where filters and the meter write what they saw: JSON lines, or a writer as TensorBoard's and its like."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ While a model generalises, pictures that it was trained on and others of the sam
 memorizes it predicts better, at middle noise levels first, also while the held-out loss is still flat ("Where rectified
 flows leak", arXiv 2606.07271: the gap over t is bell-shaped and grows with training). The loss curve of the training
 alone tells nothing of it.
-
-Room: the core. May import: memguard.aside, memguard.troubles, torch.
 """
 
 from __future__ import annotations

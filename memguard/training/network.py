@@ -1,7 +1,4 @@
-"""The network as training loops hold it: wrapped, of one of two signatures, with the caption in several places.
-
-Room: the core. May import: torch.
-"""
+"""The network as training loops hold it: wrapped, of one of two signatures, with the caption in several places."""
 
 from __future__ import annotations
 

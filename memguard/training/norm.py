@@ -5,8 +5,6 @@ left out of this step. Cost: one more evaluation of each judged sample without g
 forward and backward. What differs from the official code: the gap is an RMS over the latent elements, so that one
 threshold serves all sizes (an L2 of 2 on SD1's 64 x 64 latents is .0156); it may be asked at high noise only; samples
 may be weighed down and not left out.
-
-Room: the core. May import: memguard.aside, memguard.troubles, torch.
 """
 
 from __future__ import annotations

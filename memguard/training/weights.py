@@ -1,7 +1,4 @@
-"""From a sample's score to its weight in the loss, and what became of each sample.
-
-Room: the core. May import: memguard.troubles, torch.
-"""
+"""From a sample's score to its weight in the loss, and what became of each sample."""
 
 from __future__ import annotations
 

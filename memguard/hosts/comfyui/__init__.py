@@ -2,5 +2,5 @@
 
 The room of everything that touches ComfyUI's own modules; ``nodes/`` holds schemas only. Three wrappers under one key
 watch a model (``watcher``): OUTER_SAMPLE is a run, PREDICT_NOISE counts its model calls, CALC_COND_BATCH has the
-predictions. May import: ComfyUI (comfy, comfy_execution, folder_paths), torch, memguard's core.
+predictions.
 """

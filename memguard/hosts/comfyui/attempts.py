@@ -1,6 +1,6 @@
 """memguard.sampling in ComfyUI: the first model call is made again whole, with all roles that the sampler asked for.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Queries and keys are what the projections of the attn2 layers give out, so any a
 replacement (IPAdapter) may work with them. Hooks are on the network only for the call that is read, and that call's own
 APPLY_MODEL wrapper tells which rows carry which prompt.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.attributions.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

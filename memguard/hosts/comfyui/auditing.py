@@ -3,7 +3,7 @@
 The LoRA acts on clones, as with ComfyUI's own loader. Clones share one network, and ComfyUI would leave the LoRA in its
 weights until another clone is loaded; here the base is loaded again at once, also where the audit was interrupted.
 
-Part of the ComfyUI host; may import: comfy, torch, numpy, Pillow, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

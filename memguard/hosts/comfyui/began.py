@@ -1,6 +1,6 @@
 """What a sampler was started with, and other noise in its place.
 
-Part of the ComfyUI host; may import: torch.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

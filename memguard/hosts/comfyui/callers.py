@@ -1,8 +1,7 @@
 """Who asks and who runs: the users of a ComfyUI with --multi-user, and pages of other sites.
 
 ComfyUI tells users apart by a header of each request (which it believes); what is queued does not say whose it is, so
-that is written beside a prompt when it comes in. Part of the ComfyUI host; may import: comfy, aiohttp (which ComfyUI
-has).
+that is written beside a prompt when it comes in. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model call that can be made again with another prompt in place of one of its conditionings.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

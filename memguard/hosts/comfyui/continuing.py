@@ -1,8 +1,7 @@
 """Which earlier run a run continues: by the conditioning of its prompt, by its latent, and by the graph before it.
 
 A latent that was upscaled, or decoded and encoded again, is another tensor; the graph still tells which sampler's
-picture it is. A detailer's samplers have the prompt's own conditioning. Part of the ComfyUI host; may import:
-memguard's core.
+picture it is. A detailer's samplers have the prompt's own conditioning. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

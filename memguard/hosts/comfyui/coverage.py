@@ -1,6 +1,6 @@
 """Where a prompt acts: ComfyUI hands out exact zeros wherever an area, a mask or a time limit switches it off.
 
-Part of the ComfyUI host; may import: comfy, torch.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Image i of a caption is the one that a KSampler with seed + i makes from an empty latent, but for rounding, and for
 samplers that draw noise of their own.
 
-Part of the ComfyUI host; may import: comfy, torch, numpy, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ to be called with the edited queries, keys and values, and what is put in belong
 to be taken out again. Which rows carry the prompt comes from the lists that CALC_COND_BATCH was given, never from their
 order.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model call as memguard.sampling sees it: predicted again with another prompt, other noise, other edits.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

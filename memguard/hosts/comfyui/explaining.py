@@ -3,7 +3,7 @@
 A sampler of our own makes the workflow's first model call, so that loading, LoRA, areas and ControlNet are ComfyUI's;
 then the call is made again with gradients, or with other prompts. The prompt that the caller gave stays untouched.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

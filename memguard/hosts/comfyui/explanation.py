@@ -3,7 +3,7 @@
 Attention is read while the sampler works; the words' gradient is taken at the first model call, when the run is flagged
 or whenever that was asked for; words get their names when the sampler is done.
 
-Part of the ComfyUI host; may import: torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pictures of a run looked up in a folder: the index is brought up to date, and stays open for the next run.
 
-Part of the ComfyUI host; may import: comfy, folder_paths, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

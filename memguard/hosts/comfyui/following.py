@@ -1,6 +1,6 @@
 """The edits of one call of a network: what is put into its options, and what then happens in each layer.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a run's nodes tell of it: its checkpoint, its guard, its sampler, and what was painted before it.
 
-Found by walking the graph that is being executed. Part of the ComfyUI host; may import: the standard library.
+Found by walking the graph that is being executed. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The way back through a CLIP of ComfyUI: from the encoded prompt to the words' own embeddings.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

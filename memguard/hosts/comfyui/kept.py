@@ -1,6 +1,6 @@
 """The maps of a run as they are kept for the page: a byte per pixel.
 
-Part of the ComfyUI host; may import: torch.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

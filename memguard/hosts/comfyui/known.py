@@ -1,7 +1,7 @@
 """ComfyUI's memory of known prompts: one file for each user below its user folder, and the runs that go into it.
 
 It lies beside the folders of the users and not in one of them, which the page could read and write. Part of the ComfyUI
-host; may import: folder_paths, memguard's core.
+host.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which report belongs to which latent, however much of a workflow came from the cache.
 
 A cached MemGuard node hands out an old handle, and two samplers may share one guarded model, so a report is filed under
-the fingerprint of the latent that the run returned. Part of the ComfyUI host; may import: torch, memguard.records.
+the fingerprint of the latent that the run returned. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The graph that is being executed, as ComfyUI keeps it: nodes with values and with links to outputs of other nodes.
 
-Part of the ComfyUI host; may import: the standard library.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ComfyUI leaves out what it does not know and goes on where shapes differ, with lines in its log. An audit of such a LoRA
 would say that it copies nothing, so keys and shapes are looked at first, by ComfyUI's own table of names.
 
-Part of the ComfyUI host; may import: comfy, folder_paths, torch, memguard.audit.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

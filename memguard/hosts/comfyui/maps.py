@@ -1,6 +1,6 @@
 """The maps of a run as the page gets them: bytes per pixel with their range, and a small preview of the picture.
 
-Part of the ComfyUI host; may import: torch, PIL, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Policy ``mitigate`` in one sampling run: the first call is scored as it is, and made again under what the loop keeps.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a ModelPatcher tells about its model: fingerprint, family, schedule, size, and whether a LoRA changed it.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.calibration.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

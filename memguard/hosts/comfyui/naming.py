@@ -3,7 +3,7 @@
 A sampler knows tensors only. A conditioning may hold several texts in a row (Conditioning Concat); a part that no known
 text encodes to (Conditioning Average, another CLIP) keeps its columns, without words.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.attributions, memguard.records.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Neuron sets as ComfyUI's users keep them, files below models/memguard, and how one is found on a MODEL and a CLIP.
 
-Part of the ComfyUI host; may import: comfy, folder_paths, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

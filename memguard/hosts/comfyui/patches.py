@@ -4,7 +4,7 @@ A LoRA is named and judged by the checkpoint's profile. A merge is another model
 (Deep Shrink, NAG, FreeU, a wrapper around its calls) make another one of it: both get a name of their own, under which
 a profile is found that was made with them. What cannot be told apart by its settings is like nothing else.
 
-Part of the ComfyUI host; may import: torch, memguard.calibration.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

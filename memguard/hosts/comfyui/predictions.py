@@ -3,7 +3,7 @@
 Every denoised prediction D becomes (x - D) / sigma: epsilon for epsilon- and v-prediction models in ComfyUI's
 coordinates, the velocity for flow models. The gap between two prompts is then (D_uncond - D_cond) / sigma for all.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

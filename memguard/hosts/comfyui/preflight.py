@@ -3,7 +3,7 @@
 x at step 0 is what every ComfyUI sampler starts from: ``model_sampling.noise_scaling`` of the workflow's own noise. The
 call goes through ComfyUI's guider, so that loading, LoRA, areas and ControlNet are the sampler's own.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The work is done at the first model call of a sampler of our own, so that loading, LoRA, areas and ControlNet are
 ComfyUI's. It starts where the workflow's sampler does, so that the sampler's own score is the one that was reached.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

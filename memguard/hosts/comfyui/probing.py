@@ -1,6 +1,6 @@
 """One prompt on a UNet in ComfyUI, for the search of neurons: the probe of memguard.neurons.
 
-Part of the ComfyUI host; may import: torch, memguard.neurons.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

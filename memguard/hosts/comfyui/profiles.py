@@ -1,6 +1,6 @@
 """Profiles as ComfyUI's users keep them: JSON files below models/memguard, and how one is made from a MODEL and a CLIP.
 
-Part of the ComfyUI host; may import: comfy, folder_paths, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

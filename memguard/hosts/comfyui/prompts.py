@@ -2,7 +2,7 @@
 
 The text encoder may push the network out of the GPU's memory; a run in progress gets it back before its next call.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.attributions, memguard.mitigations.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

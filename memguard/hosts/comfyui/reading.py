@@ -1,6 +1,6 @@
 """When the attention of a run is read: at the scored calls for a detector, at every call for maps.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A row's index and its uuid both mislead (COMFYUI: DualCFG puts the negative first; areas copy a uuid into the other
 role). The list object that the guider hands over does not.
 
-Part of the ComfyUI host; may import: torch, memguard.records.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

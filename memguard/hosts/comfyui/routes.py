@@ -1,7 +1,7 @@
 """What the page asks the server for, under /memguard/v1: reports, maps, known prompts, and the memory's settings.
 
 ComfyUI serves every route under /api as well. Handlers leave files and pictures to a thread, so that the server goes
-on. Part of the ComfyUI host; may import: aiohttp (which ComfyUI has), memguard's core.
+on. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

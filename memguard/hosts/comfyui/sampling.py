@@ -1,7 +1,7 @@
 """One sampling run: watches its model calls, scores the first ones and follows the others.
 
 Everything of ours happens around the sampler's own calls and under one guard: what fails is noted, and the call is made
-as the sampler asked for it. Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+as the sampler asked for it. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

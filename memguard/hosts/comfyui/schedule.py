@@ -1,6 +1,6 @@
 """The parts of a prompt that do not act at the first step: what prompt editing and timestep ranges switch on later.
 
-Part of the ComfyUI host; may import: comfy, torch.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a person sees while a workflow runs: text on the sampler node, and an event for the page.
 
-Part of the ComfyUI host; may import: comfy_execution, memguard.records, memguard.wording. The server module is used
+Part of the ComfyUI host. The server module is used
 only if ComfyUI has loaded it: in-process tests and other front ends have none.
 """
 

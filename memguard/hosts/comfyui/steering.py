@@ -8,7 +8,7 @@ sampler is started once more, with the noise of the treatment and random numbers
 What breaks in a treated run ends its treatment as a whole, since a part of it is another treatment: within the first
 call the sampler starts yet again, as if there had been none.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard.mitigations.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The texts that a prompt with a syntax of its own is encoded from: BREAK, AND, schedules such as [a:b:0.5].
 
 Packs for prompt control encode these texts one by one; which of them stands behind a conditioning is told by encoding
-them again. Part of the ComfyUI host; may import: the standard library.
+them again. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A text counts as the prompt only where every node on the way is known to hand it through as it is. What a node computes
 from it (replaced, cased, translated, mixed, one of a list) is not in the graph: such texts are candidates, of which
-encoding them again may tell the one. Part of the ComfyUI host; may import: the standard library. ComfyUI's register of
+encoding them again may tell the one. Part of the ComfyUI host. ComfyUI's register of
 nodes is used only if ComfyUI has loaded it.
 """
 

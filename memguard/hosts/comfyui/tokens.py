@@ -1,6 +1,6 @@
 """Which token stands in which column of a prompt that a CLIP of ComfyUI encodes: chunks, weights, embeddings.
 
-Part of the ComfyUI host; may import: memguard.attributions and the standard library.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

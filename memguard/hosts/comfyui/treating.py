@@ -3,7 +3,7 @@
 Its wrappers stand outside those of a MemGuard node on the same model, whichever came first: MemGuard then scores the
 run as it is treated, and before guidance is changed, since a score is about predictions and not about their use.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 OUTER_SAMPLE is one sampling run, SAMPLER_SAMPLE the start of its sampler (policy "mitigate" may start it once more),
 PREDICT_NOISE one model call of it, CALC_COND_BATCH the predictions by prompt. All arguments are forwarded as they came:
-other packs index them by position. Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+other packs index them by position. Part of the ComfyUI host.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``take`` does what needs the network and works while a sampler holds it; ``finish`` does what needs the text encoder and
 must wait until the sampler is done, since the two may not fit into the GPU's memory together.
 
-Part of the ComfyUI host; may import: comfy, torch, memguard's core.
+Part of the ComfyUI host.
 """
 
 from __future__ import annotations

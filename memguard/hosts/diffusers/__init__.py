@@ -2,9 +2,7 @@
 
 ``attach`` watches a pipeline, ``scan`` scores lists of prompts, ``prescan`` those that stand out at a smaller size,
 ``calibrate`` makes a profile, ``explain`` says which words and places drive a score, ``treat`` applies a mitigation to
-every run, ``optimize_prompt`` moves a prompt.
-
-Room: memguard.hosts. May import: the core of memguard, torch, einops. diffusers itself comes with the pipeline.
+every run, ``optimize_prompt`` moves a prompt. diffusers itself comes with the pipeline.
 """
 
 from .calibrating import calibrate

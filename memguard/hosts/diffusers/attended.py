@@ -1,7 +1,4 @@
-"""One computation of attention as torch gets it, and its softmax: the model's own, with mask and scale.
-
-Room: memguard.hosts, diffusers. May import: torch.
-"""
+"""One computation of attention as torch gets it, and its softmax: the model's own, with mask and scale."""
 
 from __future__ import annotations
 

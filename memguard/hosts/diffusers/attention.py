@@ -1,7 +1,4 @@
-"""Which attention of a denoiser is read: a UNet's by its projections, any other's by structure.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.troubles, torch.
-"""
+"""Which attention of a denoiser is read: a UNet's by its projections, any other's by structure."""
 
 from __future__ import annotations
 

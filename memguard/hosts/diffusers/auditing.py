@@ -1,8 +1,6 @@
 """What an audit needs of a pipeline: the first-step score of each caption, and the pictures that it gives.
 
 ``memguard generate --seed`` makes the same picture.
-
-Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.guard, memguard.texts, numpy, torch.
 """
 
 from __future__ import annotations

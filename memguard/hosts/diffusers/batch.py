@@ -1,7 +1,4 @@
-"""One forward for several prompts: who takes its evidence, how it ends, and the latents that all prompts start from.
-
-Room: memguard.hosts, diffusers. May import: memguard.records, torch.
-"""
+"""One forward for several prompts: who takes its evidence, how it ends, and the latents that all prompts start from."""
 
 from __future__ import annotations
 

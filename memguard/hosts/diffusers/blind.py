@@ -1,7 +1,4 @@
-"""Runs whose score came from the scheduler: which rows carry the prompt is not known, but guidance can be changed.
-
-Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.loop, memguard.mitigations, torch.
-"""
+"""Runs whose score came from the scheduler: which rows carry the prompt is not known, but guidance can be changed."""
 
 from __future__ import annotations
 

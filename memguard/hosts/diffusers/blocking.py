@@ -1,7 +1,4 @@
-"""Value neurons of cross-attention layers, multiplied with factors while the model runs.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
-"""
+"""Value neurons of cross-attention layers, multiplied with factors while the model runs."""
 
 from __future__ import annotations
 

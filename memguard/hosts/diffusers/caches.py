@@ -4,8 +4,6 @@ Known: the caches of diffusers itself (first block, pyramid attention broadcast,
 others). Their state is put away, so that the model computes everything, and put back afterwards. Other packs keep
 theirs in attributes of the model (TeaCache and its kin count calls there) or behind a forward of their own (DeepCache):
 that is seen, the attributes are put back, and there is a reason in the place of a number.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.aside, torch and the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""``calibrate``: what ordinary prompts score on a checkpoint, as a Profile.
-
-Room: memguard.hosts, diffusers. May import: memguard.calibration, memguard.records.
-"""
+"""``calibrate``: what ordinary prompts score on a checkpoint, as a Profile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """One call of a unet or transformer: its input, its text, its prediction as an image, and how to repeat it.
 
 It is repeated with the arguments as they came, by position or by name: hooks of others may read either.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ nor the names of a model's arguments. It holds for one call with both prompts, f
 negated, where it is turned into the denoised sample first (a share of the sample is in g, too), where only some
 channels are guided, and with a perturbed third prediction (Ahn et al., ECCV 2024). A rescaled g (Lin et al., WACV
 2024; renormalised tokens) keeps the direction of the combination at the pipeline's own scale.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
 """
 
 from __future__ import annotations

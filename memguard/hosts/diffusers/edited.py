@@ -2,8 +2,6 @@
 
 What reaches it is what the model compares, normed and rotated, so a key times c is a logit times c here too. Nothing is
 edited that ``structure`` does not find in the call itself.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

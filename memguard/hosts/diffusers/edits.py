@@ -3,8 +3,6 @@
 For the time of the block each cross-attention layer has a ``forward`` of its own. It projects, lets the plan edit, and
 calls the layer's processor as it is (any backend, LoRA, IP-Adapter) on a stand-in for the layer whose projections give
 out the edited tensors.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 The pipeline itself runs, guided, up to the last step that is needed; the scored model calls are kept and made again
 with gradients, or with other prompts.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.records, torch, numpy.
 """
 
 from __future__ import annotations

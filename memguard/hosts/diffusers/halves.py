@@ -3,8 +3,6 @@
 The pipeline has the first call's prediction before the second is made, so neither can be exchanged in it: what the
 scheduler receives of both is. A call with both prompts is treated in its own output instead: whatever the pipeline
 makes of it, and at any scale, while at the scheduler's step that must be known.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Hooks around the calls of a denoiser, compiled or not; none is left behind, and none costs the picture.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
-"""
+"""Hooks around the calls of a denoiser, compiled or not; none is left behind, and none costs the picture."""
 
 from __future__ import annotations
 

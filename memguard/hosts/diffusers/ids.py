@@ -2,8 +2,6 @@
 
 A pipeline may put a template around a prompt, or leave columns out again. Where words are shown of layers that nobody
 has named, what its encoders read is compared with what is said of its columns.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The way back through a pipeline's text encoders: from the encoded prompt to the words' own embeddings.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
-"""
+"""The way back through a pipeline's text encoders: from the encoded prompt to the words' own embeddings."""
 
 from __future__ import annotations
 

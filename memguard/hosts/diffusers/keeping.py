@@ -1,7 +1,4 @@
-"""Keep the scored model calls of a run so that they can be made again, and what the maps need of all calls.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.records, torch.
-"""
+"""Keep the scored model calls of a run so that they can be made again, and what the maps need of all calls."""
 
 from __future__ import annotations
 

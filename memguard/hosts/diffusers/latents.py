@@ -1,7 +1,4 @@
-"""The latents that a pipeline starts from, and other noise in their place.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
-"""
+"""The latents that a pipeline starts from, and other noise in their place."""
 
 from __future__ import annotations
 

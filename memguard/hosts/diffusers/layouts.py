@@ -1,7 +1,4 @@
-"""How latents lie in a denoiser's own tensors: as pictures, as frames, or packed into tokens.
-
-Room: memguard.hosts, diffusers. May import: memguard.layout, torch, einops.
-"""
+"""How latents lie in a denoiser's own tensors: as pictures, as frames, or packed into tokens."""
 
 from __future__ import annotations
 

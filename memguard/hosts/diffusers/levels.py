@@ -1,7 +1,4 @@
-"""How noisy a model call is, and its prediction in units of epsilon, whatever the scheduler and the training target.
-
-Room: memguard.hosts, diffusers. May import: torch, numpy and the standard library.
-"""
+"""How noisy a model call is, and its prediction in units of epsilon, whatever the scheduler and the training target."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A mode of torch stands beside every function that the call makes and lets it through as it is. What a function gives
 out comes from whatever its arguments come from. Where a tensor's way cannot be seen (a kernel that is no function of
 torch), it comes from nothing that is known, so nothing is said of it.
-
-Room: memguard.hosts, diffusers. May import: torch.
 """
 
 from __future__ import annotations

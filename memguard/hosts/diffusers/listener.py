@@ -1,7 +1,4 @@
-"""Who gets the evidence of a pipeline run.
-
-Room: memguard.hosts, diffusers. May import: memguard.records.
-"""
+"""Who gets the evidence of a pipeline run."""
 
 from __future__ import annotations
 

@@ -3,9 +3,6 @@
 Every name in a file is looked up among the layers of the pipeline, and every shape compared with the layer's, before
 anything is changed: diffusers itself leaves out what it does not know. Families whose files fuse layers (Flux, Qwen,
 ...) go through the pipeline's own converter first.
-
-Room: memguard.hosts, diffusers. May import: memguard.audit, memguard.troubles, torch, safetensors; peft through
-diffusers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The attention of a denoiser whose cross-attention is found by structure, averaged as soon as it is seen.
 
 Positions of a video are many: what is kept of a layer is one number for each token, or a map where maps are asked for.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.troubles, torch.
 """
 
 from __future__ import annotations

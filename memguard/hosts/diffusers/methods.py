@@ -2,8 +2,6 @@
 
 For that time the object belongs to a subclass of its own class, of the same name, one for each layer of methods. When
 a layer leaves, the others are put together again on the object's own class.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
 """
 
 from __future__ import annotations

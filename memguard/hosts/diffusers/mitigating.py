@@ -1,7 +1,4 @@
-"""Policy ``mitigate`` in a pipeline: the first call is scored as it is, and made again under what the loop decides.
-
-Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.loop, memguard.mitigations, torch.
-"""
+"""Policy ``mitigate`` in a pipeline: the first call is scored as it is, and made again under what the loop decides."""
 
 from __future__ import annotations
 

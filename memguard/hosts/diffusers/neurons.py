@@ -2,8 +2,6 @@
 
 Only the model's own text encoder and UNet are asked, with prompt rows alone; blocking hooks are on the UNet during
 a call only. Models without cross-attention (SD3, Flux) are refused with the reason.
-
-Room: memguard.hosts, diffusers. May import: memguard.neurons, memguard.records, torch.
 """
 
 from __future__ import annotations

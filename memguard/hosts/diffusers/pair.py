@@ -1,7 +1,4 @@
-"""Prompt and negative prompt of one step, predicted in one model call or in two (memguard.host.Call).
-
-Room: memguard.hosts, diffusers. May import: memguard.host, memguard.attributions, torch.
-"""
+"""Prompt and negative prompt of one step, predicted in one model call or in two (memguard.host.Call)."""
 
 from __future__ import annotations
 

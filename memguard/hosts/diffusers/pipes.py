@@ -1,7 +1,4 @@
-"""What a diffusers pipeline says about itself: its denoiser, family, fingerprint and the facts of a Report.
-
-Room: memguard.hosts, diffusers. May import: memguard.calibration, torch and the standard library.
-"""
+"""What a diffusers pipeline says about itself: its denoiser, family, fingerprint and the facts of a Report."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 The list is worked off in blocks of a fixed number of prompts. Which prompts of a block are promoted depends on that
 block alone, and so does which of them share a forward; a list that is cut at multiples of the block is scored to the
 same bits as in one piece. A promoted prompt starts from the noise of its own seed, whatever was left out before it.
-
-Room: memguard.hosts, diffusers. May import: memguard.calibration, memguard.records.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The pipeline itself draws the noise, encodes the prompt and builds the arguments of its UNet; it is stopped before
 the first row is computed, and the rows of the search are made with those arguments. Prompt rows only: there is no
 guidance.
-
-Room: memguard.hosts, diffusers. May import: memguard.neurons, memguard.attributions, torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the cross-attention layers of a denoiser compute, kept call by call until it is asked for.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.troubles, torch.
-"""
+"""What the cross-attention layers of a denoiser compute, kept call by call until it is asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a treatment puts into one model call of a pipeline: other text, and the plan of its edits.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
-"""
+"""What a treatment puts into one model call of a pipeline: other text, and the plan of its edits."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A call may carry both prompts (rows told apart by ``Prompts.roles``), or the pipeline makes one call for each, or only
 the prompt is there (guidance off); then a row per image is spent if that was asked for.
-
-Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attributions, torch.
 """
 
 from __future__ import annotations

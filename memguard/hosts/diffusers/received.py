@@ -2,8 +2,6 @@
 
 What the denoiser gave since the last step is kept until the scheduler's ``step`` is called; ``combination`` then tells
 the roles. The scheduler's step gets its arguments as they came.
-
-Room: memguard.hosts, diffusers. May import: memguard.records, memguard.attributions, torch and the standard library.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from .rows import ALIKE, ONCE, Unscored
 UNREAD = "the rows of the attention that carry the prompt are not told by what the scheduler receives"
 
 
-PICTURE = 3  # axes at the least: images, channels, places
 VECTOR = "what is denoised is one vector for each image (an embedding), and no picture"
 
 
@@ -188,7 +185,7 @@ class Received:
             raise Unscored(ONCE)
         if found is None:
             raise Untold("no two predictions of the step combine to what the scheduler receives")
-        if found.cond.ndim < PICTURE:
+        if found.cond.ndim < 3:
             raise Unscored(VECTOR)
         here = level(self.pipe.scheduler, torch.as_tensor(timestep))
         x = torch.zeros_like(found.cond) if same is None else same

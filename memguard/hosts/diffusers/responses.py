@@ -1,7 +1,4 @@
-"""``statistics`` and ``select``: how value neurons respond to prompts. Only the text encoder and ``to_v`` are asked.
-
-Room: memguard.hosts, diffusers. May import: memguard.neurons, memguard.records.
-"""
+"""``statistics`` and ``select``: how value neurons respond to prompts. Only the text encoder and ``to_v`` are asked."""
 
 from __future__ import annotations
 

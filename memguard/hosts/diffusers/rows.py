@@ -1,7 +1,4 @@
-"""Which rows of a denoiser call carry the prompt: they are compared with what the pipeline encoded, never counted.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, memguard.aside, torch and the standard library.
-"""
+"""Which rows of a denoiser call carry the prompt: they are compared with what the pipeline encoded, never counted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""memguard.sampling in a pipeline: the first step's model calls are made again whole, as the pipeline made them.
-
-Room: memguard.hosts, diffusers. May import: memguard.sampling, memguard.mitigations, memguard.records, torch.
-"""
+"""memguard.sampling in a pipeline: the first step's model calls are made again whole, as the pipeline made them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``scan``: score a list of prompts, each run stopped after the scored steps.
-
-Room: memguard.hosts, diffusers. May import: memguard.calibration, memguard.records.
-"""
+"""``scan``: score a list of prompts, each run stopped after the scored steps."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Every prompt starts from the same latents, drawn by the pipeline itself from ``t
 prompts share one forward, and for a single step the prediction without the prompt is made once for all of them: half
 the rows of one guided run per prompt. Prompts with seeds of their own share the forward only. The pipeline builds every
 argument of its denoiser; nothing is rebuilt here.
-
-Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records, torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 diffusers' ``from_single_file`` looks for the architecture on the network; given a folder of configurations, it does
 not. This writes that folder for checkpoints of Stable Diffusion 1, whatever their widths and depths.
-
-Room: memguard.hosts, diffusers. May import: memguard.testbed.tokens, memguard.troubles, safetensors, diffusers.
 """
 
 from __future__ import annotations

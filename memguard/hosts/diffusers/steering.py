@@ -1,7 +1,4 @@
-"""Carries out a treatment in one pipeline run: other text, noise and edits before each model call, another gap after.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, memguard.loop, torch.
-"""
+"""Carries out a treatment in one pipeline run: other text, noise and edits before a model call, another gap after."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ It is cross-attention over the prompt where keys and values come from the text i
 attended to, have its columns, and the queries come from the picture. So self-attention, joint attention and the keys
 of pictures as prompts are none, whatever their layers are called. One call tells; afterwards only the layers that were
 found are tapped.
-
-Room: memguard.hosts, diffusers. May import: torch and the standard library.
 """
 
 from __future__ import annotations

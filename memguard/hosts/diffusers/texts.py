@@ -1,7 +1,4 @@
-"""The prompts of a pipeline's run as mitigations see them (memguard.host.Texts).
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
-"""
+"""The prompts of a pipeline's run as mitigations see them (memguard.host.Texts)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which token stands in which column of a pipeline's encoded prompt.
-
-Room: memguard.hosts, diffusers. May import: memguard.attributions, torch.
-"""
+"""Which token stands in which column of a pipeline's encoded prompt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``treat``: a mitigation applied to every run of a pipeline. ``optimize_prompt``: an optimised prompt by itself.
-
-Room: memguard.hosts, diffusers. May import: memguard.mitigations, torch.
-"""
+"""``treat``: a mitigation applied to every run of a pipeline. ``optimize_prompt``: an optimised prompt by itself."""
 
 from __future__ import annotations
 

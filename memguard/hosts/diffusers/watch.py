@@ -3,8 +3,6 @@
 ``__call__`` and ``encode_prompt`` of the one pipeline object go through memguard (``methods``); the denoiser has a
 forward hook during a call only. So nothing of diffusers is patched for other pipelines, and leaving the block leaves
 nothing behind.
-
-Room: memguard.hosts, diffusers. May import: memguard.guard, memguard.records.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Profiles made in the WebUIs: what is asked for, which prompts go together, and from their reports to saved files.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For the time of the block each layer has a ``forward`` of its own. It projects, 
 layer's own forward while its projections give out the edited tensors, for the rows and columns that go together. Which
 rows of a call carry the prompt is told by the host, right before the network is called.
 
-Part of the WebUI hosts; may import: memguard.mitigations, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

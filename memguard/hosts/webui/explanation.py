@@ -3,7 +3,7 @@
 The words' gradient is taken at the first model call, where the run is flagged or that was asked for; attention is read
 from there on. Words get their names when the sampler is done, since that needs the text encoder.
 
-Part of the WebUI hosts; may import: memguard's core, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

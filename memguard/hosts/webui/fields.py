@@ -3,7 +3,7 @@
 Every door of the WebUIs uses this: the API's routes, the arguments of alwayson_scripts, the page. What cannot be used
 is one line that names the field, what it holds and what to give.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sessions of the last jobs, by the name that the host gives a job: its second, which short jobs share.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

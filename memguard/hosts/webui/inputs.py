@@ -1,6 +1,6 @@
 """The way back through a WebUI's text engine: from the encoded prompt to the words' own embeddings.
 
-Part of the WebUI hosts; may import: memguard.attributions, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

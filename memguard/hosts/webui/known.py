@@ -1,6 +1,6 @@
 """The WebUIs' memory of known prompts: one file below their data folder, like ComfyUI's.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cross-attention layers of a UNet in the original code's layout, by their diffusers names.
 
-Part of the WebUI hosts; may import: torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

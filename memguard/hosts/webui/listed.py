@@ -1,6 +1,6 @@
 """What is kept below models/memguard, as HTML for the MemGuard tab. All text is escaped.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

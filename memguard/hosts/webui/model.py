@@ -1,4 +1,4 @@
-"""What the WebUIs tell of a model: fingerprint and family. Part of the WebUI hosts; may import: memguard's core."""
+"""What the WebUIs tell of a model: fingerprint and family. Part of the WebUI hosts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Maps of a batch's passes laid over its pictures.
 
-Part of the WebUI hosts; may import: memguard's core, torch, Pillow.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which pass of a generation it is, and what saved pictures say of the passes that made them.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

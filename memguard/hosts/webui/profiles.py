@@ -1,6 +1,6 @@
 """Profiles and neuron sets as the WebUIs' users keep them: files below models/memguard, as in ComfyUI.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which texts act at the first step of a pass: prompts are joined by AND, and change during a run ([cat:dog:0.5]).
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Any attention optimisation may work with them; nothing is replaced. Hooks stand in the network for one sampling, and
 take something only between ``arm`` and ``disarm``, so that calls of our own are not read.
 
-Part of the WebUI hosts; may import: memguard.attributions, memguard.mitigations, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One sampling pass: its calls, one run of the guard, the noise gap of every call, its words and maps.
 
-Part of the WebUI hosts; may import: memguard's core, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

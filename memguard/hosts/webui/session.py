@@ -3,7 +3,7 @@
 A batch is a pass, and so are the second pass of hires and each pass that another extension samples inside of a
 generation (a detailer). The host's adapter turns its callbacks into ``StepEvidence``.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

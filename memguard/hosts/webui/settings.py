@@ -1,6 +1,6 @@
 """From the accordion's controls, or the API's names, to a guard.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

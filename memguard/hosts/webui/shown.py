@@ -1,6 +1,6 @@
 """What a person sees of a session: a sentence for the toast, HTML for below the gallery. All text is escaped.
 
-Part of the WebUI hosts; may import: memguard's core.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

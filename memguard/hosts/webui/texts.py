@@ -1,6 +1,6 @@
 """The prompts of a pass as mitigations see them (memguard.host.Texts).
 
-Part of the WebUI hosts; may import: memguard's core, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What stands in each column of a prompt, as the WebUI's own text engine splits it, and how other texts encode.
 
-Part of the WebUI hosts; may import: memguard.attributions, memguard.mitigations, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What both WebUIs' watches do around a sampler: read attention, hold a treatment, start the sampler once more.
 
-Part of the WebUI hosts; may import: memguard's core, torch, and the WebUI's modules where the user's button is asked.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations

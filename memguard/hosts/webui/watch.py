@@ -1,6 +1,6 @@
 """What both WebUIs' watches do with a model call: score it, explain it, mitigate and guide by memguard.sampling.
 
-Part of the WebUI hosts; may import: memguard's core, torch.
+Part of the WebUI hosts.
 """
 
 from __future__ import annotations
