@@ -54,8 +54,8 @@ def trouble(call) -> list[str]:
         return [f"CRASH {type(error).__name__}: {error}"]
 
 
-def one(name: str, here) -> list[str]:
-    """Return what is wrong with one class; an empty list where nothing is."""
+def one(name: str, here, known: dict) -> list[str]:
+    """Return what is wrong with one class; an empty list where nothing is. ``known`` gets what works with it."""
     import comfy.model_patcher
     import comfy.sample
     import comfy.supported_models
@@ -96,12 +96,14 @@ def one(name: str, here) -> list[str]:
         watcher = Watcher(Guard(("text_noise_norm", "attention_entropy"), **guard), empty, clip=clip, explain=explain)
         equal = torch.equal(go(model, cfg=cfg), go(watcher.install(model), cfg=cfg))
         report = watcher.guard.report
+        known[label] = {finding.detector: finding.status for finding in report.findings}
         words = [] if report.attribution is None else [report.attribution.status, *report.attribution.notes]
         said = [*(finding.status for finding in report.findings), *report.notes, report.error or "", *words]
         return [] if equal and not any(map(RAW.search, said)) else [f"{label}: equal {equal}, {said}"]
 
     def explained(method):
         words = explaining.explain(model, clip, PROMPT, negative, {"samples": image}, 5, method, positive=positive)
+        known[method] = words.status
         return [f"{method}: {line}" for line in (words.status, *words.notes) if RAW.search(line)]
 
     def treated(mitigation):
@@ -113,12 +115,13 @@ def one(name: str, here) -> list[str]:
         logger.propagate = False
         logger.setLevel(logging.INFO)  # what is said of a mitigation is written to the log
         try:
-            go(Treater(here.scene.made(mitigation), clip).install(model))
+            changed = not torch.equal(plain, go(Treater(here.scene.made(mitigation), clip).install(model)))
         finally:
             logger.removeHandler(handler)
+        known[mitigation] = "" if changed else "; ".join(lines) or "nothing"
         return [f"{mitigation}: {line}" for line in lines if RAW.search(line)]
 
-    latent = {"samples": image}
+    latent, plain = {"samples": image}, go(model)
     found = trouble(lambda: watched("watched")) + trouble(lambda: watched("explained", explain="always"))
     found += trouble(lambda: watched("cfg 1", cfg=1.0))
     found += trouble(lambda: watched("reference empty", cfg=1.0, empty=negative, reference="empty"))
@@ -146,13 +149,14 @@ def main() -> int:
             continue
         found = ["this ComfyUI has no such class"] if not hasattr(comfy.supported_models, name) else None
         with here.torch.inference_mode():
-            rows = one(name, here) if found is None else found
+            known: dict = {}
+            rows = one(name, here, known) if found is None else found
         tried += found is None
         bad += bool(rows) and found is None
         print(f"{name}: {'; '.join(map(str, rows)) or 'good'}", flush=True)
         if asked.out:
             with asked.out.open("a") as file:
-                file.write(json.dumps({"class": name, "trouble": rows}, default=str) + "\n")
+                file.write(json.dumps({"class": name, "trouble": rows, **known}, default=str) + "\n")
     print(f"{bad} of {tried} classes with trouble")
     return bool(bad)
 

@@ -38,7 +38,6 @@ LOOPS = {
     "mitigate": ("guidance_delay", "noise_adjustment", "prompt_optimization"),
     "mitigate, other text": ("padding", "attention_scaling", "paraphrase"),
 }
-SECONDS = 200  # for one recipe
 
 
 class Late(BaseException):
@@ -234,7 +233,7 @@ class Row:
             self.bad.append(f"{label} raised {type(error).__name__}: {error}")
 
 
-def rows(module: str, out: str, watch: bool = False) -> None:
+def rows(module: str, out: str, watch: bool, seconds: float) -> None:
     """Build and run the recipes of one test module; called in a process of its own."""
     said: list[str] = []
     handler = logging.Handler()
@@ -249,7 +248,7 @@ def rows(module: str, out: str, watch: bool = False) -> None:
             continue
         seen.add(cls)
         row = Row(cls, kind.__new__(kind), watch)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS, 5)  # again where the first one was swallowed
+        signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again where the first one was swallowed
         began = time.monotonic()
         try:
             row.fill(said)
@@ -268,6 +267,7 @@ def main() -> None:
     parser.add_argument("--only", default=".", help="regular expression on the test file")
     parser.add_argument("--out", default="rows.jsonl")
     parser.add_argument("--watch", action="store_true", help="scores and reasons alone")
+    parser.add_argument("--seconds", type=float, default=200, help="for one recipe")
     parser.add_argument("--hub", help="a Python file that stands in for the hub")
     given = parser.parse_args()
     source = Path(os.environ["DIFFUSERS_SRC"])
@@ -281,7 +281,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                rows(".".join(file.relative_to(source).with_suffix("").parts), given.out, given.watch)
+                rows(".".join(file.relative_to(source).with_suffix("").parts), given.out, given.watch, given.seconds)
             except BaseException as error:
                 print(file.stem, type(error).__name__, error, file=sys.stderr)
             os._exit(0)
