@@ -6,7 +6,9 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 from fastapi import Depends, HTTPException
-from modules import initialize_util, shared
+from modules import shared
+
+from . import host
 
 LOGIN = "/login_check"  # gradio asks there whether a caller has logged in; without a login everybody has
 
@@ -18,6 +20,10 @@ def required(app: Any) -> list[Any]:
         app: the host's FastAPI application, with the routes of gradio where it serves the page.
 
     """
+    if host.SDNEXT:
+        from . import sdnext
+
+        return sdnext.required()
     if shared.cmd_opts.api_auth:
         from modules.api.api import Api
 
@@ -26,6 +32,8 @@ def required(app: Any) -> list[Any]:
     login = next((route.endpoint for route in app.routes if getattr(route, "path", "") == LOGIN), None)
     if login is not None:
         return [Depends(login)]
+    from modules import initialize_util
+
     return [Depends(_nobody)] if any(initialize_util.get_gradio_auth_creds()) else []
 
 

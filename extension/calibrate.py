@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from modules import shared
@@ -14,6 +15,9 @@ from ..memguard.hosts.webui.settings import Settings
 from ..memguard.hosts.webui.tokens import short
 from ..memguard.records import Report
 from . import check, host
+
+if host.SDNEXT:
+    from . import sdnext
 
 JOB = "memguard calibrate"
 SAMPLING = {"steps": 20, "cfg_scale": 7.0, "sampler_name": "Euler", "scheduler": "Automatic"}
@@ -34,6 +38,8 @@ def calibrate(given: Mapping[str, Any], progress: Progress = lambda done, of: No
 
     """
     asked = Request.of(given)
+    if host.SDNEXT:
+        asked = replace(asked, prompts=tuple(text for text in asked.prompts if sdnext.reads(text)))
     for name in EXTRA:
         chosen = getattr(shared.opts, name, None)
         if chosen not in (None, "", "None"):
@@ -43,9 +49,16 @@ def calibrate(given: Mapping[str, Any], progress: Progress = lambda done, of: No
     return saved(asked, reports, dtype, folder)
 
 
+class _Now:
+    """Whether a calibration is in progress, and whether it is to end: SD.Next forgets at each job within a job."""
+
+    calibrates = interrupted = False
+
+
 def interrupt() -> None:
     """End a calibration that is in progress, and nothing else."""
-    if shared.state.job == JOB:
+    if _Now.calibrates and (host.SDNEXT or shared.state.job == JOB):
+        _Now.interrupted = True
         shared.state.interrupt()
 
 
@@ -56,8 +69,9 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
         raise ProfileError("no checkpoint is loaded; choose one above the tabs")
     text_engine = host.adapter().text_engine(engine)
     batches = list(asked.batches(lambda text: short(text_engine, text)))
-    shared.state.begin(job=JOB)
+    shared.state.begin(JOB)
     shared.state.job_count = len(batches)
+    _Now.calibrates, _Now.interrupted = True, False
     try:
         with _last_prompt_kept():
             for images in batches:
@@ -66,7 +80,8 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
                 more = {"prompt": texts, "seed": seeds, "batch_size": len(texts), **SAMPLING}
                 more |= {"width": asked.width, "height": asked.height, "negative_prompt": asked.negative_prompt}
                 check.first_calls(watch, **more)
-                if shared.state.interrupted or shared.state.stopping_generation or not watch.session.reports:
+                stopping = shared.state.interrupted or getattr(shared.state, "stopping_generation", False)
+                if stopping or _Now.interrupted or not watch.session.reports:
                     break
                 reports += watch.session.reports
                 if not reports[-1].findings[0].rms:
@@ -74,6 +89,7 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
                 progress(images.stop // asked.batch_size, len(asked.prompts))
                 shared.state.nextjob()
     finally:
+        _Now.calibrates = False
         shared.state.end()
     return reports, str(next(network.parameters()).dtype).removeprefix("torch.")
 
@@ -82,6 +98,9 @@ def _sample(asked: Request, progress: Progress) -> tuple[list[Report], str]:
 def _last_prompt_kept() -> Iterator[None]:
     """Let the host not write down our prompts as the ones that its paste button gives back."""
     options = shared.cmd_opts
+    if host.SDNEXT:  # it writes down those of pictures
+        yield
+        return
     before, options.no_prompt_history = options.no_prompt_history, True
     try:
         yield

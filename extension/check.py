@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import Any
 
-from modules import processing, scripts, sd_samplers, sd_schedulers, shared
+from modules import processing, scripts, sd_samplers, shared
 from modules.call_queue import queue_lock
 
 from ..memguard.hosts.webui import fields
@@ -27,6 +27,9 @@ SETTINGS: dict[str, Setting] = {  # of a check's sampling
     "seed": Setting(-1, least=-1, most=2**53),
     "batch_size": Setting(1, least=1, most=8),
 }
+if host.SDNEXT:
+    from . import sdnext
+
 OF_GUARD = ("sensitivity", "detector", "reference", "explain", "profile")
 
 
@@ -37,13 +40,18 @@ class Checked(BaseException):
 class _Only(scripts.Script):
     """All the scripts that a check runs: Forge takes its model from the pass that is about to be sampled."""
 
-    filename, args_from, args_to, alwayson, name = __file__, 0, 0, True, "memguard check"
+    filename, args_from, args_to, alwayson, name = __file__, 0, 1, True, "memguard check"  # SD.Next skips 0 to 0
 
     def __init__(self, watch: Any) -> None:
         self.watch = watch
 
     def title(self) -> str:
         return self.name
+
+    def process(self, p: Any, *args: Any) -> None:
+        """Begin in SD.Next, which has no hook before a pass."""
+        if host.SDNEXT:
+            self.watch.own(p)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         self.watch.before_pass(p)
@@ -65,14 +73,26 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": fields.Text(needed=True),
         "negative_prompt": fields.Text(),
         # the host would take another in silence
-        "sampler_name": replace(SETTINGS["sampler_name"], choices=dict.fromkeys(sd_samplers.all_samplers_map, "")),
-        "scheduler": replace(SETTINGS["scheduler"], choices=dict.fromkeys(sd_schedulers.schedulers_map, "")),
+        "sampler_name": replace(SETTINGS["sampler_name"], choices=dict.fromkeys(_samplers(), "")),
+        "scheduler": replace(SETTINGS["scheduler"], choices=dict.fromkeys(_schedulers(), "")),
         "scored_steps": FIELDS["steps"],
         **{name: FIELDS[name] for name in OF_GUARD},
     }
     defaults = {name: setting.default for name, setting in SETTINGS.items()}
     given = {**defaults, "scored_steps": DEFAULTS["steps"], **given} if isinstance(given, Mapping) else given
     return fields.read(known, given, "of a check")
+
+
+def _samplers() -> Iterable[str]:
+    return sdnext.samplers() if host.SDNEXT else sd_samplers.all_samplers_map
+
+
+def _schedulers() -> Iterable[str]:
+    if host.SDNEXT:  # its samplers bring their own
+        return ("Automatic",)
+    from modules import sd_schedulers
+
+    return sd_schedulers.schedulers_map
 
 
 def check(given: Mapping[str, Any]) -> Any:
@@ -125,18 +145,19 @@ def first_calls(watch: Any, **asked: Any) -> None:
     runner = scripts.ScriptRunner()
     runner.scripts = runner.alwayson_scripts = [_Only(watch)]
     engine = host.engine()
-    made = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=engine, do_not_save_samples=True, do_not_save_grid=True, **asked
-    )
-    with closing(made) as p, suppress(Checked), host.schedule_kept(engine):
-        p.scripts, p.script_args = runner, ()
-        setattr(p, controls.HELD, watch)
-        processing.process_images(p)
-    watch.finish()
+    begin = sdnext.processing_of if host.SDNEXT else processing.StableDiffusionProcessingTxt2Img
+    made = begin(sd_model=engine, do_not_save_samples=True, do_not_save_grid=True, **asked)
+    with ExitStack() as stack:
+        stack.callback(watch.leave)
+        with closing(made) as p, suppress(Checked), host.schedule_kept(engine):
+            p.scripts, p.script_args = runner, ()
+            setattr(p, controls.HELD, watch)
+            processing.process_images(p)
+        watch.finish()
 
 
 def _sample(asked: dict[str, Any], watch: Any) -> None:
-    shared.state.begin(job="memguard check")
+    shared.state.begin("memguard check")
     try:
         first_calls(watch, **asked)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,7 +45,7 @@ def build(is_img2img: bool) -> tuple[list[Any], list[tuple[Any, Any]]]:
     """Return the controls in the order of the settings, and which keys of the infotext restore each."""
     tab = "img2img" if is_img2img else "txt2img"
     made: dict[str, Any] = {}
-    with InputAccordion(False, label=TITLE, elem_id=f"memguard_{tab}") as enabled:
+    with _accordion(f"memguard_{tab}") as enabled:
         for row in ROWS:
             with gr.Row():
                 for name in row:
@@ -51,6 +53,17 @@ def build(is_img2img: bool) -> tuple[list[Any], list[tuple[Any, Any]]]:
     fields: list[tuple[Any, Any]] = [(enabled, lambda known: ENABLED in known or None)]
     fields += [(made[name], partial(restored, name=name)) for name in NAMES]
     return [enabled, *(made[name] for name in NAMES)], fields
+
+
+@contextmanager
+def _accordion(elem_id: str) -> Iterator[Any]:
+    """Open the accordion, and yield the box that is to be ticked; SD.Next shows none in the accordion's own line."""
+    if not host.SDNEXT:
+        with InputAccordion(False, label=TITLE, elem_id=elem_id) as enabled:
+            yield enabled
+        return
+    with gr.Accordion(TITLE, open=False, elem_id=elem_id):
+        yield gr.Checkbox(False, label="Watch every generation", elem_id=f"{elem_id}-checkbox")
 
 
 def _control(name: str, elem_id: str) -> Any:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modules import launch_utils, paths, sd_models, shared
+from modules import paths, sd_models, shared
 
 from ..memguard.hosts.webui import known, model, profiles
 from ..memguard.hosts.webui.session import Session
@@ -24,7 +24,9 @@ if not log.isEnabledFor(logging.WARNING):  # Forge Neo prints errors alone, and 
 
 
 def _name_of_host() -> str:
-    """Return "a1111", "forge", "forge-neo" or "reforge"."""
+    """Return "a1111", "forge", "forge-neo", "reforge" or "sdnext"."""
+    if Path(paths.script_path, "modules", "processing_diffusers.py").is_file():
+        return "sdnext"
     if importlib.util.find_spec("modules_forge") is None:
         return "a1111"
     if importlib.util.find_spec("backend") is None:
@@ -39,6 +41,10 @@ def _forge() -> Any:
 
 NAME = _name_of_host()
 FORGE = NAME in ("forge", "forge-neo")  # one adapter fits both
+SDNEXT = NAME == "sdnext"
+if SDNEXT:
+    from . import sdnext
+SAID = "_memguard_said"  # attribute of a StableDiffusionProcessing that takes no comments: what is to be said of it
 REFORGE = "reForge tells MemGuard of none of the model's predictions, so nothing can be scored here"
 _passes = Passes()
 
@@ -57,7 +63,9 @@ def adapter() -> Any:
     if NAME == "reforge":
         raise Unknown(REFORGE)
     try:
-        if FORGE:
+        if SDNEXT:
+            from ..memguard.hosts import sdnext as mine
+        elif FORGE:
             from ..memguard.hosts import forge as mine
         else:
             from ..memguard.hosts import a1111 as mine
@@ -93,6 +101,10 @@ def watch(settings: Settings, enough: Callable[[], None] | None = None, guard: A
 
 def version() -> str:
     """Return the host's version."""
+    if SDNEXT:
+        return sdnext.version()
+    from modules import launch_utils
+
     release = _forge().release if NAME == "forge-neo" else ""
     return f"{launch_utils.git_tag()}{release and '-'}{release}"
 
@@ -106,8 +118,18 @@ OURS = _Item(1)
 
 def stop() -> None:
     """End the item of a job that is generated now, by policy "stop": a cell of a plot, a picture of a list."""
+    if SDNEXT:  # whose pipeline call is ended by the adapter
+        return
     if not shared.state.interrupted:
         shared.state.interrupted = OURS
+
+
+def comment(p: Any, text: str) -> None:
+    """Say something below the pictures of a generation."""
+    if SDNEXT:
+        setattr(p, SAID, (*getattr(p, SAID, ()), text))
+    else:
+        p.comment(text)
 
 
 def go_on() -> None:
@@ -118,6 +140,8 @@ def go_on() -> None:
 
 def job() -> float:
     """Return what tells jobs apart."""
+    if SDNEXT:
+        return sdnext.job()
     return float(shared.state.time_start or 0)
 
 

@@ -51,6 +51,12 @@ def inside(p: Any) -> bool:
     return watch is not None and watch.owner() is not p and any(held() is watch for _, held in _open)
 
 
+def open_of(p: Any) -> bool:
+    """Whether the generation of a processing is in progress."""
+    watch = getattr(p, HELD, None)
+    return watch is not None and watch.owner() is p and any(held() is watch for _, held in _open)
+
+
 def of(p: Any) -> Any:
     """Return the watch of a pass: its own, or that of the generation inside of which it is; None for neither."""
     if hasattr(p, HELD):

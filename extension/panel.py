@@ -18,6 +18,9 @@ from ..memguard.hosts.webui.shown import known as known_line
 from ..memguard.troubles import Told, in_words
 from . import api, check, host, options
 
+if host.SDNEXT:
+    from . import sdnext
+
 log = logging.getLogger("memguard")
 
 # settings of a check, by the end of their component's id
@@ -82,7 +85,8 @@ def _show(info: str) -> str:
 
 def _check(asked: dict[str, Any]) -> str:
     try:
-        return html(check.check({name: value for name, value in asked.items() if value is not None}))
+        given = {name: value for name, value in asked.items() if value is not None}
+        return html(check.check(sdnext.asked(given) if host.SDNEXT else given))
     except Exception as error:
         if not isinstance(error, Told):
             log.exception("a check failed")

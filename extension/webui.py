@@ -85,7 +85,7 @@ class MemGuardScript(scripts.Script):
             told, session.told = session.told, len(session.reports)
             _write(p, session, told)
             if session.stopped:
-                p.comment(session.stopped)  # the host collects comments before it calls postprocess
+                host.comment(p, session.stopped)  # the host collects comments before it calls postprocess
             gallery.draw(session, told, kwargs.get("images"))
 
     def postprocess_image_after_composite(self, p: Any, *args: Any) -> None:
@@ -132,10 +132,10 @@ class Refused:
         self.session = Session(guard, host.NAME, host.version(), host.stop)
         self.session.refuse(trouble, prompt=" | ".join(dict.fromkeys(p.all_prompts or ())))
         p.extra_generation_params[VERDICT] = f"off, because {why}"
-        p.comment(f"MemGuard: {self.session.trouble}")
+        host.comment(p, f"MemGuard: {self.session.trouble}")
         if stops:
             self.session.stop(f"MemGuard: stopped, because {self.session.trouble}")
-            p.comment(self.session.stopped)
+            host.comment(p, self.session.stopped)
 
     def own(self, p: Any) -> None:
         self.owner = ref(p)
@@ -182,6 +182,15 @@ def _asks_for(policy: str, *given: Any) -> bool:
     return policy in flat or any(isinstance(value, dict) and value.get("policy") == policy for value in flat)
 
 
+def script() -> type[MemGuardScript]:
+    """Return the script for this host."""
+    if not host.SDNEXT:
+        return MemGuardScript
+    from .sdnext_script import SDNextScript
+
+    return SDNextScript
+
+
 def register() -> None:
     """Register the callbacks; "Reload UI" forgets them and calls this again."""
     seen: list[ref[Any]] = []  # the watch whose denoiser was asked last: on_cfg_denoised does not name it
@@ -210,6 +219,10 @@ def register() -> None:
 
     axes.add()
     options.add()
+    if host.SDNEXT:
+        from . import sdnext_script
+
+        sdnext_script.register()
     script_callbacks.on_cfg_denoiser(before)
     script_callbacks.on_cfg_denoised(after)
     script_callbacks.on_image_grid(grid)

@@ -19,5 +19,5 @@ _pack.__path__ = [_ROOT]
 sys.modules[_PACK] = _pack
 
 _webui = importlib.import_module(f"{_PACK}.extension.webui")
-MemGuardScript = _webui.MemGuardScript
+MemGuardScript = _webui.script()
 _webui.register()

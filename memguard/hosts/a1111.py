@@ -88,4 +88,4 @@ class Watch(watch.Watch):
         return getattr(getattr(engine, "model", None), "diffusion_model", None)
 
 
-network = Watch.network
+network, text_engine = Watch.network, words.text_engine

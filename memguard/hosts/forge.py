@@ -117,4 +117,4 @@ def refined(p: Any) -> bool:
     return str(getattr(p, "refiner_checkpoint", None) or "none").lower() != "none" and bool(p.refiner_switch_at != 1)
 
 
-network = Watch.network
+network, text_engine = Watch.network, words.text_engine

@@ -12,7 +12,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extra
 WEBUI = {"modules", "modules_forge", "backend"}
 SCREENS = {"gradio", "server", "nodes", "extension", "scripts", "app", "testbed", "tests"}
 # a host's file may import the modules of that host
-HOSTS = {"comfyui": COMFYUI | {"server", "nodes", "app"}, "a1111": WEBUI, "forge": WEBUI, "webui": WEBUI}
+HOSTS = dict.fromkeys(("a1111", "forge", "sdnext", "webui"), WEBUI) | {"comfyui": COMFYUI | {"server", "nodes", "app"}}
 
 
 class AtRunTime(ast.NodeTransformer):

@@ -12,6 +12,7 @@ from ...aside import aside
 from ...guard import Run
 from ...loop import mitigate, undone
 from ...mitigations.base import Start, Treatment
+from ...passes import left_alone, takes_over
 from ...records import Attempt, StepEvidence
 from ...troubles import Told
 from .blind import Blind, Guided
@@ -95,6 +96,9 @@ class Mitigating:
 
         why = self.reader.why or UNREAD_ROWS
         found, start = Guided(self.reader.pipe, why), Blind(why, self.run, sigma)
+        if takes_over(self.run):  # what the first pass went on with acts on rows, which are not told apart here
+            left_alone(self.run, why)
+            return found
         try:
             treatment = mitigate(self.run, cast(Start, start), redo)
         except Told as reason:  # of several prompts some are memorized, and rows are not told apart

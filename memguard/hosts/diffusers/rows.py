@@ -93,6 +93,7 @@ UNKNOWN = "this pipeline encodes prompts in a way that MemGuard does not know"
 SAME = "the prompt and the negative prompt are the same for the model, so there is nothing to compare"
 SAME_EMPTY = "the prompt is encoded as the prompt that it is compared with, so there is nothing to compare"
 ONCE = "the pipeline predicts each step once, so nothing is predicted without the prompt"
+ALMOST = 0.02  # of a text's norm: half precision, and another way to the same numbers
 ALIKE = "the model predicts the same with and without the prompt, so there is nothing to score"
 
 
@@ -118,17 +119,18 @@ class Prompts:
     Args:
         wish: the prompt that predictions may have to be compared with and that the pipeline may not encode itself; ""
             is the pipeline's own way to have no prompt (SDXL: zeros); None for no wish.
+        known: the prompt's texts, where the pipeline is given what they were encoded to.
 
     Attributes:
         cond: the prompt.
         uncond: what the pipeline encoded to guide away from; None without classifier-free guidance.
-        texts: the prompt's texts, where the pipeline was given texts.
+        texts: the prompt's texts, where they are known.
         read: the ids that its text encoders read, row by row.
 
     """
 
-    def __init__(self, wish: str | None = None) -> None:
-        self.wish = wish
+    def __init__(self, wish: str | None = None, known: tuple[str, ...] = ()) -> None:
+        self.wish, self._known = wish, known
         self.cond: Encoded | None = None
         self.uncond: Encoded | None = None
         self.texts: tuple[str, ...] = ()
@@ -151,16 +153,26 @@ class Prompts:
             self._unknown = True
             return
         if self.cond is None:
-            self.cond, self.uncond = first, second if paired else None
-            self._paired = paired
             bound = signature.bind(*args, **kwargs)
+            guided = bound.arguments.get("do_classifier_free_guidance", True)  # given vectors come back without it, too
+            self.cond, self.uncond = first, second if paired and guided else None
+            self._paired = paired
             given = bound.arguments.get("prompt")
             self.texts = (given,) if isinstance(given, str) else tuple(given or ())
             self._encode = partial(self._again, encode, signature, bound)
+            if not self.texts and self._made_of(self._known):
+                self.texts = self._known
         elif self.uncond is None and not paired:
             self.uncond = first  # Flux and kin encode the negative prompt in a second call
         else:
             self._confused = True
+
+    def _made_of(self, texts: tuple[str, ...]) -> bool:
+        """Whether texts are encoded to the prompt, so that its columns are theirs."""
+        if not texts or self._unknown or self.cond is None:
+            return False
+        made, given = self.encode(texts).text.float(), self.cond.text.float()
+        return made.shape == given.shape and float((made - given).norm()) < ALMOST * float(given.norm())
 
     def of_rows(self, rows: int) -> tuple[str, ...]:
         """Return the text of each of a number of rows, or the one text of all; none where they are not known."""

@@ -7,7 +7,7 @@ nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -34,7 +34,14 @@ UNSEEN = "the pipeline did not call its {}, so nothing could be seen"
 
 
 @contextmanager
-def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
+def attach(
+    guard: Guard,
+    pipe: Any,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    texts: Sequence[str] = (),
+    begin: Callable[..., Run] | None = None,
+) -> Iterator[Any]:
     """Watch a pipeline; every call of it inside the block is one run and leaves one ``guard.report``.
 
     Reads the predictions that the pipeline makes anyway; pictures are identical to those without a guard. Under policy
@@ -43,9 +50,13 @@ def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
     Args:
         guard: settings, and where the report appears.
         pipe: a diffusers pipeline with a ``unet`` or a ``transformer``.
+        facts: fields of Report that a program around the pipeline knows better than the pipeline's arguments tell.
+        texts: what the calls' ``prompt_embeds`` were made of, one for each row, where the columns are those of the
+            text; mitigations that tell words from padding need them.
+        begin: begins the run of a call, in the place of ``guard.begin``.
 
     """
-    watch = _Watch(guard)
+    watch = _Watch(guard, dict(facts or {}), tuple(texts), begin or guard.begin)
     own = {"__call__": watch.run, **encoding(pipe, watch.encoded, lambda: watch.trouble)}
     if guard.policy == "mitigate":
         own |= keeping_latents(pipe, lambda: watch.steering, lambda: watch.trouble)
@@ -56,8 +67,8 @@ def attach(guard: Guard, pipe: Any) -> Iterator[Any]:
 class _Watch:
     """What lives as long as the block: one run at a time, and the fingerprints of the denoisers seen."""
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
+    def __init__(self, guard: Guard, facts: dict[str, Any], texts: tuple[str, ...], begin: Callable[..., Run]) -> None:
+        self.guard, self.facts, self.texts, self._begin = guard, facts, texts, begin
         self._models: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._prompts: Prompts | None = None
         self._now: tuple[Any, Run] | None = None
@@ -66,7 +77,7 @@ class _Watch:
 
     def run(self, call: Callable[..., Any], pipe: Any, *args: Any, **kwargs: Any) -> Any:
         """Make one call of the pipeline, watched."""
-        run = self.guard.begin(host="diffusers")
+        run = self._begin(host="diffusers")
         trouble = self.trouble = Trouble(run.careful)
         seen: list[Reader] = []
         try:
@@ -111,16 +122,18 @@ class _Watch:
     ) -> None:
         """Put the hooks of a run in their places; they stay on the stack."""
         assert self.trouble is not None
-        run.learn(**pipes.host_facts())
+        run.learn(**pipes.host_facts() | self.facts)
         module = pipes.denoiser(pipe)
         if module is None:
             run.unavailable(f"{type(pipe).__name__} has neither a unet nor a transformer")
             return
         given = pipes.arguments(call, (pipe, *args), kwargs)
         if module not in self._models:
-            self._models[module] = pipes.name_of(module)
-        run.learn(model=self._models[module], **pipes.run_facts(pipe, given))
-        prompts = Prompts("" if self.guard.reference == "empty" else None)
+            self._models[module] = self.facts.get("model") or pipes.name_of(module)
+        told = {"model": self._models[module]} | pipes.run_facts(pipe, given)
+        told["notes"] = (*run.report.notes, *told["notes"])
+        run.learn(**told | self.facts)
+        prompts = Prompts("" if self.guard.reference == "empty" else None, self.texts)
         received, scale = None, pipes.guidance(given)
         by_prompt, s = pipes.guided(pipe, given)
         if by_prompt and self.guard.reference == "negative" and not self.guard.late:  # the others need the text

@@ -12,12 +12,18 @@ from typing import Any, Literal
 from ...records import VERDICTS, Report
 from ...wording import message
 
-Kind = Literal["", "hires", "inner"]
-NAMES: dict[Kind, str] = {"": "", "hires": "second pass of hires", "inner": "pass of another extension"}
+Kind = Literal["", "hires", "refiner", "inner"]
+NAMES: dict[Kind, str] = {
+    "": "",
+    "hires": "second pass of hires",
+    "refiner": "pass of the refiner",
+    "inner": "pass of another extension",
+}
 FIRST = "first pass"
 STARTS: dict[Kind, str] = {
     "": "",
     "hires": "the second pass of hires starts from a picture",
+    "refiner": "the refiner goes on with a picture of the first pass",
     "inner": "another extension sampled this pass inside of the generation",
 }
 VERDICT, SCORE = "MemGuard verdict", "MemGuard score"  # keys of the infotext

@@ -11,8 +11,9 @@ from memguard.hosts.webui.session import Session
 from memguard_pack.tests.hosts.webui.test_webui_session import MODEL, profile
 
 MODULES = (
-    "call_queue devices initialize_util launch_utils paths processing prompt_parser script_callbacks scripts sd_models "
-    "sd_samplers sd_samplers_common sd_samplers_timesteps sd_schedulers shared ui_common ui_components"
+    "call_queue devices initialize_util launch_utils paths processing processing_diffusers prompt_parser "
+    "script_callbacks scripts sd_models sd_samplers sd_samplers_common sd_samplers_timesteps sd_schedulers shared "
+    "ui_common ui_components"
 ).split()
 OTHERS = (
     "gradio fastapi backend backend.args backend.memory_management backend.sampling backend.sampling.condition "
@@ -34,7 +35,7 @@ def modules(monkeypatch, tmp_path):
     made.scripts.Script = Script
     made.sd_samplers_timesteps.CFGDenoiserTimesteps = type("CFGDenoiserTimesteps", (), {})
     made.sd_samplers_common.InterruptedException = type("InterruptedException", (BaseException,), {})
-    made.paths.models_path = made.paths.data_path = str(tmp_path)
+    made.paths.models_path = made.paths.data_path = made.paths.script_path = str(tmp_path)
     made.prompt_parser.get_multicond_prompt_list.return_value = [], [], None
     made.shared.state = SimpleNamespace(interrupted=False, skipped=False, time_start=1.0)
     monkeypatch.setitem(sys.modules, "modules", made)
