@@ -70,7 +70,7 @@ class EntropyFilter(Filter):
                 yield
             finally:
                 READING.reset(token)
-            projected = found.take(slice(None))
+            projected = found.latest()
         name = self.layer or default_layer(tuple(projected))
         if name not in projected:
             raise Refused(f"no layer is called {name!r}; there are: {', '.join(projected)}")

@@ -57,11 +57,10 @@ class Masses(Reading):
         assert text is not None
         if name in found:
             raise Unscored(f"{name} computes more than once in a call")
+        made = None if name in self._checked else attended.made()  # with its graph: the layer gives it out
         with torch.no_grad():
-            made = None
-            if name not in self._checked:
-                made = attended.made()
-                if not attended.explains(made):
+            if made is not None:
+                if not attended.explains(made.detach()):
                     raise Unscored(f"what {name} gives out is not the softmax of its queries and keys")
                 refuse_rows(name, attended.key, text)
                 self._checked.add(name)

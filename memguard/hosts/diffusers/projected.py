@@ -16,6 +16,8 @@ from .rows import OWN, Unscored
 
 log = logging.getLogger("memguard")
 
+UNCALLED = "the attention cannot be read: no cross-attention layer of the model was called"
+
 
 class Probable(Protocol):
     """What gives the attention of a layer."""
@@ -60,6 +62,14 @@ class Reading:
         finally:
             self._again = False
 
+    def latest(self) -> Mapping[str, Probable]:
+        """Return all rows of the last call, and forget it; see ``take``."""
+        text = self.calls[-1][0] if self.calls else None
+        if text is None:
+            self._refuse()
+            raise Unscored(UNCALLED)
+        return self.take(slice(None), text)
+
     def take(self, rows: slice, text: Tensor) -> Mapping[str, Probable]:
         """Return rows of a call, layer by layer in the order of execution, and forget it.
 
@@ -74,7 +84,7 @@ class Reading:
         number = next((n for n, (known, _) in enumerate(self.calls) if known is text), None)
         if number is None:
             self._refuse()
-            raise Unscored("the attention cannot be read: no cross-attention layer of the model was called")
+            raise Unscored(UNCALLED)
         _, found = self.calls[number]
         del self.calls[number]
         return self.rows(found, rows, text)
@@ -95,7 +105,7 @@ class Reading:
 
     def _rows(self, found: dict[str, Any], rows: slice, text: Tensor) -> Mapping[str, Probable]:
         if not found:
-            raise Unscored("the attention cannot be read: no cross-attention layer of the model was called")
+            raise Unscored(UNCALLED)
         missing = next((name for name in self.layers if len(found.get(name, ())) < 2), None)
         if missing is not None:
             raise Unscored(f"the attention of {missing} cannot be read: its projections are fused or replaced")

@@ -130,7 +130,7 @@ def test_entropy_is_that_of_the_layer_s_attention_in_the_step_s_own_forward():
 
 def test_a_network_without_cross_attention_is_told_in_words():
     with (
-        pytest.raises(Told, match="MemGuard does not know the attention of Linear"),
+        pytest.raises(Told, match="no cross-attention layer of the model was called"),
         EntropyFilter(1.0).reading(torch.nn.Linear(1, 1)),
     ):
         pass

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -55,6 +56,26 @@ def test_wrapped_networks_are_read_as_themselves(wrapped):
         norm = seen(NormFilter(1.0, TEXT[2:]), unet, NOISY, STEPS, predicted)
         expected.append([*norm, *(entropy.seen[name].highest for name in "ab")])
     assert expected[0] == pytest.approx(expected[1], rel=1e-4) and min(expected[0]) > 0
+
+
+def test_a_transformer_is_read_and_its_gradient_is_that_of_the_plain_step():
+    network = tiny.pixart().transformer.train()
+    size, width = network.config.in_channels, network.config.caption_channels
+    noisy = torch.randn(2, size, 8, 8, generator=torch.Generator().manual_seed(5))
+    text = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(6))
+    gradients, entropy = [], EntropyFilter(1.0)
+    for reading in (nullcontext(), entropy.reading(network)):
+        network.zero_grad()
+        with reading:
+            made = network(noisy, encoder_hidden_states=text, timestep=STEPS).sample
+        made.square().mean().backward()
+        gradients.append({name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None})
+    entropy(names="ab")
+    assert all(entropy.seen[name].highest > 0 for name in "ab")
+    assert any("attn2.to_k" in name and grad.abs().max() > 0 for name, grad in gradients[0].items())
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_an_autocast_prediction_is_compared_in_its_own_precision():
