@@ -40,7 +40,7 @@ GUARD: dict[str, Setting] = {
     "detector": Setting(
         "text_noise_norm",
         "What is measured. text_noise_norm: how strongly the prompt bends the first prediction. attention_entropy: how "
-        "widely cross-attention is spread there (UNets; weaker).",
+        "widely cross-attention is spread there (models with cross-attention; weaker).",
         "attention_entropy_late: the same in the last fifth of the steps.",
     ),
     "reference": Setting(
@@ -84,7 +84,7 @@ EXPLAIN: dict[str, Setting] = {
         choices={
             "gradient": "how steeply the score rises with a word's embedding; one pass forward and back",
             "ablation": "how far the score falls without the word; one evaluation per word, any weights",
-            "attention": "what cross-attention gives to the word (UNets)",
+            "attention": "what cross-attention gives to the word, where the model has it",
         },
     ),
     "respect_to": Setting(

@@ -21,7 +21,9 @@ from memguard.mitigations import available
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 METHODS = {"gradient": "g", "ablation": "a", "attention": "c"}
 YES = "●"
-NAMES = re.compile(r"^\w+(?= has no cross-attention| is not called)|(?<=know how )\w+(?= makes)| \(\w+\)$")
+NAMES = re.compile(
+    r"^\w+(?= has no cross-attention| is not called)|(?<=know how )\w+(?= makes)|(?<=attention of )\w+(?=,)| \(\w+\)$"
+)
 TEXTS = re.compile(r"the prompt became '[^']*'")
 UNTRIED = {
     "neuron_mask",
@@ -58,9 +60,10 @@ def diffusers(row: Row) -> dict[str, str]:
     (score, _), (entropy, _) = row["watch"]
     found = {"score": score, "entropy": entropy}
     for method in METHODS:
-        said = row.get(f"explain {method}", "not run")
-        found[method] = said if isinstance(said, str) else said[0]
-    found |= {name: "ok" if row.get(name) == "changed" else row.get(name, "not run") for name in available()}
+        words = row.get(f"explain {method}", "not run")
+        found[method] = words if isinstance(words, str) else words[0]
+    said = {"changed": "ok", "nothing": "it changed nothing, and nothing was said of it"}
+    found |= {name: said.get(row.get(name), row.get(name, "not run")) for name in available()}
     return {name: "" if reason == "ok" else _first(reason) for name, reason in found.items()}
 
 
