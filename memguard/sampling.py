@@ -190,6 +190,7 @@ class Sampling:
         return Start(
             prompt=prompt,
             reference=call.given.get("negative") if self.empty is None else self.empty.expand(len(call.x)),
+            negative=call.given.get("negative"),
             noise=call.noise,
             size=tuple(call.x.shape[1:]),
             predict=self._predictor(call),

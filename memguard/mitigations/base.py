@@ -61,6 +61,7 @@ class Start:
         prompt: what the model is conditioned on, B rows for B images.
         reference: what the prompt is compared with, B rows: what the run guides away from, or the empty prompt where
             its score is of that; None where there is neither.
+        negative: what the run guides away from, B rows; None without guidance.
         noise: starting noise of unit variance, float32 [B, C, h, w]; None where the run does not start from pure noise.
         size: (C, h, w) of the latents, (C, T, h, w) where they have frames.
         predict: from a View to the prediction [B, C, h, w], float32, in units of epsilon (velocity for flow models).
@@ -102,6 +103,7 @@ class Start:
     word: Callable[[int], str] | None = None
     cancelled: Callable[[], None] = lambda: None
     first: Treatment | None = None
+    negative: Encoded | None = None
 
     @property
     def elements(self) -> int:

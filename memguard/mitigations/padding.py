@@ -57,7 +57,7 @@ class Padding(Mitigation):
         eos = rows_of(start.groups, rows) == EOS
         changed = changed.masked_fill(eos[..., None], 0)
         after = self._with(before, prompt, changed, width).note('padded with "!" instead of EOS, EOS set to zero')
-        reference = before.reference or start.reference
+        reference = before.reference or start.negative
         if self.parity != "official" or reference is None:
             return after
         empty = start.encode([""], padding=TOKEN).expand(rows)

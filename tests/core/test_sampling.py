@@ -144,6 +144,7 @@ def test_a_start_is_compared_with_the_empty_prompt_where_the_score_is():
     driver.empty = driver.texts.encode(["a fox"])
     start = driver.start(made)
     assert start.reference.text.shape == (2, 1, 2) and bool((start.reference.text[..., 0] == 0.02).all())
+    assert start.negative is made.given["negative"]
     alone, driver = call(PLAIN)
     alone.given = {"prompt": alone.given["prompt"]}
     assert driver.start(alone).reference is None

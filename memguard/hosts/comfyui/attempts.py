@@ -6,7 +6,7 @@ Part of the ComfyUI host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +18,7 @@ from ... import host, sampling
 from ...aside import aside
 from ...attributions.moment import Encoded
 from ...host import Role
-from ...mitigations.base import Treatment, Unsuitable
+from ...mitigations.base import Start, Treatment, Unsuitable
 from ...mitigations.effect import Effect, differ
 from ...run import Run
 from ...sampling import Unwatched
@@ -66,6 +66,14 @@ class Sampling(sampling.Sampling):
         cancelled = comfy.model_management.throw_exception_if_processing_interrupted
         super().__init__(run, call, Texts(prompts, call), cancelled=cancelled)
         self._steps = 0 if call.began is None else len(call.began.sigmas) - 1
+
+    def start(self, call: host.Call) -> Start:
+        """Return what mitigations get of the first call: the negative prompt is not always what it is compared with."""
+        assert isinstance(call, Evaluation)
+        began, own = super().start(call), call.call.guider.conds.get(roles.NEGATIVE)
+        if call.roles.get("negative") in (None, roles.NEGATIVE) or not own:
+            return began
+        return replace(began, negative=call.call.encoded(own[0]))
 
     def count(self) -> int:
         """Return how many steps the sampler makes; 0 where it is not known how it was started."""

@@ -47,6 +47,7 @@ def start(formula):
         given = {
             "prompt": Encoded(text.repeat(rows, 1, 1)),
             "reference": Encoded(torch.zeros(rows, TOKENS, WIDTH)),
+            "negative": Encoded(torch.zeros(rows, TOKENS, WIDTH)),
             "noise": noise,
             "size": formula.size,
             "predict": lambda view: formula(view, noise),

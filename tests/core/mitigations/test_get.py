@@ -1,5 +1,7 @@
 """Names, parameters, strength, and the mitigations of text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -111,6 +113,13 @@ class TestPadding:
         line = 'the negative prompt replaced by the empty one, padded with "!"'
         assert found.deeds[-1] == (line, {"reference"})
         assert line not in get("padding").treat(self.began(start), Treatment()).notes
+
+    def test_officially_the_rest_of_the_negative_prompt_stays_whatever_the_score_is_compared_with(self, start):
+        negative = Encoded(torch.full((1, 77, WIDTH), 7.0), torch.full((1, 3), 7.0))
+        began = self.began(start, eos_padded=2, negative=negative)
+        found = get("padding", parity="official").treat(began, Treatment()).reference
+        assert bool((found.text[..., 2:] == 7).all()) and torch.equal(found.pooled, negative.pooled)
+        assert get("padding", parity="official").treat(replace(began, negative=None), Treatment()).reference is None
 
     def test_a_share_of_the_padding_set_to_zero(self, start):
         began = self.began(start)

@@ -14,6 +14,7 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from memguard_pack.memguard import mitigations
 from memguard_pack.memguard.calibration import fit
 from memguard_pack.memguard.mitigations.guidance_delay import Static
+from memguard_pack.memguard.mitigations.padding import Padding
 from memguard_pack.tests.hosts.comfyui import tiny
 from memguard_pack.tests.hosts.comfyui.scene import PROMPT, Scene, encode, made
 from memguard_pack.tests.hosts.comfyui.test_comfyui_scenarios import limited
@@ -111,6 +112,20 @@ def test_perp_neg_is_mitigated(scene):
     report = watcher.report_of(seen)
     assert [attempt.kept for attempt in report.attempts] == [True, True] and report.error is None
     assert torch.isfinite(seen).all() and not torch.equal(seen, here.guide(Guider_PerpNeg, conds, cfg))
+
+
+def test_the_negative_prompt_is_not_always_what_the_score_is_compared_with(scene, monkeypatch):
+    here, began = scene(), []
+    ugly = encode(here.clip, "ugly hands")
+    monkeypatch.setattr(Padding, "_treat", lambda self, start, before: began.append(start) or before)
+    for reference in ("empty", "negative"):
+        model, watcher = here.watched(made("padding"), reference=reference)
+        watcher.empty = here.negative
+        here.sample(model, negative=ugly)
+    for start in began:
+        torch.testing.assert_close(start.negative.text.cpu(), ugly[0][0])
+    assert torch.equal(began[1].reference.text, began[1].negative.text)
+    torch.testing.assert_close(began[0].reference.text.cpu(), here.negative[0][0])
 
 
 @pytest.mark.parametrize("how", ["cfg 1", "basic guider"])
